@@ -1,0 +1,186 @@
+"""One pluggy manager per run: it registers, orders, attributes failures, and can time every call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from traceback import walk_tb
+from types import CodeType
+from typing import Any, cast
+
+import attrs
+import pluggy
+
+from detkernel.errors import CatalogError, UserError, did_you_mean
+from detkernel.hookspecs import Events
+from detkernel.plugin import PRIORITIES, PROJECT
+
+ONE_PROVIDER = "build_model"
+NEEDED = ("build_model", "build_loader", "train_step")
+
+
+class _Manager(pluggy.PluginManager):
+    """Looks for implementations on the class, so that registering evaluates no property of the instance."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        if not inspect.isroutine(inspect.getattr_static(type(plugin), name, None)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+@attrs.frozen
+class Implementation:
+    """One plugin's answer to one event."""
+
+    name: str
+    """The plugin's key in the config."""
+    event: str
+    priority: str
+    kind: str
+    """"", "first", "last" or "wrapper"."""
+
+
+class Bus:
+    """The active plugins of one run, by their config key, and the events between them.
+
+    Raises `CatalogError` for a method that answers no known event, for a config in which not exactly one plugin
+    builds the model, and for arguments that an event does not have.
+    """
+
+    def __init__(self, plugins: Mapping[str, object], priorities: Mapping[str, str] | None = None) -> None:
+        self.plugins = dict(plugins)
+        self._priorities = {
+            name: (priorities or {}).get(name) or getattr(plugin, "priority", "normal")
+            for name, plugin in self.plugins.items()
+        }
+        self._manager = _Manager(PROJECT)
+        # As an instance: registering the class makes pluggy warn at every call, at 30 us each.
+        self._manager.add_hookspecs(cast(type, Events()))
+        for source in _event_sources(self.plugins.values()):
+            self._manager.add_hookspecs(source())
+        ordered = sorted(self.plugins, key=lambda name: PRIORITIES[self._priorities[name]])
+        for name in reversed(ordered):  # pluggy calls the last registered first
+            self._register(name)
+        self._check_events()
+        self.events = cast(Events, self._manager.hook)
+
+    def __getitem__(self, name: str) -> object:
+        return self.plugins[name]
+
+    def publish(self, event: str, **arguments: Any) -> Any:
+        """Fire an event that a plugin published (`events: ClassVar[type]`), by name."""
+        return getattr(self._manager.hook, event)(**arguments)
+
+    def find(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """The active plugins of a class (or that have the methods of a runtime protocol), by config key."""
+        return ((name, plugin) for name, plugin in self.plugins.items() if isinstance(plugin, kind))
+
+    def stateful(self) -> Iterator[tuple[str, Any]]:
+        """The plugins with state that a checkpoint keeps, by config key."""
+        for name, plugin in self.plugins.items():
+            if hasattr(plugin, "state_dict") and hasattr(plugin, "load_state_dict"):
+                yield name, plugin
+
+    def implementations(self, event: str) -> list[Implementation]:
+        """Who answers an event, in the order in which they are called."""
+        found = []
+        for impl in reversed(self._caller(event).get_hookimpls()):
+            kind = "wrapper" if impl.wrapper else "first" if impl.tryfirst else "last" if impl.trylast else ""
+            found.append(Implementation(impl.plugin_name, event, self._priorities[impl.plugin_name], kind))
+        return found
+
+    def event_names(self) -> list[str]:
+        """All known events: the kernel's in the order in which they fire, then those that plugins publish."""
+        own = [name for name in vars(Events) if not name.startswith("_")]
+        return own + sorted(name for name in vars(self._manager.hook) if name not in own and not name.startswith("_"))
+
+    def spec(self, event: str) -> Any:
+        """The function that declares an event (its arguments and docstring)."""
+        specification = self._caller(event).spec
+        assert specification is not None
+        return specification.function
+
+    def require_providers(self) -> None:
+        """Check that one plugin builds the model, and that loaders and steps have a provider."""
+        for event in NEEDED:
+            providers = [impl.name for impl in self.implementations(event) if impl.kind != "wrapper"]
+            if not providers:
+                raise CatalogError(
+                    f"no active plugin provides {event}; active are {', '.join(self.plugins) or 'none'}. "
+                    f"Add one to the config, such as {_EXAMPLES[event]}; `detkernel plugins` lists what is installed"
+                )
+            if event == ONE_PROVIDER and len(providers) > 1:
+                raise CatalogError(
+                    f"{len(providers)} plugins build the model: {' and '.join(repr(name) for name in providers)}; "
+                    f"keep one and remove the other with `{providers[-1]}: null`"
+                )
+
+    def each(self, event: str, **arguments: Any) -> list[BaseException]:
+        """Fire an event plugin by plugin, going on when one fails; return what was raised."""
+        failures: list[BaseException] = []
+        for impl in self.implementations(event):
+            others = [plugin for name, plugin in self.plugins.items() if name != impl.name]
+            try:
+                self._manager.subset_hook_caller(event, others)(**arguments)
+            except BaseException as error:
+                self.attribute(error)
+                failures.append(error)
+        return failures
+
+    def attribute(self, error: BaseException, place: str = "") -> None:
+        """Note on an exception which plugin raised it, in which event. Costs nothing until something fails."""
+        notes = getattr(error, "__notes__", [])
+        if isinstance(error, UserError) or any(note.startswith("raised in plugin") for note in notes):
+            return
+        codes: dict[CodeType, list[Any]] = {}
+        for event in self.event_names():
+            for impl in self._caller(event).get_hookimpls():
+                codes.setdefault(impl.function.__code__, []).append(impl)
+        for frame, _ in walk_tb(error.__traceback__):
+            for impl in codes.get(frame.f_code, []):
+                if frame.f_locals.get("self", impl.plugin) is impl.plugin:
+                    cls = type(impl.plugin)
+                    error.add_note(
+                        f"raised in plugin '{impl.plugin_name}' ({cls.__module__}:{cls.__qualname__}), "
+                        f"event {impl.function.__name__}{place}"
+                    )
+                    return
+
+    def _caller(self, event: str) -> pluggy.HookCaller:
+        return cast(pluggy.HookCaller, getattr(self._manager.hook, event))
+
+    def _register(self, name: str) -> None:
+        plugin = self.plugins[name]
+        try:
+            self._manager.register(plugin, name)
+        except pluggy.PluginValidationError as error:
+            raise CatalogError(f"plugin '{name}' ({type(plugin).__qualname__}): {error}") from None
+
+    def _check_events(self) -> None:
+        known = self.event_names()
+        for event in known:
+            caller = self._caller(event)
+            if not caller.has_spec():
+                for impl in caller.get_hookimpls():
+                    if not impl.optionalhook:
+                        declared = [name for name in known if self._caller(name).has_spec()]
+                        raise CatalogError(
+                            f"plugin '{impl.plugin_name}' ({type(impl.plugin).__qualname__}) implements '{event}', "
+                            f"which is no event{did_you_mean(event, declared)} `detkernel hooks` lists them all"
+                        )
+
+
+_EXAMPLES = {
+    "build_model": "`model: {use: faster_rcnn}`",
+    "build_loader": "`data: {use: loader, train: {use: shapes}}`",
+    "train_step": "`model: {use: faster_rcnn}`",
+}
+
+
+def _event_sources(plugins: Iterable[object]) -> list[type]:
+    sources: list[type] = []
+    for plugin in plugins:
+        source = getattr(type(plugin), "events", None)
+        if isinstance(source, type) and source not in sources:
+            sources.append(source)
+    return sources

@@ -1,0 +1,237 @@
+"""The vocabulary that plugins exchange: pictures with their annotations, batches, losses and detections.
+
+Everywhere outside a model: boxes are xyxy in absolute pixels (`x2 - x1` is the width), labels are 0-based positions in
+`classes`, pictures are uint8 RGB of shape [3, H, W] (channels-last in memory where that is free). Nothing here imports
+torch or numpy: the classes only carry their arrays.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import attrs
+
+from detkernel.plugin import Part
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+Losses: TypeAlias = "Mapping[str, Tensor]"
+"""What `train_step` returns: named scalars. The sum of every entry whose name contains "loss" is minimised; the others
+(an accuracy, say) are only logged."""
+
+ImageId: TypeAlias = "int | str"
+
+
+@attrs.define(eq=False)
+class Annotations:
+    """What a data set knows of one picture, in the coordinates of the file. Arrays of N objects; NumPy, not torch."""
+
+    image_id: ImageId
+    path: str
+    """The picture's file, for messages; a generated picture has a made-up name."""
+    height: int
+    width: int
+    boxes: NDArray[np.float64]
+    """[N, 4] xyxy, absolute pixels."""
+    labels: NDArray[np.int64]
+    """[N] 0-based positions in the data set's `classes`."""
+    area: NDArray[np.float64]
+    """[N] the area that COCO's size ranges go by (the mask's where there is one, else the box's)."""
+    crowd: NDArray[np.bool_]
+    """[N] COCO's `iscrowd`: matched by any number of detections, never trained on."""
+    difficult: NDArray[np.bool_]
+    """[N] VOC's `difficult`: not counted when missed, never trained on."""
+    masks: Sequence[Any] | None = None
+    """N COCO segmentations: polygons ([[x, y, ...], ...]) or RLE dicts; None where the data set has none."""
+    keypoints: NDArray[np.float32] | None = None
+    """[N, K, 3] x, y, visibility (0 not labelled, 1 hidden, 2 visible); None where the data set has none."""
+    ids: NDArray[np.int64] | None = None
+    """[N] annotation ids, where the form has them."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Dataset(Part, ABC):
+    """A data set: pictures with their annotations, by index.
+
+    `load` is called once, before anything else, in the main process; it reads and checks every annotation (no picture
+    is decoded) and raises `DataError` for what cannot be used. The object then travels to the loader's workers, so hold
+    annotations in a few flat arrays, not in a list of dicts (reference counting copies that into every worker).
+    """
+
+    classes: tuple[str, ...] = ()
+    """Class names in label order, known after `load`."""
+    notes: Sequence[str] = ()
+    """What `load` left out and why, one line each with its count; the loader logs them."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read and check the annotations; set `classes` and `notes`."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of pictures."""
+
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """Decode one picture: uint8 [3, H, W] RGB. Raises `DataError` naming the file if it cannot be decoded."""
+
+    @abstractmethod
+    def annotations(self, index: int) -> Annotations:
+        """The annotations of one picture, without decoding it."""
+
+    def fingerprint(self) -> str:
+        """A short hash that changes with the pictures' names, order or annotations; a resume compares it."""
+        import hashlib
+
+        digest = hashlib.sha256(repr((self.classes, len(self))).encode())
+        for index in range(len(self)):
+            notes = self.annotations(index)
+            digest.update(f"{notes.image_id}{notes.height}{notes.width}".encode())
+            digest.update(notes.boxes.tobytes())
+            digest.update(notes.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+@attrs.define(eq=False)
+class Target:
+    """What a model is trained on for one picture, in the coordinates of the transformed picture. Torch tensors."""
+
+    boxes: Tensor
+    """float32 [N, 4] xyxy."""
+    labels: Tensor
+    """int64 [N], 0-based."""
+    masks: Tensor | None = None
+    """uint8 [N, H, W], 0 or 1."""
+    keypoints: Tensor | None = None
+    """float32 [N, K, 3]."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def keep(self, which: Tensor) -> Target:
+        """Only the objects that a bool or index tensor selects."""
+        return self._map(lambda tensor: tensor[which])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Target:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Target:
+        masks = None if self.masks is None else change(self.masks)
+        keypoints = None if self.keypoints is None else change(self.keypoints)
+        return Target(change(self.boxes), change(self.labels), masks, keypoints)
+
+
+@attrs.define(eq=False)
+class Sample:
+    """One picture on its way through the transforms."""
+
+    image: Tensor
+    """uint8 [3, H, W]; float32 once a transform has normalised it (models leave a float picture as it is)."""
+    target: Target
+    index: int
+    """Position in the data set."""
+    image_id: ImageId
+    original_size: tuple[int, int]
+    """(height, width) of the file."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """(y, x) factors from the file's coordinates to this picture's; detections are divided by them."""
+    epoch: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) now."""
+        height, width = self.image.shape[-2:]
+        return int(height), int(width)
+
+
+class Transform(Part, ABC):
+    """Changes one sample. Random numbers come from torch's, NumPy's or Python's global generator: the loader seeds all
+    three by (seed, epoch, index) before the first transform, so results do not depend on workers or order."""
+
+    @abstractmethod
+    def __call__(self, sample: Sample) -> Sample:
+        """Return the changed sample; the given one may be changed in place."""
+
+
+@attrs.define(eq=False)
+class Batch:
+    """Some samples, padded at the right and the bottom to one size."""
+
+    images: Tensor
+    """uint8 or normalised float32 [B, 3, H, W], channels-last; the padding is 0."""
+    targets: list[Target]
+    indices: list[int]
+    """Positions in the data set, one a picture."""
+    image_ids: list[ImageId]
+    sizes: list[tuple[int, int]]
+    """(height, width) of each picture without its padding."""
+    original_sizes: list[tuple[int, int]]
+    scales: list[tuple[float, float]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def move(self, device: torch.device | str, non_blocking: bool = False) -> None:
+        """Move pictures and targets to a device, in place."""
+        self.images = self.images.to(device, non_blocking=non_blocking)
+        self.targets = [target.to(device, non_blocking) for target in self.targets]
+
+    def pin_memory(self) -> Batch:
+        """What torch's loader calls in its pinning thread."""
+        self.images = self.images.pin_memory()
+        self.targets = [target.pin_memory() for target in self.targets]
+        return self
+
+
+@attrs.define(eq=False)
+class Detections:
+    """What a model found in one picture, in the coordinates of the file, sorted by falling score."""
+
+    image_id: ImageId
+    index: int
+    boxes: Tensor
+    """float32 [N, 4] xyxy, absolute pixels."""
+    scores: Tensor
+    """float32 [N], 0..1."""
+    labels: Tensor
+    """int64 [N], 0-based."""
+    masks: Tensor | None = None
+    """uint8 [N, H, W] of the file's size, 0 or 1."""
+    keypoints: Tensor | None = None
+    """float32 [N, K, 3]."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Backbone(Part, ABC):
+    """A feature extractor for detectors."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the module. It maps float [B, 3, H, W] to a dict of feature maps, fine to coarse, and has the
+        attributes `channels: list[int]` and `strides: list[int]`, one entry a map."""
+
+
+class Loader(Protocol):
+    """What `build_loader` returns."""
+
+    dataset: Dataset
+
+    def __len__(self) -> int:
+        """Batches in an epoch (on this process)."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from the one at `start` on. The order depends on (seed, epoch) only, and finding
+        the start reads nothing that lies before it."""

@@ -1,0 +1,103 @@
+"""What can go wrong, and whose mistake it is.
+
+DetkernelError
+└── UserError            the user can mend it: one message, exit status 2, never a traceback
+    ├── ConfigError      a config, found wrong before anything ran: all its problems at once
+    ├── CatalogError     what is installed does not fit: a missing, doubled or broken plugin
+    ├── DataError        a data set, an annotation or a picture
+    └── CheckpointError  a checkpoint that is torn, missing or does not fit
+
+Everything else that escapes a plugin is a bug. It keeps its traceback and gains a note that names the plugin, its
+distribution, the event and the iteration.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+
+
+class DetkernelError(Exception):
+    """Base of every error that detkernel raises on purpose."""
+
+
+class UserError(DetkernelError):
+    """A mistake in what the user gave us. The message says where, what, what was expected, and what to do."""
+
+
+class CatalogError(UserError):
+    """A plugin that is not installed, is installed twice, or cannot be imported."""
+
+
+class DataError(UserError):
+    """An annotation or a picture that cannot be used; names the file and the object."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, torn, or does not fit this run."""
+
+
+@attrs.frozen
+class Where:
+    """A place in a config: file, line and column (both from 1). `line` 0: no place (built in Python)."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+    text: str = ""
+    """The line itself, for the caret."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+    def caret(self) -> str:
+        """The line with a caret under the column, indented; empty where there is no line to show."""
+        if not self.text:
+            return ""
+        pad = "".join("\t" if char == "\t" else " " for char in self.text[: self.column - 1])
+        return f"    {self.text}\n    {pad}^"
+
+
+@attrs.frozen
+class Problem:
+    """One thing that is wrong with a config. `path` is the option's dotted path, such as `model.backbone.depth`."""
+
+    where: Where
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.path}: {self.message}" if self.path else f"{self.where}: {self.message}"
+        caret = self.where.caret()
+        return f"{head}\n{caret}" if caret else head
+
+
+class ConfigError(UserError):
+    """Every problem found in a config, each with its place."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'momentum'?`, or the choices when nothing is near and they are few, or nothing."""
+    known = sorted(known)
+    folded = {choice.lower(): choice for choice in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    if near:
+        return f", did you mean '{folded[near[0]]}'?"
+    if 0 < len(known) <= 12:
+        return f" (expected one of: {', '.join(known)})"
+    return ""
+
+
+def relative(path: str | Path) -> str:
+    """The path as a user would type it: relative to the current folder where it lies below it."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)

@@ -1,0 +1,128 @@
+"""Every event, in the order in which it fires.
+
+    setup(run)                                  seeds, device, process group, log sinks
+    build_loader(run, mode) -> loader           first result; mode is "train", "val" or "test"
+    build_model(run) -> model                   first result; exactly one plugin may provide it
+    prepare_model(run)                          move, compile, wrap for distribution
+    before_run(run)                             (a resume is applied here, last of all)
+    until done:
+        before_train_epoch(run)
+        for batch in the train loader:
+            before_train_iter(run, batch)
+            train_step(run, batch) -> losses    first result: forward only
+            after_train_iter(run, batch, losses)    backward and optimizer stepping, in a plugin
+            when a validation is due:
+                before_val_epoch(run)
+                for batch in the val loader:
+                    before_val_iter(run, batch)
+                    val_step(run, batch) -> detections      first result
+                    after_val_iter(run, batch, detections)
+                after_val_epoch(run)            metrics are published
+        after_train_epoch(run)
+    after_run(run)
+    on_error(run, error)                        on a failure; after_run still fires, for every plugin
+
+Loaders come before the model, since the class count comes from the data. A resumed run fires exactly the events that
+remain: when it starts inside an epoch, that epoch's `before_train_epoch` is not fired a second time. `detkernel test`
+fires the validation's events with `run.mode == "test"`, so that an evaluator is written once.
+
+An implementation names only the arguments it wants. Order: `priority`, then the order in the config. `@hookimpl` takes
+pluggy's options: `wrapper=True` brackets the others, `tryfirst` and `trylast` go before and behind every priority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from detkernel.plugin import hookspec
+
+if TYPE_CHECKING:
+    from detkernel.detection import Batch, Detections, Loader, Losses
+    from detkernel.run import Mode, Run
+
+
+class Events:
+    """The kernel's events. The bus is cast to this class, so that mypy checks every call."""
+
+    @hookspec
+    def setup(self, run: Run) -> None:
+        """First of all: seeds, device, log sinks, reading data sets. No model, no loader yet."""
+
+    @hookspec(firstresult=True)
+    def build_loader(self, run: Run, mode: Mode) -> Loader | None:
+        """Make the loader of a mode, or return None if it is not yours to make.
+
+        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". The first
+        that is not None wins.
+        """
+
+    @hookspec(firstresult=True)
+    def build_model(self, run: Run) -> Any:
+        """Make the model, a `torch.nn.Module`, for `run.classes`. Exactly one active plugin may implement this."""
+
+    @hookspec
+    def prepare_model(self, run: Run) -> None:
+        """`run.model` is there: load weights, move it, convert its norms, compile it, wrap it."""
+
+    @hookspec
+    def before_run(self, run: Run) -> None:
+        """Everything is built, nothing has run. Make optimizers and other state here; a resume, applied by the
+        checkpoint plugin behind all others (`trylast`), overwrites that state."""
+
+    @hookspec
+    def before_train_epoch(self, run: Run) -> None:
+        """An epoch begins; `run.epoch` counts those complete. Not fired again when a resume starts inside it."""
+
+    @hookspec
+    def before_train_iter(self, run: Run, batch: Batch) -> None:
+        """A batch has arrived; it may be changed in place (`device` moves it here, before all others)."""
+
+    @hookspec(firstresult=True)
+    def train_step(self, run: Run, batch: Batch) -> Losses:
+        """Forward only: return named losses, scalar tensors. The first that is not None wins."""
+        return {}
+
+    @hookspec
+    def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
+        """The iteration is counted in `run.iter`. Stepping plugins go backward and step here (`above_normal`);
+        at `normal` the step is done."""
+
+    @hookspec
+    def before_val_epoch(self, run: Run) -> None:
+        """A validation begins."""
+
+    @hookspec
+    def before_val_iter(self, run: Run, batch: Batch) -> None:
+        """A batch for validation has arrived."""
+
+    @hookspec(firstresult=True)
+    def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
+        """Detect: one `Detections` a picture, in the coordinates of the file. Runs without gradients."""
+        return []
+
+    @hookspec
+    def after_val_iter(self, run: Run, batch: Batch, detections: Sequence[Detections]) -> None:
+        """A batch was detected; evaluators collect here."""
+
+    @hookspec
+    def after_val_epoch(self, run: Run) -> None:
+        """A validation is complete; evaluators (`high`) put their figures in `run.metrics`, others read them."""
+
+    @hookspec
+    def after_train_epoch(self, run: Run) -> None:
+        """A whole epoch is complete and counted in `run.epoch`. Not fired for an epoch that the run ends inside."""
+
+    @hookspec
+    def after_run(self, run: Run) -> None:
+        """The run ends, well or not (`run.error`). Fires for every plugin, even when one of them fails here."""
+
+    @hookspec
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """The run failed with `error`, which is raised again once `after_run` has fired."""
+
+    @hookspec
+    def summary(self, run: Run) -> list[Mapping[str, str]]:
+        """Lines for `detkernel check`, after one batch went forward and backward: what the run is and will cost. Each
+        plugin returns one map, such as {"parameters": "32.1 M, 31.9 M trainable"}; the kernel joins them."""
+        return []

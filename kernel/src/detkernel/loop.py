@@ -1,0 +1,129 @@
+"""The loop: everything that happens in a run, in the order in which it happens.
+
+The events are described in `hookspecs.py`; to put a line of your own anywhere here, write a plugin that answers the
+event at that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from detkernel.bus import Bus
+from detkernel.errors import UserError
+from detkernel.run import Mode, Run, RunOptions
+
+
+class Kernel:
+    """A run, from its plugins: `Kernel({"model": FasterRcnn(), ...}, RunOptions(until=Span(4, "epochs"))).run()`."""
+
+    def __init__(
+        self,
+        plugins: Mapping[str, object],
+        options: RunOptions,
+        *,
+        priorities: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        bus = Bus(plugins, priorities)
+        bus.require_providers()
+        self.state = Run(options=options, bus=bus, config=config or {}, versions=versions or {})
+
+    def run(self) -> Run:
+        """Train, with validations where they are due."""
+        with self._session("train") as run:
+            train(run)
+        return self.state
+
+    def test(self) -> Run:
+        """Evaluate the model on the test data."""
+        with self._session("test") as run:
+            evaluate(run, "test")
+        return self.state
+
+    def check(self) -> dict[str, str]:
+        """Everything but training: one batch forward and backward, one validated; returns what the run will cost."""
+        self.state.checking = True
+        with self._session("train") as run:
+            train_epoch(run, limit=1)
+            if "val" in run.loaders:
+                evaluate(run, "val", limit=1)
+            return {name: text for part in run.hook.summary(run=run) for name, text in part.items()}
+
+    @contextmanager
+    def _session(self, mode: Literal["train", "test"]) -> Iterator[Run]:
+        run = self.state
+        run.mode = mode
+        try:
+            prepare(run)
+            yield run
+        except BaseException as error:
+            run.error = error
+            run.bus.attribute(error, f", iteration {run.iter}")
+            run.bus.each("on_error", run=run, error=error)
+            raise
+        finally:
+            failures = run.bus.each("after_run", run=run)
+            if failures and run.error is None:
+                raise failures[0]
+
+
+def prepare(run: Run) -> None:
+    """From plugins to a model that can take a step."""
+    run.hook.setup(run=run)
+    modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
+    for mode in modes:
+        loader = run.hook.build_loader(run=run, mode=mode)
+        if loader is None:
+            raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
+        run.loaders[mode] = loader
+    run.model = run.hook.build_model(run=run)
+    run.hook.prepare_model(run=run)
+    run.hook.before_run(run=run)
+
+
+def train(run: Run) -> None:
+    """Epoch after epoch, from wherever the run stands."""
+    if run.validation_due:  # a checkpoint saved just before a validation owes it
+        evaluate(run, "val")
+    while not run.done:
+        train_epoch(run)
+
+
+def train_epoch(run: Run, limit: int | None = None) -> None:
+    """One epoch, or what is left of it."""
+    hook = run.hook
+    if run.batch == 0:
+        hook.before_train_epoch(run=run)
+    for batch in run.loaders["train"].batches(run.epoch, start=run.batch):
+        hook.before_train_iter(run=run, batch=batch)
+        losses = hook.train_step(run=run, batch=batch)
+        run.advance()
+        hook.after_train_iter(run=run, batch=batch, losses=losses)
+        if run.batch == limit:
+            return
+        if run.validation_due:
+            evaluate(run, "val")
+        if run.done:
+            break
+    if run.batch == run.epoch_length:
+        run.end_epoch()
+        hook.after_train_epoch(run=run)
+
+
+def evaluate(run: Run, mode: Literal["val", "test"], limit: int | None = None) -> None:
+    """One pass over the validation or test data."""
+    hook, before = run.hook, run.mode
+    run.mode = mode
+    hook.before_val_epoch(run=run)
+    for number, batch in enumerate(run.loaders[mode].batches(epoch=0), start=1):
+        hook.before_val_iter(run=run, batch=batch)
+        detections = hook.val_step(run=run, batch=batch)
+        hook.after_val_iter(run=run, batch=batch, detections=detections)
+        if number == limit:
+            break
+    run.validated = run.iter
+    hook.after_val_epoch(run=run)
+    run.mode = before

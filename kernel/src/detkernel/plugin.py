@@ -1,0 +1,168 @@
+"""What a plugin is: an attrs class whose fields are its options and whose `@hookimpl` methods are its behaviour.
+
+    @plugin
+    class CheckInvalidLoss:
+        '''Stop the run when the loss is NaN or infinite.'''
+
+        interval: int = option(50, at_least=1, help="iterations between checks")
+
+        @hookimpl
+        def after_train_iter(self, run, losses): ...
+
+The class is the schema, the documentation and the object on the bus at once. Nested parts (a backbone, a data set, a
+transform) are the same thing without events: a `@plugin` class that derives from a `Part` base class.
+
+A plugin that publishes events of its own names them in `events: ClassVar[type]`: a class of `@hookspec` methods, added
+to the bus before any plugin is registered, so that every plugin may answer them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import attrs
+import pluggy
+
+from detkernel.errors import ConfigError, Problem, Where
+
+PROJECT = "detkernel"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+PRIORITIES: dict[str, int] = {
+    "highest": 0,
+    "very_high": 10,
+    "high": 30,
+    "above_normal": 40,
+    "normal": 50,
+    "below_normal": 60,
+    "low": 70,
+    "very_low": 90,
+    "lowest": 100,
+}
+"""Names of priorities, MMDetection's scale: the lower number runs first."""
+
+C = TypeVar("C", bound=type)
+
+
+class Part:
+    """Base of the base classes of nested parts.
+
+    A direct subclass (`Backbone`, `Dataset`, `Transform`) names a kind. An option of that type takes
+    `{use: name, ...}`, where `name` is an installed plugin whose class derives from it.
+    """
+
+
+def option(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,  # noqa: A002 - the word that users of click and argparse look for
+    factory: Callable[[], Any] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Collection[Any] | None = None,
+) -> Any:
+    """A field that a config can set. Bounds and choices hold for the value, or for each element of a list of them.
+
+    `None` passes every bound: whether it is allowed at all is said by the type.
+    """
+    bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, **bounds}
+    if factory is not None:
+        return attrs.field(factory=factory, validator=_check_bounds, metadata=metadata)
+    return attrs.field(default=default, validator=_check_bounds, metadata=metadata)
+
+
+def state(default: Any = None, *, factory: Callable[[], Any] | None = None) -> Any:
+    """A field that no config sets: what the plugin remembers while it runs. Its name starts with an underscore."""
+    if factory is not None:
+        return attrs.field(init=False, factory=factory, repr=False)
+    return attrs.field(init=False, default=default, repr=False)
+
+
+def bound_problem(metadata: Any, value: Any) -> str | None:
+    """What is wrong with a value by an option's bounds and choices, or None."""
+    if value is None or (isinstance(value, (dict, str)) and not metadata.get("choices")):
+        return None
+    if isinstance(value, (list, tuple)):
+        return next((problem for item in value if (problem := bound_problem(metadata, item))), None)
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        return f"expected one of {', '.join(map(str, choices))}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    for key, (words, holds) in _BOUNDS.items():
+        bound = metadata.get(key)
+        if bound is not None and not holds(value, bound):
+            return f"expected {words} {bound}, got {value!r}"
+    return None
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "at_least": ("at least", operator.ge),
+    "at_most": ("at most", operator.le),
+    "above": ("more than", operator.gt),
+    "below": ("less than", operator.lt),
+}
+
+
+def _check_bounds(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    problem = bound_problem(attribute.metadata, value)
+    if problem:
+        raise ValueError(f"{attribute.name}: {problem}")
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(option, state))
+def plugin(cls: C) -> C:
+    """Make a plugin of a class: `attrs.define(kw_only=True, eq=False)` and checks that its author did not slip.
+
+    Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises TypeError for a class
+    without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an `option`, or
+    an unknown `priority`.
+    """
+    made: C = attrs.define(kw_only=True, eq=False, slots=False)(cls)
+    if not inspect.getdoc(cls) or not cls.__dict__.get("__doc__"):
+        raise TypeError(f"{cls.__name__}: a plugin needs a docstring; its first line is what users are shown")
+    for field in attrs.fields(made):
+        if field.init and "help" not in field.metadata:
+            raise TypeError(
+                f"{cls.__name__}.{field.name}: write it as option(..., help='...') so that it is documented, "
+                "or as state(...) if no config should set it"
+            )
+    priority = getattr(made, "priority", "normal")
+    if priority not in PRIORITIES:
+        raise TypeError(f"{cls.__name__}.priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}")
+    made.__detkernel_plugin__ = True  # type: ignore[attr-defined]
+    return made
+
+
+def is_plugin(cls: Any) -> bool:
+    """Whether this is a class made by `@plugin` (itself, not by way of a parent that was)."""
+    return isinstance(cls, type) and "__detkernel_plugin__" in cls.__dict__
+
+
+@attrs.frozen
+class Origin:
+    """Where a part's options were written: its path in the config, and a place for each option that was given."""
+
+    path: str
+    places: Mapping[str, Where]
+    """Option name (dotted where nested) -> place; "" -> the part itself."""
+
+
+def wrong(part: object, name: str, message: str) -> ConfigError:
+    """The error to raise for an option found wrong late (against the data, say): it points to where it was written.
+
+        raise wrong(self, "milestones", f"expected milestones within {run.max_epochs} epochs, got {last}")
+    """
+    origin = getattr(part, "__detkernel_origin__", None)
+    if origin is None:
+        return ConfigError([Problem(Where(type(part).__qualname__), name, message)])
+    where = origin.places.get(name) or origin.places[""]
+    return ConfigError([Problem(where, f"{origin.path}.{name}" if origin.path else name, message)])

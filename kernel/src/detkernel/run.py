@@ -1,0 +1,190 @@
+"""What a hook sees of the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from detkernel.errors import UserError
+from detkernel.plugin import option, plugin
+from detkernel.span import Span
+
+if TYPE_CHECKING:
+    from detkernel.bus import Bus
+    from detkernel.detection import Loader
+    from detkernel.hookspecs import Events
+
+Mode = Literal["train", "val", "test"]
+
+
+@plugin
+class RunOptions:
+    """How long to train, when to validate, and where the results go."""
+
+    until: Span = option(help="how long to train: '12 epochs' or '90000 iters'")
+    validate: Span | None = option(None, help="how often to validate: 'every 1 epoch', 'every 500 iters' or null")
+    validate_at_end: bool = option(True, help="validate when the run is complete, where `validate` is set and not due")
+    workflow: list[tuple[Literal["train", "val"], int]] | None = option(
+        None, help="the form of older frameworks, [[train, 1], [val, 1]]: validate after that many epochs"
+    )
+    seed: int = option(0, at_least=0, below=2**63, help="every random number of the run follows from it")
+    work_dir: Path = option(Path("runs/default"), help="where the config, logs and checkpoints go")
+
+    def __attrs_post_init__(self) -> None:
+        if self.until.count < 1:
+            raise ValueError(f"until: expected at least 1 epoch or iteration, got '{self.until}'")
+        if self.workflow is not None:
+            self.validate = _validation_of(self.workflow, self.validate)
+
+
+def _validation_of(workflow: list[tuple[Literal["train", "val"], int]], validate: Span | None) -> Span | None:
+    """The `validate` that a workflow stands for."""
+    if validate is not None:
+        raise ValueError("workflow: give either `workflow` or `validate`, not both")
+    modes = [mode for mode, _ in workflow]
+    if modes not in (["train"], ["train", "val"]) or any(count < 1 for _, count in workflow):
+        raise ValueError("workflow: expected [[train, N]] or [[train, N], [val, 1]] with N of at least 1")
+    if modes == ["train", "val"] and workflow[1][1] != 1:
+        raise ValueError("workflow: a validation runs once, as in [[train, 1], [val, 1]]")
+    return Span(workflow[0][1], "epochs") if len(modes) == 2 else None
+
+
+@attrs.define(eq=False, slots=False, kw_only=True)
+class Run:
+    """The state of one run. Plugins read all of it and set what their event is for (`model`, `metrics`, ...)."""
+
+    options: RunOptions
+    bus: Bus
+    config: Mapping[str, Any] = attrs.field(factory=dict)
+    """The composed config with every default filled in: plain values, as written to the work dir."""
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    """Distribution -> version, of all active plugins and the kernel."""
+
+    mode: Mode = "train"
+    checking: bool = False
+    """True under `detkernel check`: one batch runs and nothing may be left behind."""
+    epoch: int = 0
+    """Epochs complete."""
+    iter: int = 0
+    """Iterations complete, over all epochs."""
+    batch: int = 0
+    """Batches of this epoch that are complete: the position to resume from."""
+    validated: int = 0
+    """The iteration of the last validation."""
+
+    loaders: dict[str, Loader] = attrs.field(factory=dict)
+    model: Any = None
+    """The model as used in the steps, wrapped and compiled as plugins please."""
+    optimizer: Any = None
+    """The torch optimizer, set by the stepping plugin in `before_run`."""
+    device: Any = "cpu"
+    """A torch device, set by the `device` plugin in `setup`."""
+    rank: int = 0
+    world_size: int = 1
+    metrics: dict[str, float] = attrs.field(factory=dict)
+    """The figures of the last validation, such as `coco/bbox_mAP`."""
+    scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
+    """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
+    log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("detkernel"))
+    error: BaseException | None = None
+    stop_reason: str | None = None
+    exit_status: int = 0
+    """What `detkernel run` ends with: 0, or what a plugin gave with its `stop`."""
+
+    @property
+    def hook(self) -> Events:
+        """Fires events: `run.hook.before_run(run=run)`. Arguments by keyword."""
+        return self.bus.events
+
+    @property
+    def bare_model(self) -> Any:
+        """The model without what wraps it for distribution (`.module`) or compiling (`._orig_mod`)."""
+        model = self.model
+        while inner := getattr(model, "_orig_mod", None) or (hasattr(model, "no_sync") and model.module):
+            model = inner
+        return model
+
+    @property
+    def work_dir(self) -> Path:
+        return self.options.work_dir
+
+    @property
+    def seed(self) -> int:
+        return self.options.seed
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order, from the data of this run."""
+        for loader in self.loaders.values():
+            return tuple(loader.dataset.classes)
+        raise UserError("run.classes is known once a loader is built; ask for it in build_model or later")
+
+    @property
+    def epoch_length(self) -> int:
+        """Iterations in an epoch."""
+        return len(self.loaders["train"])
+
+    @property
+    def max_iters(self) -> int:
+        """Iterations in the whole run."""
+        return self.options.until.iters(self.epoch_length)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs in the whole run; one begun counts."""
+        return -(-self.max_iters // self.epoch_length)
+
+    @property
+    def done(self) -> bool:
+        """Whether no further iteration will run."""
+        return self.iter >= self.max_iters or self.stop_reason is not None
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether a validation is owed for the iterations complete."""
+        every = self.options.validate
+        if every is None or self.validated == self.iter:
+            return False
+        if self.iter >= self.max_iters and self.options.validate_at_end:
+            return True
+        return every.due(self.iter, self.epoch_length)
+
+    def stop(self, reason: str, exit_status: int = 0) -> None:
+        """End the run after this iteration. `after_run` fires as always; the first reason counts."""
+        if self.stop_reason is None:
+            self.stop_reason, self.exit_status = reason, exit_status
+
+    def advance(self) -> None:
+        """Count an iteration (the loop does)."""
+        self.iter += 1
+        self.batch += 1
+
+    def end_epoch(self) -> None:
+        """Count an epoch (the loop does)."""
+        self.epoch += 1
+        self.batch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, for a checkpoint: plain values."""
+        return {
+            "epoch": self.epoch,
+            "iter": self.iter,
+            "batch": self.batch,
+            "validated": self.validated,
+            "metrics": dict(self.metrics),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the position of a checkpoint; the loop goes on from there."""
+        for name in ("epoch", "iter", "batch", "validated"):
+            setattr(self, name, int(state[name]))
+        self.metrics = dict(state["metrics"])

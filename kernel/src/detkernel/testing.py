@@ -1,0 +1,216 @@
+"""For plugin authors: a whole run, in process, in a fraction of a second.
+
+    from detkernel.testing import tiny_run
+
+    def test_stops_on_nan(tmp_path):
+        run = tiny_run({"mine": MyHook(threshold=3)}, until="4 iters", work_dir=tmp_path)
+        assert run.iter == 2
+
+`tiny_run` adds what is missing of a model (`TinyDetector`: one box a picture), data (`TinyData`: one coloured rectangle
+on a small dark picture) and stepping (`TinySgd`). torch is imported by its name, when a run needs it: the kernel itself
+knows none.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from detkernel.detection import Annotations, Batch, Dataset, Detections, Loader, Losses, Target
+from detkernel.loop import Kernel
+from detkernel.plugin import hookimpl, option, plugin, state
+from detkernel.run import Mode, Run, RunOptions
+from detkernel.span import Span
+
+
+@plugin
+class TinyDataset(Dataset):
+    """Small dark pictures, each with one rectangle in its class's colour."""
+
+    size: int = option(8, at_least=1, help="number of pictures")
+    seed: int = option(0, help="where the rectangles lie follows from it")
+    side: int = option(32, at_least=16, help="height and width of a picture")
+    _boxes: list[tuple[int, int, int, int]] = state(factory=list)
+
+    def load(self) -> None:
+        self.classes = ("red", "green", "blue")
+        draw = random.Random(self.seed)
+        for _ in range(self.size):
+            x, y = draw.randrange(self.side // 2), draw.randrange(self.side // 2)
+            self._boxes.append((x, y, x + self.side // 4 + draw.randrange(8), y + self.side // 4 + draw.randrange(8)))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def image(self, index: int) -> Any:
+        x1, y1, x2, y2 = self._boxes[index]
+        image = import_module("torch").full((3, self.side, self.side), 20).byte()
+        image[index % 3, y1:y2, x1:x2] = 230
+        return image
+
+    def annotations(self, index: int) -> Annotations:
+        np = import_module("numpy")
+        boxes = np.array([self._boxes[index]], dtype=np.float64)
+        return Annotations(
+            image_id=index,
+            path=f"tiny-{index}",
+            height=self.side,
+            width=self.side,
+            boxes=boxes,
+            labels=np.array([index % 3]),
+            area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            crowd=np.zeros(1, dtype=bool),
+            difficult=np.zeros(1, dtype=bool),
+        )
+
+
+class TinyLoader:
+    """Batches of a data set as they are: no transforms, no workers; the order depends on (seed, epoch)."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = list(range(len(self.dataset)))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        for number in range(start, len(self)):
+            yield make_batch(self.dataset, order[number * self.batch_size : (number + 1) * self.batch_size])
+
+
+def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
+    """A batch of pictures of one size, untransformed."""
+    torch = import_module("torch")
+    notes = [dataset.annotations(index) for index in indices]
+    sizes = [(note.height, note.width) for note in notes]
+    return Batch(
+        images=torch.stack([dataset.image(index) for index in indices]),
+        targets=[
+            Target(torch.as_tensor(note.boxes, dtype=torch.float32), torch.as_tensor(note.labels)) for note in notes
+        ],
+        indices=list(indices),
+        image_ids=[note.image_id for note in notes],
+        sizes=sizes,
+        original_sizes=sizes,
+        scales=[(1.0, 1.0)] * len(sizes),
+    )
+
+
+@plugin
+class TinyData:
+    """Loaders of tiny pictures, for tests."""
+
+    dataset: Dataset | None = option(None, help="the data set; null generates one")
+    batch_size: int = option(2, at_least=1, help="pictures a batch")
+
+    @hookimpl
+    def build_loader(self, run: Run, mode: Mode) -> Loader:
+        dataset = self.dataset or TinyDataset(seed=run.seed)
+        if not dataset.classes:
+            dataset.load()
+        return TinyLoader(dataset, self.batch_size, run.seed, shuffle=mode == "train")
+
+
+@plugin
+class TinyDetector:
+    """A detector of one box a picture, for tests: it trains in milliseconds."""
+
+    dropout: float = option(0.1, at_least=0, below=1, help="probability, so that a test sees random numbers")
+
+    @hookimpl
+    def build_model(self, run: Run) -> Any:
+        nn = import_module("torch").nn
+        import_module("torch").manual_seed(run.seed)
+        features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        head = nn.Linear(128, 4 + len(run.classes))
+        return nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
+
+    @hookimpl
+    def train_step(self, run: Run, batch: Batch) -> Losses:
+        torch = import_module("torch")
+        out = run.model(batch.images.float() / 255)
+        boxes = torch.cat([target.boxes[:1] for target in batch.targets]) / batch.images.shape[-1]
+        labels = torch.cat([target.labels[:1] for target in batch.targets])
+        functional = torch.nn.functional
+        return {
+            "loss_cls": functional.cross_entropy(out[:, 4:], labels),
+            "loss_bbox": functional.l1_loss(out[:, :4], boxes),
+        }
+
+    @hookimpl
+    def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
+        torch = import_module("torch")
+        run.model.eval()
+        with torch.no_grad():
+            out = run.model(batch.images.float() / 255)
+        run.model.train()
+        scores, labels = out[:, 4:].softmax(1).max(1)
+        boxes = out[:, :4] * batch.images.shape[-1]
+        return [
+            Detections(image_id, index, boxes[i : i + 1], scores[i : i + 1], labels[i : i + 1])
+            for i, (image_id, index) in enumerate(zip(batch.image_ids, batch.indices, strict=True))
+        ]
+
+
+@plugin
+class TinySgd:
+    """Plain stochastic gradient descent with momentum, for tests."""
+
+    priority = "above_normal"
+    lr: float = option(0.05, above=0, help="learning rate")
+
+    @hookimpl
+    def before_run(self, run: Run) -> None:
+        run.optimizer = import_module("torch").optim.SGD(run.model.parameters(), lr=self.lr, momentum=0.9)
+        run.scalars["lr"] = lambda: run.optimizer.param_groups[0]["lr"]
+        self._run = run
+
+    @hookimpl
+    def after_train_iter(self, run: Run, losses: Losses) -> None:
+        run.optimizer.zero_grad()
+        sum(loss for name, loss in losses.items() if "loss" in name).backward()  # type: ignore[union-attr]
+        run.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._run.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._run.optimizer.load_state_dict(state["optimizer"])
+
+
+def tiny_kernel(
+    plugins: Mapping[str, object] | None = None,
+    *,
+    until: str = "4 iters",
+    validate: str | None = None,
+    work_dir: Path | str = "runs/tiny",
+    seed: int = 0,
+) -> Kernel:
+    """A kernel with the given plugins by name, and tiny ones for the events that a run needs and none of them answers.
+    """
+    active = dict(plugins or {})
+    for name, event, make in (
+        ("model", "build_model", TinyDetector),
+        ("data", "build_loader", TinyData),
+        ("optimizer", "after_train_iter", TinySgd),
+    ):
+        taken = any(hasattr(part, event) for part in active.values())
+        if name not in active and (event == "after_train_iter" or not taken):
+            active[name] = make()
+    every = Span.parse(validate) if validate else None
+    options = RunOptions(until=Span.parse(until), validate=every, work_dir=Path(work_dir), seed=seed)
+    return Kernel(active, options)
+
+
+def tiny_run(plugins: Mapping[str, object] | None = None, **options: Any) -> Run:
+    """Train a `tiny_kernel` and return its run."""
+    return tiny_kernel(plugins, **options).run()
+
+
+__all__ = ["TinyData", "TinyDataset", "TinyDetector", "TinyLoader", "TinySgd", "make_batch", "tiny_kernel", "tiny_run"]

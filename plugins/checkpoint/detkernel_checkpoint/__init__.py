@@ -1,0 +1,1 @@
+"""Checkpoints that survive, and exact resume, for detkernel."""

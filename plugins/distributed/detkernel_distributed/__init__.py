@@ -1,0 +1,1 @@
+"""Devices, seeds and many processes, for detkernel."""

@@ -1,0 +1,1 @@
+"""COCO and Pascal VOC average precision, for detkernel."""

@@ -1,0 +1,1 @@
+"""Guards: invalid losses, class counts, signals and time limits, for detkernel."""

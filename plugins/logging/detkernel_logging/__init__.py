@@ -1,0 +1,1 @@
+"""Console, text, JSON lines and TensorBoard logs, for detkernel."""

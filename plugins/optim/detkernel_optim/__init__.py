@@ -1,0 +1,1 @@
+"""Optimizer stepping, schedules, precision and averaging, for detkernel."""

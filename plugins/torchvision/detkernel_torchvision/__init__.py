@@ -1,0 +1,1 @@
+"""Detection models and backbones from torchvision, for detkernel."""
