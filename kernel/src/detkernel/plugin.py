@@ -4,7 +4,7 @@
     class CheckInvalidLoss:
         '''Stop the run when the loss is NaN or infinite.'''
 
-        interval: int = option(50, at_least=1, help="iterations between checks")
+        interval: int = option(default=50, at_least=1, help="iterations between checks")
 
         @hookimpl
         def after_train_iter(self, run, losses): ...
@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 import pluggy
@@ -58,8 +58,8 @@ class Part:
 
 
 def option(
-    default: Any = attrs.NOTHING,
     *,
+    default: Any = attrs.NOTHING,
     help: str,  # noqa: A002 - the word that users of click and argparse look for
     factory: Callable[[], Any] | None = None,
     at_least: float | None = None,
@@ -70,7 +70,8 @@ def option(
 ) -> Any:
     """A field that a config can set. Bounds and choices hold for the value, or for each element of a list of them.
 
-    `None` passes every bound: whether it is allowed at all is said by the type.
+    `None` passes every bound: whether it is allowed at all is said by the type. Everything is given by keyword, since
+    that is how type checkers tell a field with a default from one without (PEP 681).
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, **bounds}
@@ -79,11 +80,11 @@ def option(
     return attrs.field(default=default, validator=_check_bounds, metadata=metadata)
 
 
-def state(default: Any = None, *, factory: Callable[[], Any] | None = None) -> Any:
+def state(*, default: Any = None, factory: Callable[[], Any] | None = None, init: Literal[False] = False) -> Any:
     """A field that no config sets: what the plugin remembers while it runs. Its name starts with an underscore."""
     if factory is not None:
-        return attrs.field(init=False, factory=factory, repr=False)
-    return attrs.field(init=False, default=default, repr=False)
+        return attrs.field(init=init, factory=factory, repr=False)
+    return attrs.field(init=init, default=default, repr=False)
 
 
 def bound_problem(metadata: Any, value: Any) -> str | None:
@@ -159,7 +160,7 @@ class Origin:
 def wrong(part: object, name: str, message: str) -> ConfigError:
     """The error to raise for an option found wrong late (against the data, say): it points to where it was written.
 
-        raise wrong(self, "milestones", f"expected milestones within {run.max_epochs} epochs, got {last}")
+    raise wrong(self, "milestones", f"expected milestones within {run.max_epochs} epochs, got {last}")
     """
     origin = getattr(part, "__detkernel_origin__", None)
     if origin is None:

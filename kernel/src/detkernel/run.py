@@ -26,13 +26,17 @@ class RunOptions:
     """How long to train, when to validate, and where the results go."""
 
     until: Span = option(help="how long to train: '12 epochs' or '90000 iters'")
-    validate: Span | None = option(None, help="how often to validate: 'every 1 epoch', 'every 500 iters' or null")
-    validate_at_end: bool = option(True, help="validate when the run is complete, where `validate` is set and not due")
-    workflow: list[tuple[Literal["train", "val"], int]] | None = option(
-        None, help="the form of older frameworks, [[train, 1], [val, 1]]: validate after that many epochs"
+    validate: Span | None = option(
+        default=None, help="how often to validate: 'every 1 epoch', 'every 500 iters' or null"
     )
-    seed: int = option(0, at_least=0, below=2**63, help="every random number of the run follows from it")
-    work_dir: Path = option(Path("runs/default"), help="where the config, logs and checkpoints go")
+    validate_at_end: bool = option(
+        default=True, help="validate when the run is complete, where `validate` is set and not due"
+    )
+    workflow: list[tuple[Literal["train", "val"], int]] | None = option(
+        default=None, help="the form of older frameworks, [[train, 1], [val, 1]]: validate after that many epochs"
+    )
+    seed: int = option(default=0, at_least=0, below=2**63, help="every random number of the run follows from it")
+    work_dir: Path = option(default=Path("runs/default"), help="where the config, logs and checkpoints go")
 
     def __attrs_post_init__(self) -> None:
         if self.until.count < 1:

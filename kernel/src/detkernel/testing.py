@@ -30,9 +30,9 @@ from detkernel.span import Span
 class TinyDataset(Dataset):
     """Small dark pictures, each with one rectangle in its class's colour."""
 
-    size: int = option(8, at_least=1, help="number of pictures")
-    seed: int = option(0, help="where the rectangles lie follows from it")
-    side: int = option(32, at_least=16, help="height and width of a picture")
+    size: int = option(default=8, at_least=1, help="number of pictures")
+    seed: int = option(default=0, help="where the rectangles lie follows from it")
+    side: int = option(default=32, at_least=16, help="height and width of a picture")
     _boxes: list[tuple[int, int, int, int]] = state(factory=list)
 
     def load(self) -> None:
@@ -106,8 +106,8 @@ def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
 class TinyData:
     """Loaders of tiny pictures, for tests."""
 
-    dataset: Dataset | None = option(None, help="the data set; null generates one")
-    batch_size: int = option(2, at_least=1, help="pictures a batch")
+    dataset: Dataset | None = option(default=None, help="the data set; null generates one")
+    batch_size: int = option(default=2, at_least=1, help="pictures a batch")
 
     @hookimpl
     def build_loader(self, run: Run, mode: Mode) -> Loader:
@@ -121,7 +121,7 @@ class TinyData:
 class TinyDetector:
     """A detector of one box a picture, for tests: it trains in milliseconds."""
 
-    dropout: float = option(0.1, at_least=0, below=1, help="probability, so that a test sees random numbers")
+    dropout: float = option(default=0.1, at_least=0, below=1, help="probability, so that a test sees random numbers")
 
     @hookimpl
     def build_model(self, run: Run) -> Any:
@@ -163,7 +163,7 @@ class TinySgd:
     """Plain stochastic gradient descent with momentum, for tests."""
 
     priority = "above_normal"
-    lr: float = option(0.05, above=0, help="learning rate")
+    lr: float = option(default=0.05, above=0, help="learning rate")
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -192,8 +192,7 @@ def tiny_kernel(
     work_dir: Path | str = "runs/tiny",
     seed: int = 0,
 ) -> Kernel:
-    """A kernel with the given plugins by name, and tiny ones for the events that a run needs and none of them answers.
-    """
+    """A kernel with the given plugins by name, and tiny ones for the events that a run needs and none of them answers."""
     active = dict(plugins or {})
     for name, event, make in (
         ("model", "build_model", TinyDetector),
