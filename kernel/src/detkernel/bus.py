@@ -13,6 +13,7 @@ import pluggy
 
 from detkernel.errors import CatalogError, UserError, did_you_mean
 from detkernel.hookspecs import Events
+from detkernel.local import source_of
 from detkernel.plugin import PRIORITIES, PROJECT
 
 ONE_PROVIDER = "build_model"
@@ -141,7 +142,7 @@ class Bus:
                 if frame.f_locals.get("self", impl.plugin) is impl.plugin:
                     cls = type(impl.plugin)
                     error.add_note(
-                        f"raised in plugin '{impl.plugin_name}' ({cls.__module__}:{cls.__qualname__}), "
+                        f"raised in plugin '{impl.plugin_name}' ({source_of(cls.__module__)}:{cls.__qualname__}), "
                         f"event {impl.function.__name__}{place}"
                     )
                     return

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from detkernel.bus import Bus
 from detkernel.errors import UserError
+from detkernel.files import write_atomic
 from detkernel.run import Mode, Run, RunOptions
 
 
@@ -73,6 +74,8 @@ class Kernel:
 def prepare(run: Run) -> None:
     """From plugins to a model that can take a step."""
     run.hook.setup(run=run)
+    if run.is_main and run.mode == "train" and not run.checking:
+        write_config(run)
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
     for mode in modes:
         loader = run.hook.build_loader(run=run, mode=mode)
@@ -82,6 +85,14 @@ def prepare(run: Run) -> None:
     run.model = run.hook.build_model(run=run)
     run.hook.prepare_model(run=run)
     run.hook.before_run(run=run)
+
+
+def write_config(run: Run) -> None:
+    """Write the composed config to the work dir: every default filled in, and the versions of what is active."""
+    from detkernel.config.dump import dump  # here, since `detkernel --help` imports this module but reads no config
+
+    versions = "".join(f"# {name} {version}\n" for name, version in run.versions.items())
+    write_atomic(run.work_dir / "config.yaml", versions + dump(dict(run.config)))
 
 
 def train(run: Run) -> None:

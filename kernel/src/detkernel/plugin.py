@@ -155,6 +155,8 @@ class Origin:
     path: str
     places: Mapping[str, Where]
     """Option name (dotted where nested) -> place; "" -> the part itself."""
+    use: str = ""
+    """The name that a config uses for its class; empty for a group of options."""
 
 
 def wrong(part: object, name: str, message: str) -> ConfigError:

@@ -192,7 +192,7 @@ def tiny_kernel(
     work_dir: Path | str = "runs/tiny",
     seed: int = 0,
 ) -> Kernel:
-    """A kernel with the given plugins by name, and tiny ones for the events that a run needs and none of them answers."""
+    """A kernel with the given plugins by name, and tiny ones for what a run needs and none of them provides."""
     active = dict(plugins or {})
     for name, event, make in (
         ("model", "build_model", TinyDetector),

@@ -1,0 +1,222 @@
+"""The command line. A user's mistake is one message on standard error and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from detkernel import __version__
+from detkernel.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from detkernel.config import Config
+    from detkernel.loop import Kernel
+
+COMMANDS = "detkernel.commands"
+
+
+class _Commands(click.Group):
+    """The kernel's commands, and those that installed distributions offer (entry points of `detkernel.commands`)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(self._offered())]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(ctx, name)
+        if own is not None:
+            return own
+        offered = self._offered().get(name)
+        return None if offered is None else offered.load()
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from detkernel.errors import did_you_mean
+
+        if args and self.get_command(ctx, args[0]) is None:
+            raise UserError(f"there is no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    @staticmethod
+    def _offered() -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=COMMANDS)}
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="detkernel")
+def cli() -> None:
+    """Train object detectors. A minimal loop emits events; plugins, wired by a YAML config, do everything else."""
+
+
+CONFIG = click.argument("config", metavar="CONFIG")
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+@click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
+def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
+    """Train: CONFIG is a YAML file, or package:path for one that an installed package ships.
+
+    KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
+    """
+    if nproc_per_node is not None and "LOCAL_RANK" not in os.environ:
+        _launch(nproc_per_node)
+    state = _kernel(_load(config, overrides)).run()
+    sys.exit(state.exit_status)
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+def test(config: str, overrides: tuple[str, ...]) -> None:
+    """Evaluate on the test data (the validation data, if there is none): checkpoint.load_from=FILE says what."""
+    state = _kernel(_load(config, overrides)).test()
+    for name, value in state.metrics.items():
+        click.echo(f"{name}: {value:.4f}")
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+def check(config: str, overrides: tuple[str, ...]) -> None:
+    """Everything but training: config, data, one batch forward and backward, and what the run will cost."""
+    loaded = _load(config, overrides)
+    kernel = _kernel(loaded)
+    lines = kernel.check()
+    state = kernel.state
+    rows = {
+        "config": f"{config}: {len(loaded.plugins)} plugins, every option sound",
+        "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
+        "classes": f"{len(state.classes)}: {', '.join(state.classes[:12])}{', ...' if len(state.classes) > 12 else ''}",
+        **lines,
+    }
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        click.echo(f"{name:<{width}}  {text}")
+    click.echo("ready to run")
+
+
+@cli.command("config")
+@CONFIG
+@OVERRIDES
+@click.option("--plain", is_flag=True, help="without the places")
+def show_config(config: str, overrides: tuple[str, ...], plain: bool) -> None:
+    """Show the composed config: every value, with the file and line it comes from."""
+    from detkernel.config.dump import dump
+
+    loaded = _load(config, overrides)
+    places = _value_places(loaded)
+    click.echo(dump(loaded.plain, (lambda _: "") if plain else (lambda path: places.get(path, "default"))), nl=False)
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def plugins(ctx: click.Context) -> None:
+    """List what is installed, or show one plugin's options: `plugins show NAME`."""
+    if ctx.invoked_subcommand is None:
+        from detkernel.reference import plugin_list
+
+        click.echo(plugin_list(), nl=False)
+
+
+@plugins.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show the options of a plugin: type, default, meaning."""
+    from detkernel.catalog import Catalog
+    from detkernel.reference import plugin_page
+
+    click.echo(plugin_page(name, Catalog().load(name)), nl=False)
+
+
+@cli.command()
+@click.argument("config", required=False)
+@OVERRIDES
+def hooks(config: str | None, overrides: tuple[str, ...]) -> None:
+    """List every event in the order in which it fires; with CONFIG, who runs at it, in which order."""
+    from detkernel.bus import Bus
+    from detkernel.reference import event_list
+
+    loaded = _load(config, overrides) if config else None
+    bus = Bus(loaded.plugins, loaded.priorities) if loaded else Bus({})
+    click.echo(event_list(bus, with_plugins=loaded is not None), nl=False)
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="write to a file")
+def schema(output: Path | None) -> None:
+    """JSON Schema (draft 7) of a config with all installed plugins, for completion in editors."""
+    import json
+
+    from detkernel.catalog import Catalog
+    from detkernel.config.schema import config_schema
+    from detkernel.files import write_atomic
+
+    text = json.dumps(config_schema(Catalog()), indent=1) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(output, text)
+
+
+def _load(config: str, overrides: tuple[str, ...]) -> Config:
+    from detkernel.config import load
+
+    return load(config, overrides)
+
+
+def _kernel(config: Config) -> Kernel:
+    from detkernel.loop import Kernel
+
+    return Kernel(
+        config.plugins,
+        config.options,
+        priorities=config.priorities,
+        config=config.plain,
+        versions=config.versions,
+    )
+
+
+def _value_places(config: Config) -> dict[str, str]:
+    """Dotted path -> `file:line` of every value that was written somewhere."""
+    from detkernel.config.structure import places
+
+    return {path: f"{where.file}:{where.line}" if where.text else where.file for path, where in places(config.root)}
+
+
+def _launch(processes: str) -> None:
+    """Become torchrun, which starts this very command once a process."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    os.execv(sys.executable, [*torchrun, "-m", "detkernel", *sys.argv[1:]])
+
+
+def report(error: UserError) -> None:
+    """Print a user's mistake on standard error."""
+    label = click.style("error:", fg="red", bold=True)
+    for problem in error.problems if isinstance(error, ConfigError) else [error]:
+        click.echo(f"{label} {problem}", err=True)
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        click.echo(f"{len(error.problems)} problems; nothing was run", err=True)
+
+
+def main() -> None:
+    """The entry point `detkernel`."""
+    try:
+        cli(standalone_mode=False)
+    except UserError as error:
+        report(error)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

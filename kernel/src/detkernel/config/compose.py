@@ -1,0 +1,188 @@
+"""One config from several: bases, overrides and interpolation.
+
+Maps merge key by key; lists are replaced whole; and when a child changes `use`, the parent's other options fall away,
+since they are another plugin's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import attrs
+
+from detkernel.config.read import read_file, read_text, scalar
+from detkernel.config.tree import Node
+from detkernel.errors import ConfigError, Problem, UserError, Where, did_you_mean, relative
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
+_PACKAGE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):(.+)")
+
+
+def compose(source: str | Path, overrides: Sequence[str] = ()) -> Node:
+    """Read a config with its bases, apply `a.b=value` overrides, drop what is null, and interpolate."""
+    root = _with_bases(locate(str(source), Path.cwd()), ())
+    for number, text in enumerate(overrides, start=1):
+        root = _override(root, text, number)
+    assert isinstance(root.value, dict)
+    kept = {key: node for key, node in root.value.items() if node.value is not None}
+    root = attrs.evolve(root, value=kept)
+    return _Interpolation(root).apply(root, ())
+
+
+def locate(source: str, folder: Path) -> Path:
+    """The file of a path (relative to `folder`) or of `package:path`, a file shipped by an installed package."""
+    match = _PACKAGE.fullmatch(source)
+    if match is None or (folder / source).exists():
+        return folder / source
+    spec = find_spec(match[1])
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"'{source}': there is no installed package '{match[1]}'")
+    return Path(next(iter(spec.submodule_search_locations))) / match[2]
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{relative(path)} is its own base: {' -> '.join(relative(p) for p in (*seen, path))}")
+    node = read_file(path)
+    if not isinstance(node.value, dict):
+        raise node.error("expected a map of plugins, such as `model: {use: faster_rcnn}`")
+    base = node.value.pop("base", None)
+    merged: Node | None = None
+    for item in _base_list(base):
+        assert isinstance(item.value, str)
+        try:
+            parent = _with_bases(locate(item.value, path.parent), (*seen, path))
+        except ConfigError:
+            raise
+        except UserError as error:
+            raise item.error(f"base: {error}") from None
+        merged = parent if merged is None else _merge(merged, parent, top=True)
+    return node if merged is None else _merge(merged, node, top=True)
+
+
+def _base_list(base: Node | None) -> list[Node]:
+    if base is None or base.value is None:
+        return []
+    items = base.value if isinstance(base.value, list) else [base]
+    for item in items:
+        if not isinstance(item.value, str):
+            raise item.error("base: expected a file, or a list of files")
+    return items
+
+
+def _merge(parent: Node, child: Node, *, top: bool = False, key: str | None = None) -> Node:
+    """`child` over `parent`. `key`: the top-level key, which stands for `use` where that is missing."""
+    if not isinstance(parent.value, dict) or not isinstance(child.value, dict):
+        return child
+    use = child.child("use")
+    if use is not None:
+        before = parent.child("use")
+        if use.value != (before.value if before is not None else key):
+            return child
+    values = dict(parent.value)
+    for name, node in child.value.items():
+        values[name] = _merge(values[name], node, key=name if top else None) if name in values else node
+    return Node(values, child.where, {**parent.keys, **child.keys})
+
+
+def _override(root: Node, text: str, number: int) -> Node:
+    """Apply one `a.b.0.c=value` of the command line."""
+    path, equals, value = text.partition("=")
+    where = Where("command line", 1, 1, text)
+    if not equals or not path or "" in path.split("."):
+        raise ConfigError([Problem(where, "", f"argument {number}: expected KEY=VALUE, such as optimizer.lr=0.02")])
+    parsed = read_text(value, "command line") if value.strip() else Node(None, where)
+    return _set(root, path.split("."), _placed(parsed, attrs.evolve(where, column=len(path) + 2)), where, ())
+
+
+def _set(node: Node | None, path: list[str], value: Node, where: Where, done: tuple[str, ...]) -> Node:
+    """What stands at `done`, with `value` put at `path` below it; maps merge as they do with a base."""
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    if node is not None and isinstance(node.value, list):
+        if not re.fullmatch(r"-?[0-9]+", key) or not -len(node.value) <= int(key) < len(node.value):
+            message = f"a list of {len(node.value)}; '{key}' is no position in it"
+            raise ConfigError([Problem(where, ".".join(done), message)])
+        items = list(node.value)
+        items[int(key)] = _merge(items[int(key)], _set(items[int(key)], rest, value, where, (*done, key)))
+        return attrs.evolve(node, value=items)
+    below = _set(node.child(key) if node else None, rest, value, where, (*done, key))
+    patch = Node({key: below}, where, {key: where})
+    return patch if node is None else _merge(node, patch, top=not done, key=done[0] if len(done) == 1 else None)
+
+
+def _placed(node: Node, where: Where) -> Node:
+    """The same value, as if all of it were written at one place."""
+    if isinstance(node.value, dict):
+        value = {key: _placed(child, where) for key, child in node.value.items()}
+        return Node(value, where, dict.fromkeys(value, where))
+    if isinstance(node.value, list):
+        return Node([_placed(child, where) for child in node.value], where)
+    return attrs.evolve(node, where=where)
+
+
+class _Interpolation:
+    """`${run.seed}`, `${env:NAME}` and `${env:NAME,default}`; `$${` stands for `${` itself."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+
+    def apply(self, node: Node, active: tuple[str, ...]) -> Node:
+        """The node with all references replaced. `active`: the references being resolved, to find circles."""
+        if isinstance(node.value, dict):
+            return attrs.evolve(node, value={key: self.apply(child, active) for key, child in node.value.items()})
+        if isinstance(node.value, list):
+            return attrs.evolve(node, value=[self.apply(child, active) for child in node.value])
+        if not isinstance(node.value, str) or "${" not in node.value:
+            return node
+        whole = _REFERENCE.fullmatch(node.value)
+        if whole and whole[1] is not None and not node.quoted:
+            return _placed(self._resolve(whole[1], node, active), node.where)
+        text = _REFERENCE.sub(lambda match: self._text(match, node, active), node.value)
+        return attrs.evolve(node, value=text)
+
+    def _text(self, match: re.Match[str], node: Node, active: tuple[str, ...]) -> str:
+        if match[1] is None:
+            return "${"
+        value = self._resolve(match[1], node, active).value
+        if isinstance(value, (dict, list)):
+            raise node.error(f"${{{match[1]}}} is a {'map' if isinstance(value, dict) else 'list'}, not text")
+        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _resolve(self, reference: str, node: Node, active: tuple[str, ...]) -> Node:
+        if reference in active:
+            raise node.error(f"${{{reference}}} refers to itself: {' -> '.join((*active, reference))}")
+        if reference.startswith("env:"):
+            return self._environment(reference[4:], node)
+        found = self.root
+        for part in reference.split("."):
+            child = self._step(found, part)
+            if child is None:
+                known = list(found.value) if isinstance(found.value, dict) else []
+                raise node.error(f"${{{reference}}}: there is no '{part}'{did_you_mean(part, known)}")
+            found = child
+        return self.apply(found, (*active, reference))
+
+    @staticmethod
+    def _step(node: Node, part: str) -> Node | None:
+        if isinstance(node.value, list):
+            return node.value[int(part)] if part.isdecimal() and int(part) < len(node.value) else None
+        return node.child(part)
+
+    @staticmethod
+    def _environment(reference: str, node: Node) -> Node:
+        name, comma, default = reference.partition(",")
+        text = os.environ.get(name.strip())
+        if text is None:
+            if not comma:
+                raise node.error(
+                    f"the environment variable {name} is not set; set it, or give a default: ${{env:{name},default}}"
+                )
+            text = default.strip()
+        return Node(scalar(text), node.where)

@@ -1,0 +1,100 @@
+"""The whole way: from a file and overrides to the plugins of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from detkernel.catalog import Catalog
+from detkernel.config.compose import compose
+from detkernel.config.dump import plain
+from detkernel.config.structure import Structurer
+from detkernel.config.tree import Node, Plain, kind
+from detkernel.errors import ConfigError, Problem, did_you_mean
+from detkernel.plugin import PRIORITIES, Part
+from detkernel.run import RunOptions
+
+
+@attrs.frozen
+class Config:
+    """A config, composed and structured."""
+
+    plugins: Mapping[str, Any]
+    """Config key -> plugin, in config order."""
+    options: RunOptions
+    priorities: Mapping[str, str]
+    versions: Mapping[str, str]
+    """Distribution -> version of every active plugin and part."""
+    plain: dict[str, Any]
+    """Every value, defaults filled in; running it gives the same run."""
+    root: Node
+    """The composed tree, with the places."""
+
+
+def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | None = None) -> Config:
+    """Read, compose and structure a config. Raises `ConfigError` with every problem, each with its place."""
+    root = compose(source, overrides)
+    assert isinstance(root.value, dict)
+    catalog = catalog or Catalog()
+    structurer = Structurer(catalog)
+    problems: list[Problem] = []
+    plugins: dict[str, Any] = {}
+    priorities: dict[str, str] = {}
+    options = None
+    for name, node in root.value.items():
+        try:
+            if name == "run":
+                options = structurer.structure(node, RunOptions, "run")
+                continue
+            plugins[name] = structurer.plugin(name, node)
+            if isinstance(plugins[name], Part):
+                raise root.value[name].error(f"'{name}' is a part, not a plugin: it belongs inside another one", name)
+            priority = node.child("priority")
+            if priority is not None:
+                priorities[name] = _priority(name, priority)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if "run" not in root.value:
+        message = "missing: how long to train, such as `run: {until: 12 epochs}`"
+        problems.append(Problem(root.where, "run", message))
+    if problems:
+        raise ConfigError(problems)
+    assert options is not None
+    values: dict[str, Any] = {"run": plain(options, catalog.name_of)}
+    for name, plugin in plugins.items():
+        values[name] = plain(plugin, catalog.name_of)
+        if name in priorities:
+            values[name] |= {"priority": priorities[name]}
+    return Config(plugins, options, priorities, _versions(catalog, values), values, root)
+
+
+def _priority(name: str, node: Node) -> str:
+    if node.value not in PRIORITIES:
+        near = did_you_mean(str(node.value), PRIORITIES)
+        raise node.error(f"expected {', '.join(PRIORITIES)}, got {kind(node)}{near}", f"{name}.priority")
+    return str(node.value)
+
+
+def _versions(catalog: Catalog, values: Plain) -> dict[str, str]:
+    from detkernel import __version__
+
+    found = {"detkernel-kernel": __version__}
+    for name in _used(values):
+        for entry in catalog.entries.get(name, []):
+            found[entry.distribution] = entry.version
+    return dict(sorted(found.items()))
+
+
+def _used(values: Plain) -> Iterator[str]:
+    """Every name after a `use`."""
+    if isinstance(values, dict):
+        if "use" in values:
+            yield str(values["use"])
+        for item in values.values():
+            yield from _used(item)
+    elif isinstance(values, list):
+        for item in values:
+            yield from _used(item)

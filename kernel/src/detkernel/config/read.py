@@ -1,0 +1,156 @@
+"""Strict YAML 1.2, with positions.
+
+PyYAML parses, but its YAML 1.1 scalar rules (`1e-3` a string, `on` true, `010` eight) and its "last of two equal keys
+wins" are not used: scalars follow the 1.2 core schema, a duplicate key is an error, and so is every tag, so that
+reading a file can only ever give maps, lists, text, numbers, booleans and null.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+from detkernel.config.tree import Node, Scalar
+from detkernel.errors import ConfigError, Problem, UserError, Where, relative
+
+MAX_NODES = 100_000
+MAX_DEPTH = 50
+_INT = re.compile(r"[-+]?[0-9]+")
+_HEX_OCT = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), math.inf),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves nothing: every plain scalar arrives as a string, every explicit tag is seen as one."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+_TAGS = {
+    yaml.ScalarNode: "tag:yaml.org,2002:str",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+}
+
+
+def scalar(text: str) -> Scalar:
+    """The value of a plain (unquoted) scalar by the YAML 1.2 core schema."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text) and len(text) < 4000:
+        return int(text)
+    if _HEX_OCT.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def read_file(path: Path) -> Node:
+    """Read a config file. Raises `ConfigError` with the place, or `UserError` when there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{relative(path)}: no such file{_neighbours(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{relative(path)}: is a folder, expected a config file{_neighbours(path / 'x')}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{relative(path)}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{relative(path)}: cannot be read: {error.strerror}") from None
+    return read_text(text, relative(path))
+
+
+def read_text(text: str, name: str) -> Node:
+    """Read YAML text; `name` is what messages call the file."""
+    lines = text.splitlines()
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        if root is None:
+            raise ConfigError([Problem(Where(name, 1, 1), "", "the config is empty")])
+        return _Converter(name, lines).convert(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = _where(name, lines, mark) if mark else Where(name)
+        message = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError([Problem(where, "", f"not valid YAML: {message}{_yaml_hint(message)}")]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([Problem(Where(name), "", f"not valid YAML: {error}")]) from None
+    except RecursionError:
+        raise ConfigError([Problem(Where(name), "", "nested too deeply")]) from None
+
+
+class _Converter:
+    """PyYAML's nodes into ours, with limits that no honest config meets."""
+
+    def __init__(self, name: str, lines: list[str]) -> None:
+        self.name, self.lines = name, lines
+        self.count = 0
+
+    def convert(self, node: yaml.Node, depth: int = 0) -> Node:
+        self.count += 1
+        where = _where(self.name, self.lines, node.start_mark)
+        if self.count > MAX_NODES:
+            raise ConfigError([Problem(where, "", f"more than {MAX_NODES} values (aliases count each time)")])
+        if depth > MAX_DEPTH:
+            raise ConfigError([Problem(where, "", f"nested more than {MAX_DEPTH} deep")])
+        if node.tag != _TAGS[type(node)]:
+            raise ConfigError([Problem(where, "", f"tags such as {node.tag} are not allowed; write the value itself")])
+        if isinstance(node, yaml.ScalarNode):
+            plain = node.style is None
+            return Node(scalar(node.value) if plain else node.value, where, quoted=not plain)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self.convert(item, depth + 1) for item in node.value], where)
+        return self._map(node, where, depth)
+
+    def _map(self, node: yaml.Node, where: Where, depth: int) -> Node:
+        values: dict[str, Node] = {}
+        keys: dict[str, Where] = {}
+        for key_node, value_node in node.value:
+            key, place = self._key(key_node)
+            if key in values:
+                raise ConfigError([Problem(place, "", f"'{key}' is given twice (first in line {keys[key].line})")])
+            keys[key] = place
+            values[key] = self.convert(value_node, depth + 1)
+        return Node(values, where, keys)
+
+    def _key(self, node: yaml.Node) -> tuple[str, Where]:
+        place = _where(self.name, self.lines, node.start_mark)
+        if not isinstance(node, yaml.ScalarNode) or (node.style is None and not isinstance(scalar(node.value), str)):
+            raise ConfigError([Problem(place, "", "a key must be text; put it in quotes if it is meant as one")])
+        if node.value == "<<" and node.style is None:
+            raise ConfigError([Problem(place, "", "merge keys (<<) are not YAML 1.2; use `base:` to build on a file")])
+        return node.value, place
+
+
+def _where(name: str, lines: list[str], mark: yaml.Mark) -> Where:
+    text = lines[mark.line].rstrip() if mark.line < len(lines) else ""
+    return Where(name, mark.line + 1, mark.column + 1, text)
+
+
+def _yaml_hint(message: str) -> str:
+    if "\\t" in message or "'\t'" in message:
+        return " (indent with spaces, not tabs)"
+    if "mapping values are not allowed" in message:
+        return " (a second ': ' in one line; put the text in quotes)"
+    return ""
+
+
+def _neighbours(path: Path) -> str:
+    """`; the folder has a.yaml, b.yaml`, or what part of the path does not exist."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {relative(folder)})"
+    near = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))[:8]
+    return f"; its folder has {', '.join(near)}" if near else ""

@@ -1,0 +1,281 @@
+"""From a composed tree to plugin objects, strictly: nothing is coerced but a whole number to float.
+
+cattrs dispatches on the option's type; every hook here takes a `Node`, so that each problem knows its place. All
+problems are collected: a list, a map and a class each go on past a wrong member.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import cattrs
+
+from detkernel.catalog import Catalog
+from detkernel.config.tree import Node, kind
+from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
+from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean
+from detkernel.plugin import Origin, bound_problem, is_plugin
+from detkernel.span import Span
+
+RESERVED = ("use", "priority")
+
+
+class Structurer:
+    """Makes objects of nodes. One per config: it remembers the path to the option at hand."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._path: list[str] = []
+        self._converter = converter = cattrs.Converter(detailed_validation=False)
+        converter.register_structure_hook_func(lambda wanted: len(members(wanted)) > 1, self._union)
+        converter.register_structure_hook_func(has_origin(Literal), self._literal)
+        converter.register_structure_hook_func(has_origin(list), self._list)
+        converter.register_structure_hook_func(has_origin(tuple), self._tuple)
+        converter.register_structure_hook_func(has_origin(dict), self._dict)
+        converter.register_structure_hook_func(is_base, self._part)
+        converter.register_structure_hook_func(is_plugin, self._nested)
+        for wanted in (bool, int, float, str):
+            converter.register_structure_hook(wanted, self._scalar)
+        converter.register_structure_hook(Path, self._from_text)
+        converter.register_structure_hook(Span, self._from_text)
+        converter.register_structure_hook_func(lambda wanted: wanted is type(None), self._null)
+        converter.register_structure_hook_func(lambda wanted: wanted is Any, lambda node, _: node.plain())
+
+    def structure(self, node: Node, wanted: Any, name: str) -> Any:
+        """The object of a type that a node describes. Raises `ConfigError` with every problem found."""
+        with self._at(name):
+            return self._converter.structure(node, wanted)
+
+    def plugin(self, name: str, node: Node) -> Any:
+        """The plugin of a top-level key: `use` says which class, or the key does."""
+        node = Node({}, node.where) if node.value is True else node
+        with self._at(name):
+            if not isinstance(node.value, dict):
+                raise self._problem(node, f"expected a map of options, got {kind(node)}; write `{name}: {{}}` for none")
+            return self._object(node, *self._load(node, name))
+
+    def _load(self, node: Node, default: str | None = None) -> tuple[type[Any], str]:
+        """The class that `use` names, and the name under which any config finds it."""
+        use = node.child("use")
+        if use is not None and not isinstance(use.value, str):
+            raise self._problem(use, f"expected a plugin's name, got {kind(use)}", "use")
+        place = use or node
+        assert use is not None or default is not None
+        named = str(use.value) if use is not None else str(default)
+        folder = Path(place.where.file).resolve().parent if Path(place.where.file).is_file() else Path.cwd()
+        try:
+            return self.catalog.load(named, folder), self.catalog.absolute(named, folder)
+        except CatalogError as error:
+            raise self._problem(place, str(error), "use" if use else "") from error
+
+    def _object(self, node: Node, cls: type[Any], use: str = "") -> Any:
+        """An instance of a plugin class from a map of its options."""
+        assert isinstance(node.value, dict)
+        fields = option_fields(cls)
+        problems: list[Problem] = []
+        values: dict[str, Any] = {}
+        for key, child in node.value.items():
+            if key in RESERVED:
+                continue
+            if key not in fields:
+                message = f"there is no option '{key}'{did_you_mean(key, fields)}"
+                problems.append(Problem(node.keys.get(key, child.where), self._dotted(key), message))
+                continue
+            with self._collect(problems), self._at(key):
+                values[key] = self._option(child, cls, fields[key])
+        for name, field in fields.items():
+            if field.default is attrs.NOTHING and name not in node.value:
+                wanted = expected(option_type(cls, name))
+                message = f"missing: {field.metadata['help']} ({wanted})"
+                problems.append(Problem(node.where, self._dotted(name), message))
+        if problems:
+            raise ConfigError(problems)
+        return self._build(node, cls, values, use)
+
+    def _option(self, node: Node, cls: type[Any], field: attrs.Attribute[Any]) -> Any:
+        value = self._converter.structure(node, option_type(cls, field.name))
+        problem = bound_problem(field.metadata, value)
+        if problem:
+            raise self._problem(node, problem)
+        return value
+
+    def _build(self, node: Node, cls: type[Any], values: dict[str, Any], use: str) -> Any:
+        try:
+            made = cls(**values)
+        except ValueError as error:
+            name, colon, message = str(error).partition(": ")
+            known = colon and name in option_fields(cls)
+            child = node.child(name) if known else None
+            if known:
+                raise self._problem(child or node, message, name) from error
+            raise self._problem(node, str(error)) from error
+        written = {"": node.where, **dict(places(node))}
+        made.__dict__["__detkernel_origin__"] = Origin(".".join(self._path), written, use)
+        return made
+
+    def _part(self, node: Node, base: type[Any]) -> Any:
+        """A nested part: `{use: name, ...}`, or only the name."""
+        if isinstance(node.value, str):
+            node = Node({"use": node}, node.where, {"use": node.where})
+        if not isinstance(node.value, dict):
+            raise self._problem(node, f"expected {expected(base)}, got {kind(node)}")
+        if "use" not in node.value:
+            raise self._problem(node, f"`use` is missing: which {base.__name__.lower()}? Write {{use: NAME, ...}}")
+        cls, use = self._load(node)
+        if not issubclass(cls, base):
+            bases = [parent.__name__ for parent in cls.__mro__ if is_base(parent)]
+            message = f"'{node.value['use'].value}' is a {bases[0] if bases else 'plugin for events'}, not a "
+            raise self._problem(node.value["use"], message + base.__name__, "use")
+        if "priority" in node.value:
+            raise self._problem(node.value["priority"], "only plugins on the top level have a priority", "priority")
+        return self._object(node, cls, use)
+
+    def _nested(self, node: Node, cls: type[Any]) -> Any:
+        if not isinstance(node.value, dict):
+            raise self._problem(node, f"expected {expected(cls)}, got {kind(node)}")
+        for key in RESERVED:
+            if key in node.value:
+                raise ConfigError([Problem(node.keys[key], self._dotted(key), f"this map takes no `{key}`")])
+        return self._object(node, cls)
+
+    def _union(self, node: Node, wanted: Any) -> Any:
+        """The first member that fits; where none does, the problems of the one that was plainly meant."""
+        options = members(wanted)
+        if node.value is None and type(None) in options:
+            return None
+        failures: list[ConfigError] = []
+        for member in options:
+            try:
+                return self._converter.structure(node, member)
+            except ConfigError as error:
+                if member is not type(None) and _shape(member) is _shape_of(node):
+                    failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}")
+
+    def _literal(self, node: Node, wanted: Any) -> Any:
+        choices = typing.get_args(wanted)
+        for choice in choices:
+            if node.value == choice and type(node.value) is type(choice):
+                return choice
+        near = did_you_mean(str(node.value), [str(choice) for choice in choices])
+        raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}{near if '?' in near else ''}")
+
+    def _list(self, node: Node, wanted: Any) -> Any:
+        return self._items(node, wanted, lambda _: typing.get_args(wanted)[0])
+
+    def _tuple(self, node: Node, wanted: Any) -> Any:
+        args = typing.get_args(wanted)
+        if args[1:] == (...,):
+            return tuple(self._items(node, wanted, lambda _: args[0]))
+        if isinstance(node.value, list) and len(node.value) != len(args):
+            raise self._problem(node, f"expected {expected(wanted)}; got {len(node.value)} values")
+        return tuple(self._items(node, wanted, lambda index: args[index]))
+
+    def _items(self, node: Node, wanted: Any, item_type: Callable[[int], Any]) -> list[Any]:
+        if not isinstance(node.value, list):
+            raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}")
+        problems: list[Problem] = []
+        values = []
+        for index, child in enumerate(node.value):
+            with self._collect(problems), self._at(str(index)):
+                values.append(self._converter.structure(child, item_type(index)))
+        if problems:
+            raise ConfigError(problems)
+        return values
+
+    def _dict(self, node: Node, wanted: Any) -> Any:
+        if not isinstance(node.value, dict):
+            raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}")
+        problems: list[Problem] = []
+        values = {}
+        for key, child in node.value.items():
+            with self._collect(problems), self._at(key):
+                values[key] = self._converter.structure(child, typing.get_args(wanted)[1])
+        if problems:
+            raise ConfigError(problems)
+        return values
+
+    def _scalar(self, node: Node, wanted: Any) -> Any:
+        value = node.value
+        if type(value) is wanted:
+            return value
+        if wanted is float and type(value) is int:
+            return float(value)
+        raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}{_scalar_hint(node, wanted)}")
+
+    def _from_text(self, node: Node, wanted: Any) -> Any:
+        if not isinstance(node.value, str):
+            raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}")
+        if wanted is Path:
+            return Path(node.value).expanduser()
+        try:
+            return Span.parse(node.value)
+        except ValueError as error:
+            raise self._problem(node, str(error)) from error
+
+    def _null(self, node: Node, _wanted: Any) -> None:
+        if node.value is not None:
+            raise self._problem(node, f"expected null, got {kind(node)}")
+
+    @contextmanager
+    def _at(self, name: str) -> Iterator[None]:
+        self._path.append(name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    @staticmethod
+    @contextmanager
+    def _collect(problems: list[Problem]) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            problems.extend(error.problems)
+
+    def _dotted(self, name: str = "") -> str:
+        return ".".join([*self._path, name] if name else self._path)
+
+    def _problem(self, node: Node, message: str, name: str = "") -> ConfigError:
+        return node.error(message, self._dotted(name))
+
+
+def places(node: Node, prefix: str = "") -> Iterator[tuple[str, Where]]:
+    """(dotted path, where its value was written) of everything below a node."""
+    children: list[tuple[str, Node]] = []
+    if isinstance(node.value, dict):
+        children = list(node.value.items())
+    elif isinstance(node.value, list):
+        children = [(str(index), child) for index, child in enumerate(node.value)]
+    for key, child in children:
+        yield prefix + key, child.where
+        yield from places(child, f"{prefix}{key}.")
+
+
+def _shape(wanted: Any) -> type:
+    """Which kind of node a type is written as: dict, list, or str for any scalar."""
+    origin = typing.get_origin(wanted)
+    if origin in (list, tuple):
+        return list
+    return dict if origin is dict or is_base(wanted) or is_plugin(wanted) else str
+
+
+def _shape_of(node: Node) -> type:
+    return dict if isinstance(node.value, dict) else list if isinstance(node.value, list) else str
+
+
+def _scalar_hint(node: Node, wanted: Any) -> str:
+    if wanted is bool and str(node.value).lower() in ("yes", "no", "on", "off"):
+        return f"; write {str(str(node.value).lower() in ('yes', 'on')).lower()}"
+    if wanted is str and not isinstance(node.value, (dict, list)):
+        return "; put it in quotes if it is meant as text"
+    if wanted in (int, float) and isinstance(node.value, str) and node.quoted:
+        return "; leave out the quotes"
+    return ""

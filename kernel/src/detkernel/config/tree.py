@@ -1,0 +1,53 @@
+"""A config as read: values with the places where they were written."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from detkernel.errors import ConfigError, Problem, Where
+
+Scalar: TypeAlias = "bool | int | float | str | None"
+Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
+
+
+@attrs.frozen(eq=False)
+class Node:
+    """A scalar, a list or a map. `keys` holds where each key of a map was written."""
+
+    value: Scalar | list[Node] | dict[str, Node]
+    where: Where
+    keys: dict[str, Where] = attrs.field(factory=dict)
+    quoted: bool = False
+    """A string in quotes stays a string, whatever is interpolated into it."""
+
+    def plain(self) -> Plain:
+        """The value without its places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def child(self, key: str) -> Node | None:
+        """The value of a key, if this is a map that has it."""
+        return self.value.get(key) if isinstance(self.value, dict) else None
+
+    def error(self, message: str, path: str = "") -> ConfigError:
+        """A mistake at this place."""
+        return ConfigError([Problem(self.where, path, message)])
+
+
+def kind(node: Node) -> str:
+    """What a user calls this value, for messages: `the number 3`, `a map`."""
+    value = node.value
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    return "a list" if isinstance(value, list) else "a map"

@@ -1,0 +1,117 @@
+"""The reference, generated from the code: installed plugins, a plugin's options, the events."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+from detkernel.bus import Bus
+from detkernel.catalog import Catalog
+from detkernel.config.dump import inline, plain
+from detkernel.config.types import is_base, members, option_fields, option_type, short
+from detkernel.local import source_of
+from detkernel.plugin import is_plugin
+
+
+def plugin_list() -> str:
+    """What is installed, by kind: name, distribution, version, one line. Imports no plugin."""
+    catalog = Catalog()
+    table = _table("name", "kind", "what it does", "distribution", "version")
+    for name, offers in catalog.entries.items():
+        for entry in offers:
+            kind, line = entry.describe()
+            conflict = " (CONFLICT: offered twice)" if len(offers) > 1 else ""
+            table.add_row(name, kind.lower() or "plugin", line + conflict, entry.distribution, entry.version)
+    if not catalog.entries:
+        return "no plugins are installed; `pip install detkernel` brings the standard ones\n"
+    return _text(table)
+
+
+def plugin_page(name: str, cls: type[Any]) -> str:
+    """One plugin: what it does, its options as a table, the events it answers."""
+    parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__})\n\n{inspect.getdoc(cls)}\n\n"]
+    rows = list(option_rows(cls))
+    if rows:
+        table = _table("option", "type", "default", "meaning")
+        for row in rows:
+            table.add_row(*row)
+        parts.append(_text(table))
+    else:
+        parts.append("It has no options.\n")
+    events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), "detkernel_impl")]
+    if events:
+        order = [event for event in Bus({}).event_names() if event in events]
+        order += [event for event in events if event not in order]
+        parts.append(f"\nanswers: {', '.join(order)} (priority {getattr(cls, 'priority', 'normal')})\n")
+    return "".join(parts)
+
+
+def option_rows(cls: type[Any], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(name, type, default, meaning) of each option; those of nested groups follow, indented by their name."""
+    rows: list[tuple[str, str, str, str]] = []
+    for name, field in option_fields(cls).items():
+        kind = option_type(cls, name)
+        rows.append((prefix + name, short(kind), default_text(field), field.metadata["help"] + _bounds(field.metadata)))
+        group = next((member for member in members(kind) if is_plugin(member) and not is_base(member)), None)
+        if group is not None:
+            rows.extend(option_rows(group, f"{prefix}{name}."))
+    return rows
+
+
+def default_text(field: attrs.Attribute[Any]) -> str:
+    """An option's default as a config would write it; `required` where there is none."""
+    if field.default is attrs.NOTHING:
+        return "required"
+    factory = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
+    value = field.default.factory() if factory else field.default  # type: ignore[union-attr]
+    return inline(plain(value, lambda cls: cls.__name__))
+
+
+def event_list(bus: Bus, *, with_plugins: bool) -> str:
+    """Every event in the order in which it fires: arguments, meaning, and who runs at it, in which order."""
+    lines: list[str] = []
+    for event in bus.event_names():
+        spec = bus.spec(event)
+        arguments = ", ".join(name for name in inspect.signature(spec).parameters if name != "self")
+        lines.append(f"{event}({arguments})")
+        implementations = bus.implementations(event)
+        if not with_plugins:
+            lines.extend(f"    {line}" for line in (inspect.getdoc(spec) or "").splitlines())
+        elif not implementations:
+            lines.append("    -")
+        for number, impl in enumerate(implementations if with_plugins else (), start=1):
+            cls = type(bus[impl.name])
+            place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
+            lines.append(f"    {number}. {impl.name:<20} {place:<20} {source_of(cls.__module__)}:{cls.__qualname__}")
+    return "\n".join(lines) + "\n"
+
+
+def _bounds(metadata: Any) -> str:
+    words = {"at_least": "at least", "at_most": "at most", "above": "more than", "below": "less than"}
+    found = [f"{text} {metadata[key]}" for key, text in words.items() if metadata.get(key) is not None]
+    if metadata.get("choices"):
+        found.append("one of " + ", ".join(json.dumps(choice) for choice in metadata["choices"]))
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
+    return table
+
+
+def _text(table: Table) -> str:
+    """The table at the terminal's width (wide where the output is no terminal), with colour only on a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(file=io.StringIO(), width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
