@@ -119,7 +119,7 @@ def show_config(config: str, overrides: tuple[str, ...], plain: bool) -> None:
 def plugins(ctx: click.Context) -> None:
     """List what is installed, or show one plugin's options: `plugins show NAME`."""
     if ctx.invoked_subcommand is None:
-        from detkernel.reference import plugin_list
+        from detkernel.listing import plugin_list
 
         click.echo(plugin_list(), nl=False)
 

@@ -1,36 +1,19 @@
-"""The reference, generated from the code: installed plugins, a plugin's options, the events."""
+"""The reference, generated from the code: a plugin's options, and the events."""
 
 from __future__ import annotations
 
 import inspect
-import io
 import json
 from typing import Any
 
 import attrs
-from rich.console import Console
-from rich.table import Table
 
 from detkernel.bus import Bus
-from detkernel.catalog import Catalog
 from detkernel.config.dump import inline, plain
 from detkernel.config.types import is_base, members, option_fields, option_type, short
+from detkernel.listing import render, table
 from detkernel.local import source_of
 from detkernel.plugin import is_plugin
-
-
-def plugin_list() -> str:
-    """What is installed, by kind: name, distribution, version, one line. Imports no plugin."""
-    catalog = Catalog()
-    table = _table("name", "kind", "what it does", "distribution", "version")
-    for name, offers in catalog.entries.items():
-        for entry in offers:
-            kind, line = entry.describe()
-            conflict = " (CONFLICT: offered twice)" if len(offers) > 1 else ""
-            table.add_row(name, kind.lower() or "plugin", line + conflict, entry.distribution, entry.version)
-    if not catalog.entries:
-        return "no plugins are installed; `pip install detkernel` brings the standard ones\n"
-    return _text(table)
 
 
 def plugin_page(name: str, cls: type[Any]) -> str:
@@ -38,10 +21,10 @@ def plugin_page(name: str, cls: type[Any]) -> str:
     parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__})\n\n{inspect.getdoc(cls)}\n\n"]
     rows = list(option_rows(cls))
     if rows:
-        table = _table("option", "type", "default", "meaning")
+        options = table("option", "type", "default", "meaning")
         for row in rows:
-            table.add_row(*row)
-        parts.append(_text(table))
+            options.add_row(*row)
+        parts.append(render(options))
     else:
         parts.append("It has no options.\n")
     events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), "detkernel_impl")]
@@ -98,20 +81,3 @@ def _bounds(metadata: Any) -> str:
     if metadata.get("choices"):
         found.append("one of " + ", ".join(json.dumps(choice) for choice in metadata["choices"]))
     return f" ({', '.join(found)})" if found else ""
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, no_wrap=number == 0, overflow="fold")
-    return table
-
-
-def _text(table: Table) -> str:
-    """The table at the terminal's width (wide where the output is no terminal), with colour only on a terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(file=io.StringIO(), width=200)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
