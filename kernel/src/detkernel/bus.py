@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from traceback import walk_tb
 from types import CodeType
 from typing import Any, cast
@@ -128,6 +129,37 @@ class Bus:
                 failures.append(error)
         return failures
 
+    def intercept(
+        self,
+        event: Callable[[str], AbstractContextManager[None]],
+        implementation: Callable[[str, Callable[..., Any]], Callable[..., Any]],
+    ) -> Callable[[], None]:
+        """Put `event(name)` around every event and `implementation(plugin, function)` in place of every function
+        (wrappers excepted: they suspend). Returns what undoes it."""
+        calls: list[AbstractContextManager[None]] = []
+        originals: list[tuple[Any, Any]] = []
+
+        def before(name: str, _impls: Any, _arguments: Any) -> None:
+            calls.append(event(name))
+            calls[-1].__enter__()
+
+        def after(_outcome: Any, _name: str, _impls: Any, _arguments: Any) -> None:
+            calls.pop().__exit__(None, None, None)
+
+        undo_monitoring = self._manager.add_hookcall_monitoring(before, after)
+        for name in self.event_names():
+            for impl in self._caller(name).get_hookimpls():
+                if not impl.wrapper:
+                    originals.append((impl, impl.function))
+                    _replace(impl, implementation(impl.plugin_name, impl.function))
+
+        def undo() -> None:
+            undo_monitoring()
+            for impl, function in originals:
+                _replace(impl, function)
+
+        return undo
+
     def attribute(self, error: BaseException, place: str = "") -> None:
         """Note on an exception which plugin raised it, in which event. Costs nothing until something fails."""
         notes = getattr(error, "__notes__", [])
@@ -136,7 +168,7 @@ class Bus:
         codes: dict[CodeType, list[Any]] = {}
         for event in self.event_names():
             for impl in self._caller(event).get_hookimpls():
-                codes.setdefault(impl.function.__code__, []).append(impl)
+                codes.setdefault(inspect.unwrap(impl.function).__code__, []).append(impl)
         for frame, _ in walk_tb(error.__traceback__):
             for impl in codes.get(frame.f_code, []):
                 if frame.f_locals.get("self", impl.plugin) is impl.plugin:
@@ -176,6 +208,10 @@ _EXAMPLES = {
     "build_loader": "`data: {use: loader, train: {use: shapes}}`",
     "train_step": "`model: {use: faster_rcnn}`",
 }
+
+
+def _replace(impl: Any, function: Callable[..., Any]) -> None:
+    setattr(impl, "function", function)  # noqa: B010 - final to type checkers only
 
 
 def _event_sources(plugins: Iterable[object]) -> list[type]:

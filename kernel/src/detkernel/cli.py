@@ -59,15 +59,20 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @CONFIG
 @OVERRIDES
 @click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
-def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
+@click.option("--trace", type=int, metavar="N", help="print every event of the first N iterations, with its times")
+def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, trace: int | None) -> None:
     """Train: CONFIG is a YAML file, or package:path for one that an installed package ships.
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
     if nproc_per_node is not None and "LOCAL_RANK" not in os.environ:
         _launch(nproc_per_node)
-    state = _kernel(_load(config, overrides)).run()
-    sys.exit(state.exit_status)
+    kernel = _kernel(_load(config, overrides))
+    if trace is not None:
+        from detkernel.trace import Tracer
+
+        Tracer(kernel.state, trace)
+    sys.exit(kernel.run().exit_status)
 
 
 @cli.command()
