@@ -1,1 +1,1 @@
-"""Devices, seeds and many processes, for detkernel."""
+"""Where a run happens: device, seeds, threads, precision, and many processes on torch's own engine."""

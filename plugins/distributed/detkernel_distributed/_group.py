@@ -1,0 +1,133 @@
+"""Several processes: how they find each other, agree to stop, and fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from detkernel import Run, UserError
+from torch.distributed.rendezvous import rendezvous
+
+from detkernel_distributed._watch import Watch
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_BRIEF = timedelta(seconds=5)
+"""How long a failing process tries to tell the others."""
+
+
+@attrs.frozen
+class Places:
+    """This process among its peers, as torchrun says in the environment."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Places:
+        """Raises UserError when only some of the variables are there, or they are no numbers."""
+        given = os.environ if environment is None else environment
+        if "RANK" not in given and "WORLD_SIZE" not in given:
+            return cls()
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        wrong = [name for name in names if not given.get(name, "").isdecimal()]
+        if wrong:
+            raise UserError(
+                f"the environment sets some of {', '.join(names)}, but {' and '.join(wrong)} is no number: "
+                "start several processes with torchrun or `detkernel run --nproc-per-node`, or unset them all"
+            )
+        return cls(*(int(given[name]) for name in names))
+
+
+@attrs.define(eq=False)
+class Group:
+    """The process group of a run, and a second one on the CPU over which the processes agree to stop.
+
+    A stop must fall on the same iteration everywhere, or the others wait for a process that has left. So a process
+    that wants to stop says so, and all of them do at the end of the iteration after. The question travels while the
+    next iteration is computed: nobody waits for it, and no GPU is synchronised.
+    """
+
+    _store: Store
+    _rank: int
+    _control: Any
+    watch: Watch
+    _question: Any = None
+    _answer: torch.Tensor | None = None
+
+    @classmethod
+    def start(cls, run: Run, places: Places, minutes: float) -> Group:
+        """Meet the other processes. Raises UserError if they do not come in time."""
+        timeout = timedelta(minutes=minutes)
+        backend = "nccl" if run.device.type == "cuda" else "gloo"
+        try:
+            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            device = run.device if backend == "nccl" else None
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
+            )
+            control = dist.new_group(backend="gloo", timeout=timeout)
+        except (dist.DistError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"rank {places.rank}: the {places.world_size} processes did not meet at {where}: {error}"
+            ) from None
+        watch = Watch(run, store.clone(), minutes * 60)
+        watch.start()
+        return cls(store, rank, control, watch)
+
+    def agree_soon(self, run: Run) -> None:
+        """Ask everybody whether to stop, and act on the answer to the question of an iteration ago."""
+        self._settle(run)
+        self._ask(run)
+
+    def agree_now(self, run: Run) -> None:
+        """Ask everybody whether to stop, and wait for the answer."""
+        self.agree_soon(run)
+        self._settle(run)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Tell the others why this process fails, or learn which one failed first; then leave them."""
+        text = f"rank {self._rank} failed in iteration {run.iter}: {type(error).__name__}: {error}"
+        try:
+            self._store.set_timeout(_BRIEF)
+            first = self._store.compare_set("detkernel/failed", "", text).decode()
+        except dist.DistError:
+            first = text  # the process that held the store is gone, and its message with it
+        if first != text:
+            error.add_note(f"this process failed because another did: {first}")
+            run.log.error("rank %d stops, because %s", self._rank, first)
+        self.close(failed=True)
+
+    def close(self, failed: bool = False) -> None:
+        """Leave the group; twice is fine."""
+        self.watch.stop()
+        if dist.is_initialized():
+            group = dist.group.WORLD
+            if failed and group is not None and dist.get_backend() == "nccl":
+                group.abort()  # it would wait for the collectives that the others never join
+            dist.destroy_process_group()
+
+    def _ask(self, run: Run) -> None:
+        if run.stop_reason is not None:
+            self._store.set("detkernel/stop", json.dumps([run.stop_reason, run.exit_status]))
+        self._answer = torch.tensor([float(run.stop_reason is not None)])
+        run.stop_reason, run.exit_status = None, 0
+        self._question = dist.all_reduce(self._answer, group=self._control, async_op=True)
+
+    def _settle(self, run: Run) -> None:
+        if self._question is None or self._answer is None:
+            return
+        self._question.wait()
+        if self._answer.item():
+            reason, status = json.loads(self._store.get("detkernel/stop"))
+            run.stop(reason, status)
+        self._question = None

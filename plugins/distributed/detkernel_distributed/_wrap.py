@@ -1,0 +1,79 @@
+"""From a model to one that trains: moved, normalised together, compiled, and wrapped for several processes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from detkernel import Run, UserError, wrong
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from detkernel_distributed.device import Device
+
+_UNREDUCED = "Expected to have finished reduction in the prior iteration"
+_INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")
+_SHOWN = 12
+
+
+def prepare(options: Device, run: Run) -> nn.Module:
+    """The model as used in training; a test needs no wrapper."""
+    model: nn.Module = run.model.to(run.device)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    many = run.world_size > 1 and run.mode != "test"
+    if options.sync_batchnorm and many:
+        if run.device.type == "cpu":
+            raise wrong(
+                options, "sync_batchnorm", "torch synchronises batch norm on GPUs only, and this run is on the CPU"
+            )
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if options.compile:
+        model.compile()
+    return _distributed(options, run, model) if many else model
+
+
+def _distributed(options: Device, run: Run, model: nn.Module) -> nn.Module:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("every parameter of the model is frozen: there is nothing to train on several processes")
+    return DistributedDataParallel(
+        model,
+        device_ids=[run.device.index] if run.device.type == "cuda" else None,
+        find_unused_parameters=options.find_unused_parameters,
+        static_graph=options.static_graph,
+        gradient_as_bucket_view=True,
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without its wrapper for several processes."""
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: in training each updates its own running statistics."""
+    with torch.no_grad():
+        works = [dist.broadcast(buffer, src=0, async_op=True) for buffer in model.buffers()]
+    for work in works:
+        if work is not None:
+            work.wait()
+
+
+def explained(options: Device, run: Run, error: RuntimeError) -> UserError | None:
+    """The message for an error of DDP over parameters without gradient, with their names; None for any other error."""
+    if _UNREDUCED not in str(error):
+        return None
+    found = _INDICES.search(str(error))
+    names = [name for name, parameter in run.bare_model.named_parameters() if parameter.requires_grad]
+    unused = [names[int(index)] for index in found[2].split()] if found else []
+    shown = ", ".join(unused[:_SHOWN]) + (f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else "")
+    return wrong(
+        options,
+        "find_unused_parameters",
+        f"{len(unused) or 'some'} parameters took no part in the loss of iteration {run.iter} on rank {run.rank}: "
+        f"{shown}. Freeze them (requires_grad: false), use them, or set find_unused_parameters: true",
+    )

@@ -1,0 +1,179 @@
+"""The `device` plugin: the first to be called, it gives everybody else a device, seeds and peers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from detkernel import Run, hookimpl, option, plugin, state
+from detkernel.detection import Batch, Detections, Losses
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from detkernel_distributed._group import Group
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@plugin
+class Device:
+    """Where the run happens: device, seeds, threads, precision of matrix products, process group."""
+
+    priority = "highest"
+    state_per_rank: ClassVar[bool] = True
+    """Every process has random numbers of its own; the checkpoint keeps them all."""
+    resume_neutral: ClassVar[tuple[str, ...]] = ("timeout",)
+
+    device: str = option(default="auto", help="'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:1'")
+    deterministic: bool = option(
+        default=False, help="only algorithms whose results repeat bit for bit; an operation that has none is an error"
+    )
+    threads: int | None = option(default=None, at_least=1, help="CPU threads of one operation; null: torch decides")
+    tf32: bool = option(default=True, help="let GPUs multiply float32 matrices as TF32: faster, 10 bits of mantissa")
+    channels_last: bool = option(default=True, help="keep the model's weights channels-last, which is faster")
+    compile: bool = option(default=False, help="compile the model with torch.compile")
+    sync_batchnorm: bool = option(default=False, help="batch norm over the pictures of all processes (GPUs only)")
+    find_unused_parameters: bool = option(
+        default=False, help="several processes: some parameters get no gradient in some iterations"
+    )
+    static_graph: bool = option(
+        default=False, help="several processes: the same parameters are used in every iteration; faster"
+    )
+    timeout: float = option(default=30, above=0, help="minutes that a process waits for the others before it fails")
+
+    _undo: ExitStack | None = state(default=None)
+    _group: Group | None = state(default=None)
+    _wrapped: Any = state(default=None)
+    _cuda: bool = state(default=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or such as 'cuda:1', got '{self.device}'")
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        from detkernel_distributed import _group, _settings
+
+        places = _group.Places.from_environment()
+        run.device = _settings.choose(self, places)
+        self._cuda = run.device.type == "cuda"
+        run.rank, run.world_size = places.rank, places.world_size
+        self._undo = _settings.apply(self, run.device)
+        _settings.seed(run.seed + run.rank)
+        if places.world_size > 1:
+            self._group = _group.Group.start(run, places, minutes=self.timeout)
+
+    @hookimpl(trylast=True)
+    def prepare_model(self, run: Run) -> None:
+        """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
+        from detkernel_distributed import _wrap
+
+        run.model = _wrap.prepare(self, run)
+
+    @hookimpl
+    def before_run(self, run: Run) -> None:
+        run.model.train()
+        run.scalars["memory"] = self._memory
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(run.device)
+
+    @hookimpl
+    def before_train_iter(self, run: Run, batch: Batch) -> None:
+        self._receive(run, batch)
+
+    @hookimpl
+    def before_val_iter(self, run: Run, batch: Batch) -> None:
+        self._receive(run, batch)
+
+    @hookimpl(wrapper=True)
+    def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
+        try:
+            return (yield)
+        except RuntimeError as error:
+            from detkernel_distributed import _wrap
+
+            raise _wrap.explained(self, run, error) or error from None
+
+    @hookimpl(wrapper=True)
+    def val_step(self) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
+        # Not inference_mode: a tensor made there and kept (a cached anchor, say) could not be trained with.
+        import torch
+
+        with torch.no_grad():
+            return (yield)
+
+    @hookimpl(trylast=True)
+    def after_train_iter(self, run: Run) -> None:
+        if self._group is not None:
+            self._group.agree_soon(run)
+
+    @hookimpl(trylast=True)
+    def before_val_epoch(self, run: Run) -> None:
+        """Behind all others, who may swap weights in: every process detects with the first one's buffers.
+
+        A validation uses the bare model: processes may have different numbers of batches, and the wrapper would wait
+        for the others in every forward.
+        """
+        run.model.eval()
+        if self._group is not None:
+            from detkernel_distributed import _wrap
+
+            self._wrapped, run.model = run.model, _wrap.unwrapped(run.model)
+            _wrap.share_buffers(run.model)
+
+    @hookimpl(tryfirst=True)
+    def after_val_epoch(self, run: Run) -> None:
+        if self._wrapped is not None:
+            run.model, self._wrapped = self._wrapped, None
+        if run.mode != "test":
+            run.model.train()
+
+    @hookimpl(trylast=True)
+    def after_train_epoch(self, run: Run) -> None:
+        if self._group is not None:
+            self._group.agree_now(run)
+
+    @hookimpl
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """Leave the process group, so that the others fail at once and do not wait for this process."""
+        if self._group is not None:
+            self._group.fail(run, error)
+
+    @hookimpl(trylast=True)
+    def after_run(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        if self._undo is not None:
+            self._undo.close()
+
+    @hookimpl
+    def summary(self, run: Run) -> Mapping[str, str]:
+        from detkernel_distributed import _settings
+
+        return {"device": _settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators of Python, NumPy, torch and the GPU, of this process."""
+        from detkernel_distributed import _random
+
+        return _random.state_dict(self._cuda)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        from detkernel_distributed import _random
+
+        _random.load_state_dict(state, self._cuda)
+
+    def _receive(self, run: Run, batch: Batch) -> None:
+        batch.move(run.device, non_blocking=True)
+        if self._group is not None:
+            self._group.watch.beats += 1
+
+    def _memory(self) -> float:
+        from detkernel_distributed import _settings
+
+        return _settings.peak_memory(self._cuda)
