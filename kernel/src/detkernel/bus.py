@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from traceback import walk_tb
 from types import CodeType
@@ -21,8 +21,35 @@ ONE_PROVIDER = "build_model"
 NEEDED = ("build_model", "build_loader", "train_step")
 
 
+EACH = ("on_error", "after_run")
+"""Events that reach every plugin, even when one of them fails."""
+
+
 class _Manager(pluggy.PluginManager):
-    """Looks for implementations on the class, so that registering evaluates no property of the instance."""
+    """Looks for implementations on the class, so that registering evaluates no property of the instance, and returns
+    the failures of the events in `EACH` in place of their results."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self._multicall = self._inner_hookexec
+        self._inner_hookexec = self._execute
+
+    def _execute(
+        self,
+        hook_name: str,
+        hook_impls: Sequence[pluggy.HookImpl],
+        caller_kwargs: Mapping[str, object],
+        firstresult: bool,
+    ) -> object:
+        if hook_name not in EACH:
+            return self._multicall(hook_name, hook_impls, caller_kwargs, firstresult)
+        failures: list[BaseException] = []
+        for impl in reversed(hook_impls):
+            try:
+                self._multicall(hook_name, [impl], caller_kwargs, False)
+            except BaseException as error:
+                failures.append(error)
+        return failures
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         if not inspect.isroutine(inspect.getattr_static(type(plugin), name, None)):
@@ -55,7 +82,7 @@ class Bus:
             name: (priorities or {}).get(name) or getattr(plugin, "priority", "normal")
             for name, plugin in self.plugins.items()
         }
-        self._manager = _Manager(PROJECT)
+        self._manager = _Manager()
         # As an instance: registering the class makes pluggy warn at every call, at 30 us each.
         self._manager.add_hookspecs(cast(type, Events()))
         for source in _event_sources(self.plugins.values()):
@@ -118,29 +145,24 @@ class Bus:
                 )
 
     def each(self, event: str, **arguments: Any) -> list[BaseException]:
-        """Fire an event plugin by plugin, going on when one fails; return what was raised."""
-        failures: list[BaseException] = []
-        for impl in self.implementations(event):
-            others = [plugin for name, plugin in self.plugins.items() if name != impl.name]
-            try:
-                self._manager.subset_hook_caller(event, others)(**arguments)
-            except BaseException as error:
-                self.attribute(error)
-                failures.append(error)
+        """Fire an event of `EACH`; return what was raised, attributed."""
+        failures: list[BaseException] = getattr(self._manager.hook, event)(**arguments)
+        for error in failures:
+            self.attribute(error)
         return failures
 
     def intercept(
         self,
-        event: Callable[[str], AbstractContextManager[None]],
+        event: Callable[[str, Mapping[str, Any]], AbstractContextManager[None]],
         implementation: Callable[[str, Callable[..., Any]], Callable[..., Any]],
     ) -> Callable[[], None]:
-        """Put `event(name)` around every event and `implementation(plugin, function)` in place of every function
-        (wrappers excepted: they suspend). Returns what undoes it."""
+        """Put `event(name, arguments)` around every event, and `implementation(plugin, function)` in place of every
+        function (wrappers excepted: they suspend). Returns what undoes it."""
         calls: list[AbstractContextManager[None]] = []
         originals: list[tuple[Any, Any]] = []
 
-        def before(name: str, _impls: Any, _arguments: Any) -> None:
-            calls.append(event(name))
+        def before(name: str, _impls: Any, arguments: Mapping[str, Any]) -> None:
+            calls.append(event(name, arguments))
             calls[-1].__enter__()
 
         def after(_outcome: Any, _name: str, _impls: Any, _arguments: Any) -> None:

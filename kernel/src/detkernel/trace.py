@@ -46,7 +46,7 @@ class Tracer:
         self._stop: Callable[[], None] | None = run.bus.intercept(self._event, self._implementation)
 
     @contextmanager
-    def _event(self, event: str) -> Iterator[None]:
+    def _event(self, event: str, _arguments: object) -> Iterator[None]:
         if event == "before_train_iter" and self.run.iter >= self.last:
             self.finish()
         with self._timed(event):

@@ -1,15 +1,4 @@
-"""For plugin authors: a whole run, in process, in a fraction of a second.
-
-    from detkernel.testing import tiny_run
-
-    def test_stops_on_nan(tmp_path):
-        run = tiny_run({"mine": MyHook(threshold=3)}, until="4 iters", work_dir=tmp_path)
-        assert run.iter == 2
-
-`tiny_run` adds what is missing of a model (`TinyDetector`: one box a picture), data (`TinyData`: one coloured rectangle
-on a small dark picture) and stepping (`TinySgd`). torch is imported by its name, when a run needs it: the kernel itself
-knows none.
-"""
+"""A whole run of tiny parts, in process, in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -24,6 +13,7 @@ from detkernel.loop import Kernel
 from detkernel.plugin import hookimpl, option, plugin, state
 from detkernel.run import Mode, Run, RunOptions
 from detkernel.span import Span
+from detkernel.testing.record import Recorder
 
 
 @plugin
@@ -38,6 +28,7 @@ class TinyDataset(Dataset):
     def load(self) -> None:
         self.classes = ("red", "green", "blue")
         draw = random.Random(self.seed)
+        self._boxes.clear()
         for _ in range(self.size):
             x, y = draw.randrange(self.side // 2), draw.randrange(self.side // 2)
             self._boxes.append((x, y, x + self.side // 4 + draw.randrange(8), y + self.side // 4 + draw.randrange(8)))
@@ -191,6 +182,7 @@ def tiny_kernel(
     validate: str | None = None,
     work_dir: Path | str = "runs/tiny",
     seed: int = 0,
+    recorder: Recorder | None = None,
 ) -> Kernel:
     """A kernel with the given plugins by name, and tiny ones for what a run needs and none of them provides."""
     active = dict(plugins or {})
@@ -204,12 +196,12 @@ def tiny_kernel(
             active[name] = make()
     every = Span.parse(validate) if validate else None
     options = RunOptions(until=Span.parse(until), validate=every, work_dir=Path(work_dir), seed=seed)
-    return Kernel(active, options)
+    kernel = Kernel(active, options)
+    if recorder is not None:
+        recorder.attach(kernel.state.bus)
+    return kernel
 
 
 def tiny_run(plugins: Mapping[str, object] | None = None, **options: Any) -> Run:
-    """Train a `tiny_kernel` and return its run."""
+    """Train a `tiny_kernel` (same arguments) and return its run."""
     return tiny_kernel(plugins, **options).run()
-
-
-__all__ = ["TinyData", "TinyDataset", "TinyDetector", "TinyLoader", "TinySgd", "make_batch", "tiny_kernel", "tiny_run"]
