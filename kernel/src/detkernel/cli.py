@@ -169,6 +169,25 @@ def schema(output: Path | None) -> None:
         write_atomic(output, text)
 
 
+@cli.command("new-plugin")
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["model", "dataset", "transform", "evaluator", "hook", "command"]),
+    default="hook",
+    show_default=True,
+    help="what it is",
+)
+def new_plugin(name: str, kind: Any) -> None:
+    """Start a plugin: a small, complete, tested project in a folder NAME."""
+    from detkernel import scaffold
+
+    written = scaffold.new_plugin(name, kind, Path())
+    for path in written:
+        click.echo(f"wrote {path}")
+    click.echo(f"next: cd {written[0].parent} && pip install -e .[test] && pytest")
+
+
 def _load(config: str, overrides: tuple[str, ...]) -> Config:
     from detkernel.config import load
 

@@ -102,7 +102,7 @@ class TinyData:
 
     @hookimpl
     def build_loader(self, run: Run, mode: Mode) -> Loader:
-        dataset = self.dataset or TinyDataset(seed=run.seed)
+        dataset = TinyDataset(seed=run.seed) if self.dataset is None else self.dataset  # one not loaded is empty: false
         if not dataset.classes:
             dataset.load()
         return TinyLoader(dataset, self.batch_size, run.seed, shuffle=mode == "train")

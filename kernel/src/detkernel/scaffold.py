@@ -1,0 +1,69 @@
+"""`detkernel new-plugin NAME`: a small, complete, tested project to start from."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from detkernel.errors import UserError, relative
+from detkernel.files import write_atomic
+
+Kind = Literal["model", "dataset", "transform", "evaluator", "hook", "command"]
+
+_NEEDS: dict[Kind, tuple[str, ...]] = {
+    "model": ("torch>=2.9",),
+    "dataset": ("torch>=2.9", "numpy>=2", "pillow>=11"),
+    "transform": ("torch>=2.9",),
+    "evaluator": ("torch>=2.9", "torchvision>=0.24"),
+    "hook": ("torch>=2.9",),
+    "command": ("click>=8.1",),
+}
+_USAGE: dict[Kind, str] = {
+    "model": "In a config:\n\n```yaml\nmodel: {use: my_plugin, width: 32}\n```",
+    "dataset": "In a config:\n\n```yaml\ndata:\n  use: loader\n  train: {use: my_plugin, csv: boxes.csv}\n```",
+    "transform": "In a config:\n\n```yaml\ndata:\n  train_transforms: [{use: my_plugin, prob: 0.3}]\n```",
+    "evaluator": "In a config:\n\n```yaml\nrecall: {use: my_plugin, iou: 0.7}\n```",
+    "hook": "In a config:\n\n```yaml\nmy_plugin: {threshold: 0.2}\n```",
+    "command": "Then `detkernel my-plugin runs/mine` lists the checkpoints of a run.",
+}
+
+
+def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
+    """Write the project into `folder/NAME`; return its files. Raises `UserError` for a bad name or a folder in use."""
+    words = [word for word in re.split(r"[-_ .]+", name.lower()) if word]
+    module = "_".join(words)
+    if not module.isidentifier() or keyword.iskeyword(module):
+        raise UserError(f"'{name}': expected a name of letters, digits and dashes, such as my-plugin")
+    root = folder / "-".join(words)
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"{relative(root)} exists and is not empty; choose another name, or remove it")
+    names = {"my_plugin": module, "my-plugin": "-".join(words), "MyPlugin": "".join(map(str.capitalize, words))}
+    needs = "".join(f', "{need}"' for need in _NEEDS[kind])
+    command = kind == "command"
+    fields = {
+        "@needs@": needs,
+        "@group@": "commands" if command else "plugins",
+        "@object@": "my_plugin" if command else "MyPlugin",
+        "@kind@": kind,
+        "@listed@": "--help" if command else "plugins",
+        "@usage@": _USAGE[kind],
+    }
+    written = []
+    for template, target in (
+        ("pyproject.toml", "pyproject.toml"),
+        ("README.md", "README.md"),
+        (f"{kind}.py", "my_plugin.py"),
+        (f"{kind}_test.py", "test_my_plugin.py"),
+    ):
+        text = (files("detkernel") / "templates" / f"{template}.txt").read_text(encoding="utf-8")
+        for mark, value in {**fields, **names}.items():
+            text = text.replace(mark, value)
+        if command and template == "pyproject.toml":
+            text = text.replace(f"\n{module} = ", f"\n{'-'.join(words)} = ")  # commands are written with dashes
+        path = root / target.replace("my_plugin", module)
+        write_atomic(path, text)
+        written.append(path)
+    return written
