@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import attrs
 import torch
 import torch.distributed as dist
 from detkernel import Run, UserError
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from detkernel_distributed._watch import Watch
@@ -19,6 +21,8 @@ from detkernel_distributed._watch import Watch
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+_runs = itertools.count()
+"""One process may run several times (train, then test): each has its own corner of the store."""
 _BRIEF = timedelta(seconds=5)
 """How long a failing process tries to tell the others."""
 
@@ -70,6 +74,7 @@ class Group:
         backend = "nccl" if run.device.type == "cuda" else "gloo"
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            store = PrefixStore(f"detkernel/{next(_runs)}", store)
             device = run.device if backend == "nccl" else None
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
@@ -99,7 +104,7 @@ class Group:
         text = f"rank {self._rank} failed in iteration {run.iter}: {type(error).__name__}: {error}"
         try:
             self._store.set_timeout(_BRIEF)
-            first = self._store.compare_set("detkernel/failed", "", text).decode()
+            first = self._store.compare_set("failed", "", text).decode()
         except dist.DistError:
             first = text  # the process that held the store is gone, and its message with it
         if first != text:
@@ -118,7 +123,7 @@ class Group:
 
     def _ask(self, run: Run) -> None:
         if run.stop_reason is not None:
-            self._store.set("detkernel/stop", json.dumps([run.stop_reason, run.exit_status]))
+            self._store.set("stop", json.dumps([run.stop_reason, run.exit_status]))
         self._answer = torch.tensor([float(run.stop_reason is not None)])
         run.stop_reason, run.exit_status = None, 0
         self._question = dist.all_reduce(self._answer, group=self._control, async_op=True)
@@ -128,6 +133,6 @@ class Group:
             return
         self._question.wait()
         if self._answer.item():
-            reason, status = json.loads(self._store.get("detkernel/stop"))
+            reason, status = json.loads(self._store.get("stop"))
             run.stop(reason, status)
         self._question = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -36,30 +37,33 @@ class Watch(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        seen, since, number = 0, time.monotonic(), 0
+        seen, since, reported = 0, time.monotonic(), False
         while not self._left.wait(min(1.0, self._patience / 4)):
             if self.beats != seen:
-                seen, since = self.beats, time.monotonic()
-            elif time.monotonic() - since > self._patience:
-                number += 1
-                self._report(number)
-                since = time.monotonic()
+                if reported:
+                    self._say("moving")
+                seen, since, reported = self.beats, time.monotonic(), False
+            elif not reported and time.monotonic() - since > self._patience:
+                reported = True
+                self._say(self._place())
+                if self._run.rank == 0:
+                    self._report()
 
-    def _report(self, number: int) -> None:
-        key = f"detkernel/hang/{number}"
-        try:
-            self._store.set(f"{key}/{self._run.rank}", self._place())
-            if self._run.rank != 0 or self._left.wait(min(5.0, self._patience / 2)):
-                return
-            lines = [self._line(f"{key}/{rank}", rank) for rank in range(self._run.world_size)]
-        except dist.DistError:
-            return  # the store went with its process; the run is ending
-        log = self._run.log
-        log.warning("nothing has moved for %.0f s; the processes are at:\n%s", self._patience, "\n".join(lines))
+    def _report(self) -> None:
+        if self._left.wait(min(5.0, self._patience / 2)):  # until the others have spoken
+            return
+        places = "\n".join(f"  rank {rank}: {self._said(rank)}" for rank in range(self._run.world_size))
+        self._run.log.warning("nothing has moved for %.0f s; the processes are at:\n%s", self._patience, places)
 
-    def _line(self, key: str, rank: int) -> str:
-        said = self._store.get(key).decode() if self._store.check([key]) else "still moving, or gone"
-        return f"  rank {rank}: {said}"
+    def _say(self, place: str) -> None:
+        with suppress(dist.DistError):  # the store went with its process: the run is ending
+            self._store.set(f"hang/{self._run.rank}", place)
+
+    def _said(self, rank: int) -> str:
+        with suppress(dist.DistError):
+            if self._store.check([f"hang/{rank}"]):
+                return self._store.get(f"hang/{rank}").decode()
+        return "moving, or gone"
 
     def _place(self) -> str:
         """Where the main thread is: the innermost frames outside of torch."""

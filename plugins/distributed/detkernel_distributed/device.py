@@ -61,7 +61,7 @@ class Device:
         self._cuda = run.device.type == "cuda"
         run.rank, run.world_size = places.rank, places.world_size
         self._undo = _settings.apply(self, run.device)
-        _settings.seed(run.seed + run.rank)
+        _settings.seed(run.seed)
         if places.world_size > 1:
             self._group = _group.Group.start(run, places, minutes=self.timeout)
 
@@ -74,6 +74,10 @@ class Device:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
+        """Models are built alike everywhere; from here on, each process draws numbers of its own."""
+        from detkernel_distributed import _settings
+
+        _settings.seed(run.seed + run.rank)
         run.model.train()
         run.scalars["memory"] = self._memory
         if self._cuda:
@@ -125,12 +129,16 @@ class Device:
             self._wrapped, run.model = run.model, _wrap.unwrapped(run.model)
             _wrap.share_buffers(run.model)
 
-    @hookimpl(tryfirst=True)
-    def after_val_epoch(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def after_val_epoch(self, run: Run) -> Generator[None, None, None]:
+        """Before all others, the model is back in training; behind them, everybody stops if one wants to."""
         if self._wrapped is not None:
             run.model, self._wrapped = self._wrapped, None
         if run.mode != "test":
             run.model.train()
+        yield
+        if self._group is not None:
+            self._group.agree_now(run)
 
     @hookimpl(trylast=True)
     def after_train_epoch(self, run: Run) -> None:

@@ -1,0 +1,189 @@
+"""One process: where it runs, its seeds, its random numbers, and what it sets back."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detkernel import ConfigError, hookimpl, plugin, state
+from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_distributed.device import Device
+
+
+@plugin
+class Probe:
+    """Writes down what other plugins see."""
+
+    seen: list = state(factory=list)
+    _random: list = state(factory=list)
+
+    @hookimpl
+    def setup(self):
+        self._random += [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    @hookimpl
+    def before_train_iter(self, run, batch):
+        self.seen.append(("train", run.model.training, torch.is_grad_enabled()))
+
+    @hookimpl
+    def before_val_iter(self, run, batch):
+        self.seen.append(("val", run.model.training, torch.is_grad_enabled()))
+
+
+def test_the_model_is_in_the_right_mode_around_a_validation(tmp_path: Path):
+    probe = Probe()
+    run = tiny_run(
+        {"device": Device(device="cpu"), "probe": probe}, until="2 iters", validate="1 iter", work_dir=tmp_path
+    )
+    modes = [
+        seen
+        for seen, before in zip(probe.seen, [None, *probe.seen], strict=False)
+        if before is None or seen[0] != before[0]
+    ]
+    assert modes == [("train", True, True), ("val", False, True)] * 2
+    assert run.model.training
+    assert run.device == torch.device("cpu")
+
+
+def test_a_test_leaves_the_model_in_eval_mode(tmp_path: Path):
+    kernel = tiny_kernel({"device": Device(), "probe": (probe := Probe())}, work_dir=tmp_path)
+    run = kernel.test()
+    assert probe.seen[0] == ("val", False, True)
+    assert run.mode == "test"
+
+
+@plugin
+class Gradless:
+    """Looks at the gradient mode inside a step."""
+
+    enabled: list = state(factory=list)
+    priority = "high"
+
+    @hookimpl
+    def train_step(self):
+        self.enabled.append(torch.is_grad_enabled())
+
+    @hookimpl
+    def val_step(self):
+        self.enabled.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+
+
+def test_validation_steps_run_without_gradients_and_without_inference_mode(tmp_path: Path):
+    gradless = Gradless()
+    tiny_run({"device": Device(), "g": gradless}, until="1 iter", validate="1 iter", work_dir=tmp_path)
+    assert set(gradless.enabled) == {True, (False, False)}
+
+
+@plugin
+class OwnTrain:
+    """A model that keeps its norm layers in eval mode, as detectors with frozen norms do."""
+
+    @hookimpl
+    def prepare_model(self, run):
+        norm = run.model[0][1]
+        norm.train = lambda mode=True: type(norm).train(norm, False)
+
+
+def test_a_model_that_keeps_its_norms_frozen_is_left_in_peace(tmp_path: Path):
+    run = tiny_run({"device": Device(), "own": OwnTrain()}, until="2 iters", validate="1 iter", work_dir=tmp_path)
+    assert run.model.training
+    assert not run.model[0][1].training
+    assert run.model[0][1].num_batches_tracked == 0
+
+
+def test_every_generator_follows_from_the_seed(tmp_path: Path):
+    drawn = []
+    for seed in (3, 3, 4):
+        probe = Probe()
+        tiny_run({"device": Device(), "probe": probe}, until="1 iter", seed=seed, work_dir=tmp_path)
+        drawn.append(probe._random)
+    assert drawn[0] == drawn[1]
+    assert all(a != b for a, b in zip(drawn[1], drawn[2], strict=True))
+
+
+def test_a_seed_beyond_32_bits_is_taken(tmp_path: Path):
+    tiny_run({"device": Device()}, until="1 iter", seed=2**63 - 1, work_dir=tmp_path)
+
+
+def draw() -> list[float]:
+    numbers = [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())]
+    return [*numbers, *torch.rand(3).tolist(), float(torch.randn(()))]
+
+
+def test_random_numbers_go_on_from_a_saved_state(tmp_path: Path):
+    device = Device()
+    random.gauss(0, 1), np.random.randn()  # both now hold a second normal number back
+    torch.save(device.state_dict(), tmp_path / "state.pt")
+    expected = draw()
+    draw()
+    device.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draw() == expected
+
+
+def test_what_is_global_is_set_back_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    @plugin
+    class Look:
+        """Reads the settings."""
+
+        @hookimpl
+        def before_run(self):
+            seen.append(settings())
+
+    before = settings()
+    tiny_run({"device": Device(deterministic=True, threads=2), "look": Look()}, until="1 iter", work_dir=tmp_path)
+    assert seen == [(True, True, False, 2)]
+    assert settings() == before
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def settings() -> tuple[bool, bool, bool, int]:
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    threads = torch.get_num_threads()
+    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, fill, threads
+
+
+def test_a_workspace_that_is_not_reproducible_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG to be :4096:8 or :16:8, it is ':0:0'"):
+        tiny_run({"device": Device(deterministic=True)}, work_dir=tmp_path)
+
+
+def test_a_device_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="device: expected 'auto', 'cpu', 'cuda' or such as 'cuda:1', got 'gpu'"):
+        Device(device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"device: got 'cuda:1', but .*; use 'cpu'"):
+        tiny_run({"device": Device(device="cuda:1")}, work_dir=tmp_path)
+
+
+def test_half_an_environment_of_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(Exception, match="LOCAL_RANK and WORLD_SIZE is no number: start several processes with"):
+        tiny_run({"device": Device()}, work_dir=tmp_path)
+
+
+def test_check_says_where_it_would_run(tmp_path: Path):
+    summary = tiny_kernel({"device": Device(device="cpu", threads=1)}, work_dir=tmp_path).check()
+    assert summary["device"] == "cpu, 1 thread"
+    assert int(summary["memory"].split()[0].replace(",", "")) > 100
+
+
+def test_memory_is_a_scalar_in_megabytes(tmp_path: Path):
+    run = tiny_run({"device": Device(device="cpu")}, until="1 iter", work_dir=tmp_path)
+    assert 100 < run.scalars["memory"]() < 100_000
+
+
+def test_weights_are_channels_last_unless_told(tmp_path: Path):
+    for wanted in (True, False):
+        run = tiny_run({"device": Device(channels_last=wanted)}, until="1 iter", work_dir=tmp_path)
+        assert run.model[0][0].weight.is_contiguous(memory_format=torch.channels_last) is wanted

@@ -1,0 +1,235 @@
+"""Two processes, started by torchrun, on the CPU: they train as one, agree, and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
+
+HEAD = """
+import json, sys, time
+from pathlib import Path
+import torch
+from detkernel import hookimpl, option, plugin, state
+from detkernel.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
+from detkernel_distributed.device import Device
+
+out = Path(sys.argv[1])
+
+class Sharded:
+    def __init__(self, dataset, run):
+        self.dataset, self.rank, self.size = dataset, run.rank, run.world_size
+
+    def __len__(self):
+        return len(self.dataset) // self.size
+
+    def batches(self, epoch, start=0):
+        for number in range(start, len(self)):
+            yield make_batch(self.dataset, [number * self.size + self.rank])
+
+@plugin
+class ShardedData:
+    '''One picture a step and process.'''
+
+    @hookimpl
+    def build_loader(self, run, mode):
+        dataset = TinyDataset(size=8)
+        dataset.load()
+        return Sharded(dataset, run)
+
+def kernel(device, until="6 iters", validate=None, **plugins):
+    active = {"device": device, "data": ShardedData(), **plugins}
+    return tiny_kernel(active, until=until, validate=validate, work_dir=out)
+
+def report(run, **values):
+    (out / f"rank{run.rank}.json").write_text(json.dumps(values))
+
+def weights(run):
+    return [t.double().sum().item() for t in run.bare_model.parameters()]
+"""
+
+
+def torchrun(
+    tmp_path: Path, body: str, processes: int = 2, timeout: float = 60
+) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + textwrap.dedent(body))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        capture_output=True, text=True, timeout=timeout, env={**clean, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    said = [tmp_path / f"rank{rank}.json" for rank in range(processes)]
+    return done, [json.loads(path.read_text()) for path in said if path.exists()]
+
+
+SCENES = """
+@plugin
+class Saw:
+    '''Notes pictures, random numbers, and what a validation sees.'''
+    pictures: list = state(factory=list)
+    noise: list = state(factory=list)
+    seen: list = state(factory=list)
+
+    @hookimpl
+    def before_train_iter(self, run, batch):
+        self.pictures.extend(batch.indices)
+        self.noise.append(torch.rand(()).item())
+
+    @hookimpl(trylast=True)
+    def before_val_iter(self, run, batch):
+        if not self.seen or self.seen[-1][0] != run.iter:
+            mean = run.model[0][1].running_mean.double().sum().item()
+            self.seen.append([run.iter, mean, hasattr(run.model, "no_sync")])
+
+@plugin
+class StopAfterThree:
+    '''One of the processes has enough.'''
+    @hookimpl
+    def after_train_iter(self, run):
+        if run.rank == 1 and run.iter == 3:
+            run.stop("enough", exit_status=7)
+
+@plugin
+class StopInValidation:
+    '''Only the first process has the figures.'''
+    @hookimpl
+    def after_val_epoch(self, run):
+        if run.is_main:
+            run.stop("good enough")
+
+@plugin
+class Spare(TinyDetector):
+    '''A detector with a layer that no loss reaches.'''
+    @hookimpl
+    def build_model(self, run):
+        model = TinyDetector.build_model(self, run)
+        model.spare = torch.nn.Linear(2, 2)
+        model.forward = lambda x: torch.nn.Sequential.forward(model[:4], x)
+        return model
+
+saw = Saw()
+trained = kernel(Device(device="cpu"), until="2 epochs", validate="1 epoch", saw=saw).run()
+asked = kernel(Device(device="cpu"), until="100 iters", stop=StopAfterThree()).run()
+validated = kernel(Device(device="cpu"), until="100 iters", validate="2 iters", stop=StopInValidation()).run()
+spare = kernel(Device(device="cpu", find_unused_parameters=True), model=Spare()).run()
+tested = kernel(Device(device="cpu")).test()
+report(trained, weights=weights(trained), pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
+       size=trained.world_size, group_left=not torch.distributed.is_initialized(),
+       stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
+       spare=weights(spare), tested=tested.mode)
+"""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Five runs in one pair of processes, one after the other; what each process saw of them."""
+    done, ranks = torchrun(tmp_path_factory.mktemp("scenes"), SCENES)
+    assert done.returncode == 0, done.stderr
+    return ranks
+
+
+def test_two_processes_train_one_model_on_all_pictures(scenes: list[dict]):
+    first, second = scenes
+    assert first["weights"] == second["weights"]
+    assert first["size"] == second["size"] == 2
+    assert first["pictures"] == [0, 2, 4, 6] * 2
+    assert second["pictures"] == [1, 3, 5, 7] * 2
+    assert first["group_left"]
+
+
+def test_processes_draw_different_random_numbers(scenes: list[dict]):
+    assert not set(scenes[0]["noise"]) & set(scenes[1]["noise"])
+
+
+def test_processes_validate_the_bare_model_with_the_same_buffers(scenes: list[dict]):
+    assert scenes[0]["seen"] == scenes[1]["seen"]
+    assert [wrapped for _, _, wrapped in scenes[0]["seen"]] == [False, False]
+
+
+def test_processes_stop_on_the_same_iteration_for_the_same_reason(scenes: list[dict]):
+    assert [rank["stopped"] for rank in scenes] == [[4, "enough", 7]] * 2
+
+
+def test_a_stop_in_a_validation_is_taken_at_once_by_all(scenes: list[dict]):
+    assert [rank["stopped_late"] for rank in scenes] == [[2, "good enough"]] * 2
+
+
+def test_unused_parameters_are_allowed_when_told(scenes: list[dict]):
+    assert scenes[0]["spare"] == scenes[1]["spare"]
+
+
+def test_a_test_runs_on_many_processes(scenes: list[dict]):
+    assert [rank["tested"] for rank in scenes] == ["test", "test"]
+
+
+def test_what_cannot_work_on_many_processes_is_said(tmp_path: Path):
+    done, ranks = torchrun(
+        tmp_path,
+        SCENES[: SCENES.index("saw = Saw()")]
+        + textwrap.dedent("""
+        from detkernel import UserError
+        said = []
+        for device in Device(device="cpu", sync_batchnorm=True), Device(device="cpu"):
+            try:
+                run = kernel(device, model=Spare())
+                run.run()
+            except UserError as error:
+                said.append(str(error))
+        report(run.state, said=said)
+        """),
+    )
+    assert done.returncode == 0, done.stderr
+    for rank, said in enumerate(ranks):
+        norm, unused = said["said"]
+        assert "torch synchronises batch norm on GPUs only" in norm
+        assert (
+            f"2 parameters took no part in the loss of iteration 1 on rank {rank}: spare.weight, spare.bias" in unused
+        )
+        assert "set find_unused_parameters: true" in unused
+
+
+def test_a_rank_that_fails_takes_the_others_down_and_its_error_is_told(tmp_path: Path):
+    done, _ = torchrun(tmp_path, """
+        import logging
+        logging.basicConfig()
+        @plugin
+        class Break:
+            '''Fails in one process only.'''
+            @hookimpl
+            def before_train_iter(self, run):
+                if run.rank == 1 and run.iter == 3:
+                    raise OSError("the lights went out")
+
+        kernel(Device(device="cpu"), broken=Break()).run()
+    """, timeout=40)  # fmt: skip
+    assert done.returncode != 0
+    assert "rank 0 stops, because rank 1 failed in iteration 3: OSError: the lights went out" in done.stderr
+
+
+def test_a_hang_names_the_rank_and_the_place(tmp_path: Path):
+    done, _ = torchrun(tmp_path, """
+        import logging
+        logging.basicConfig()
+        @plugin
+        class Sleep:
+            '''Hangs in one process.'''
+            @hookimpl
+            def before_train_iter(self, run):
+                if run.rank == 1 and run.iter == 3:
+                    time.sleep(8)
+
+        kernel(Device(device="cpu", timeout=0.1), hang=Sleep()).run()
+    """, timeout=40)  # fmt: skip
+    assert "nothing has moved for" in done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.strip().startswith("rank 1: iteration 3"))
+    assert "script.py" in line
+    assert "before_train_iter" in line
