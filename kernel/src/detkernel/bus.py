@@ -191,7 +191,7 @@ class Bus:
         for event in self.event_names():
             for impl in self._caller(event).get_hookimpls():
                 codes.setdefault(inspect.unwrap(impl.function).__code__, []).append(impl)
-        for frame, _ in walk_tb(error.__traceback__):
+        for frame, _ in reversed(list(walk_tb(error.__traceback__))):  # innermost first: wrappers only passed it on
             for impl in codes.get(frame.f_code, []):
                 if frame.f_locals.get("self", impl.plugin) is impl.plugin:
                     cls = type(impl.plugin)

@@ -99,7 +99,7 @@ def train(run: Run) -> None:
     """Epoch after epoch, from wherever the run stands."""
     if run.validation_due:  # a checkpoint saved just before a validation owes it
         evaluate(run, "val")
-    while not run.done:
+    while not run.done or run.batch == run.epoch_length:  # or one saved just before the end of the last epoch
         train_epoch(run)
 
 
