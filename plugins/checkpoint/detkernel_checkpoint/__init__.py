@@ -1,1 +1,1 @@
-"""Checkpoints that survive, and exact resume, for detkernel."""
+"""Checkpoints that survive torn writes and full disks, and a resume that is exact bit for bit."""

@@ -1,0 +1,40 @@
+"""What a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detkernel import Run
+
+from detkernel_checkpoint._file import FORMAT
+
+
+def own_states(run: Run) -> dict[str, Any]:
+    """The states that every process has for itself (`state_per_rank`), by plugin."""
+    return {name: plugin.state_dict() for name, plugin in run.bus.stateful() if _per_rank(plugin)}
+
+
+def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a run needs to go on.
+
+    `model` has the weights to detect with. Where a plugin offers better ones than those in training (an average of
+    them, by `model_state_dict()`), these are under `training_model`.
+    """
+    training = run.bare_model.state_dict()
+    offers = [plugin.model_state_dict() for plugin in run.bus.plugins.values() if hasattr(plugin, "model_state_dict")]
+    better = next((weights for weights in offers if weights is not None), None)
+    return {
+        "format": FORMAT,
+        "position": run.state_dict(),
+        "classes": list(run.classes),
+        "model": training if better is None else better,
+        "training_model": None if better is None else training,
+        "plugins": {name: plugin.state_dict() for name, plugin in run.bus.stateful() if not _per_rank(plugin)},
+        "ranks": ranks,
+        "origin": origin,
+    }
+
+
+def _per_rank(plugin: object) -> bool:
+    return bool(getattr(type(plugin), "state_per_rank", False))

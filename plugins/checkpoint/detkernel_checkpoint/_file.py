@@ -1,0 +1,155 @@
+"""A checkpoint file: what `torch.save` writes, with a checksum in the comment of its zip archive.
+
+Any `torch.load(path, weights_only=True)` reads it. The checksum covers every byte before the comment, so that a file
+cut short or damaged anywhere is told from a sound one. It is written beside its place, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from detkernel import CheckpointError
+from detkernel.errors import relative
+
+FORMAT = 1
+TEMPORARY = ".tmp"
+
+_MARK = b"detkernel checkpoint sha256 "
+_SEAL = len(_MARK) + 64
+_END = 22
+"""Bytes of a zip archive's last record without its comment; the last two are the comment's length."""
+_CHUNK = 1 << 20
+_FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origin": dict}
+_COUNTS = ("epoch", "iter", "batch", "validated")
+
+
+class _Sealed:
+    """A file for `torch.save` that hashes what goes through, and keeps the first error.
+
+    torch turns an error raised in `write` into one of its own, without the errno; so it is kept here, and what follows
+    is dropped.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._held = file, hashlib.sha256(), b""
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._out(self._held)
+        self._out(memoryview(data)[:-_END])
+        self._held = bytes(memoryview(data)[-_END:])
+        return len(data)
+
+    def flush(self) -> None:
+        """Called by torch when it is done; there is nothing to do before the seal."""
+
+    def seal(self) -> None:
+        """Write the archive's last record, with the checksum as its comment. Raises the first error there was."""
+        self._out(self._held[:-2] + struct.pack("<H", _SEAL))
+        if self.error is None:
+            self._file.write(_MARK + self._digest.hexdigest().encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self.error is not None:
+            raise self.error
+
+    def _out(self, data: bytes | memoryview) -> None:
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self._digest.update(data)
+            except OSError as error:
+                self.error = error
+
+
+def write(path: Path, payload: object) -> None:
+    """Write a checkpoint: afterwards it is whole, and on the disk. Raises OSError, and then leaves nothing behind."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with beside.open("wb") as file:
+            sealed = _Sealed(file)
+            torch.save(payload, sealed)  # type: ignore[arg-type]
+            sealed.seal()
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the renaming itself on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError, with the reason, unless this is a checkpoint with every byte as it was written."""
+    shown = relative(path)
+    try:
+        with path.open("rb") as file:
+            body = file.seek(0, os.SEEK_END) - _SEAL
+            if body < _END:
+                raise CheckpointError(f"{shown}: torn, or no checkpoint: it has only {body + _SEAL} bytes")
+            file.seek(body)
+            seal = file.read(_SEAL)
+            if not seal.startswith(_MARK):
+                raise CheckpointError(f"{shown}: torn, or no checkpoint of a run: it does not end with a checksum")
+            file.seek(0)
+            digest = hashlib.sha256()
+            while body > 0 and (chunk := file.read(min(_CHUNK, body))):
+                digest.update(chunk)
+                body -= len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{shown}: cannot be read: {error.strerror}") from None
+    if digest.hexdigest().encode() != seal[len(_MARK) :]:
+        raise CheckpointError(f"{shown}: damaged: its checksum does not fit its content")
+
+
+def load(path: Path) -> Any:
+    """The content of any file of `torch.save`, on the CPU. Never runs code from it; raises CheckpointError."""
+    shown = relative(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{shown}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever a damaged or hostile archive provokes in the reader
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        if "Weights only load failed" in reason[0]:
+            raise CheckpointError(
+                f"{shown}: holds more than tensors and plain values; it is not loaded, since that could run code "
+                "that somebody put there. Save it again as a dict of tensors"
+            ) from None
+        raise CheckpointError(f"{shown}: cannot be read as a checkpoint: {reason[0]}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A whole checkpoint of a run. Raises CheckpointError unless it is sound and of a form that is known."""
+    verify(path)
+    content = load(path)
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{relative(path)}: no checkpoint of a run")
+    if content["format"] != FORMAT:
+        found = content["format"]
+        raise CheckpointError(
+            f"{relative(path)}: has format {found}, this detkernel reads {FORMAT}; use the one that wrote it"
+        )
+    for name, kind in _FORM.items():
+        if not isinstance(content.get(name), kind):
+            raise CheckpointError(f"{relative(path)}: '{name}' is missing or is no {kind.__name__}")
+    counts = [content["position"].get(name) for name in _COUNTS]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
+    if not all(isinstance(state, dict) for state in content["ranks"]):
+        raise CheckpointError(f"{relative(path)}: its processes have no states")
+    return content

@@ -1,0 +1,80 @@
+"""The checkpoints of a run in their folder: `iter_1200.pt`, and `best_iter_800.pt`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+from detkernel import CheckpointError
+from detkernel.errors import relative
+
+from detkernel_checkpoint import _file
+
+_NAME = re.compile(r"(best_)?iter_(\d+)\.pt")
+
+
+@attrs.frozen
+class Entry:
+    """A checkpoint by its name; nothing of it has been read."""
+
+    path: Path
+    iteration: int
+    best: bool
+
+
+@attrs.frozen
+class Folder:
+    """Where the checkpoints of a run lie. It may not exist yet."""
+
+    path: Path
+
+    def prepare(self) -> None:
+        """Make the folder, clear away what a killed run left half written, and see that it can be written to."""
+        probe = self.path / f"probe{_file.TEMPORARY}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob(f"*{_file.TEMPORARY}"):
+                left.unlink()
+            probe.write_bytes(b"\0")
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"{relative(self.path)}: checkpoints cannot be written there: {error.strerror}; "
+                "free it, or set run.work_dir to a folder that can be written to"
+            ) from None
+
+    def name(self, iteration: int, best: bool = False) -> Path:
+        return self.path / f"{'best_' * best}iter_{iteration}.pt"
+
+    def entries(self) -> list[Entry]:
+        """All checkpoints by their names, the newest first."""
+        return sorted(self._entries(), key=lambda entry: (entry.iteration, entry.best), reverse=True)
+
+    def _entries(self) -> Iterator[Entry]:
+        for path in self.path.glob("*.pt"):
+            match = _NAME.fullmatch(path.name)
+            if match:
+                yield Entry(path, int(match[2]), bool(match[1]))
+
+    def prune(self, written: Entry, keep: int | None) -> None:
+        """Once a checkpoint is safe: delete the older best ones, or all but the newest `keep` others."""
+        same = [
+            entry for entry in self.entries() if entry.best == written.best and entry.iteration <= written.iteration
+        ]
+        for entry in same[1 if written.best else keep :] if written.best or keep else []:
+            entry.path.unlink(missing_ok=True)
+
+    def set_aside(self, after: int) -> tuple[int, Path] | None:
+        """Move checkpoints beyond an iteration away, so that they are not taken for this run's; nothing is deleted."""
+        stale = [entry for entry in self.entries() if entry.iteration > after]
+        if not stale:
+            return None
+        number = 1
+        while (aside := self.path / f"aside_{number}").exists():
+            number += 1
+        aside.mkdir()
+        for entry in stale:
+            entry.path.rename(aside / entry.path.name)
+        return len(stale), aside

@@ -1,0 +1,136 @@
+"""What a run is made of, and how two runs differ in what their result follows from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from detkernel import Part, Run
+from detkernel.config.dump import plain
+from detkernel.plugin import is_plugin
+
+_NEUTRAL = ("run.work_dir",)
+_ABSENT = "(absent)"
+
+
+def origin(run: Run) -> dict[str, Any]:
+    """The config, data, processes and versions of a run: plain values, for its checkpoints."""
+    return {
+        "config": dict(run.config) or _described(run),
+        "neutral": sorted({*_NEUTRAL, *_neutral(run.bus.plugins)}),
+        "classes": list(run.classes),
+        "data": {mode: loader.dataset.fingerprint() for mode, loader in run.loaders.items()},
+        "processes": run.world_size,
+        "versions": {"torch": torch.__version__, **run.versions},
+        "machine": _machine(run),
+    }
+
+
+def _machine(run: Run) -> str:
+    """What rounding follows from, beside the versions."""
+    device = torch.device(run.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name}), {torch.get_num_threads()} threads"
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """The config that a run built in Python would have."""
+    parts = {name: {"use": type(part).__qualname__, **_plain(part)} for name, part in run.bus.plugins.items()}
+    return {"run": _plain(run.options), **parts}
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """A plugin's options; one that holds what no config could say counts by its type."""
+    found = {}
+    for field in attrs.fields(type(part)):
+        if field.init:
+            value = getattr(part, field.name)
+            try:
+                found[field.name] = plain(value, lambda cls: cls.__qualname__)
+            except TypeError:
+                found[field.name] = type(value).__qualname__
+    return found
+
+
+def _neutral(plugins: Mapping[str, object]) -> Iterator[str]:
+    """The paths of the options that say themselves that no result follows from them."""
+    for path, part in _parts(plugins, ""):
+        for name in getattr(type(part), "resume_neutral", ()):
+            yield path if name == "*" else f"{path}.{name}"
+
+
+def _parts(value: Any, path: str) -> Iterator[tuple[str, object]]:
+    """Every plugin, part and group of options, with its path."""
+    if is_plugin(type(value)) or isinstance(value, Part):
+        yield path, value
+        items: Any = ((field.name, getattr(value, field.name)) for field in attrs.fields(type(value)) if field.init)
+    elif isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return
+    for name, item in items:
+        yield from _parts(item, f"{path}.{name}" if path else str(name))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What makes the result of one run another's: `optimizer.lr: 0.01 -> 0.02`, one line each."""
+    neutral = {*old["neutral"], *new["neutral"]}
+    before, after = _leaves(old["config"], neutral), _leaves(new["config"], neutral)
+    lines = [
+        f"{path}: {_text(before, path)} -> {_text(after, path)}"
+        for path in [*before, *(path for path in after if path not in before)]
+        if path not in before or path not in after or before[path] != after[path]
+    ]
+    orders = [[key for key in side["config"] if key not in neutral] for side in (old, new)]
+    if sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]:
+        lines.append(f"the order of the plugins: {', '.join(orders[0])} -> {', '.join(orders[1])}")
+    if old["classes"] != new["classes"]:
+        lines.append(f"classes: {_listed(old['classes'])} -> {_listed(new['classes'])}")
+    lines += [
+        f"the {mode} data: other pictures, order or annotations ({old['data'][mode]} -> {new['data'][mode]})"
+        for mode in old["data"]
+        if mode in new["data"] and old["data"][mode] != new["data"][mode]
+    ]
+    if old["processes"] != new["processes"]:
+        lines.append(f"processes: {old['processes']} -> {new['processes']}")
+    return lines
+
+
+def rounding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What may change the last bits of a result, but not what it means: versions and the machine."""
+    before = {**old["versions"], "machine": old["machine"]}
+    after = {**new["versions"], "machine": new["machine"]}
+    return [
+        f"{name}: {before[name]} -> {after[name]}" for name in before if after.get(name, before[name]) != before[name]
+    ]
+
+
+def _leaves(config: Any, neutral: set[str], path: str = "") -> dict[str, Any]:
+    """Dotted path -> value; lists of plain values are one leaf."""
+    if path in neutral:
+        return {}
+    if isinstance(config, dict) and config:
+        items: Any = config.items()
+    elif isinstance(config, list) and any(isinstance(item, (dict, list)) for item in config):
+        items = enumerate(config)
+    else:
+        return {path: config}
+    return {
+        leaf: value
+        for name, item in items
+        for leaf, value in _leaves(item, neutral, f"{path}.{name}" if path else str(name)).items()
+    }
+
+
+def _text(leaves: Mapping[str, Any], path: str) -> str:
+    return _listed(leaves[path]) if path in leaves else _ABSENT
+
+
+def _listed(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

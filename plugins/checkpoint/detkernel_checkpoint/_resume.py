@@ -1,0 +1,114 @@
+"""Finding the checkpoint to go on from, and going on from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from detkernel import CheckpointError, Run, UserError
+from detkernel.errors import relative
+
+from detkernel_checkpoint import _file
+from detkernel_checkpoint._folder import Entry, Folder
+from detkernel_checkpoint._origin import differences, rounding
+
+_SHOWN = 30
+
+
+@attrs.define
+class Found:
+    """A sound checkpoint."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        return int(self.content["position"]["iter"])
+
+    def entry(self) -> Entry:
+        return Entry(self.path, self.iteration, best=False)
+
+
+def find(run: Run, folder: Folder, resume: str) -> Found | None:
+    """The checkpoint to resume: a given one, or the newest sound one in the folder, or None to start afresh.
+
+    A process that torchrun has restarted takes the newest whatever `resume` says: it is the same run.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if resume == "auto" or restarted:
+        found = _newest(run, folder)
+        if found is not None or resume == "auto":
+            return found
+    if resume == "never":
+        return None
+    path = Path(resume)
+    return Found(path, _file.read(path))
+
+
+def _newest(run: Run, folder: Folder) -> Found | None:
+    for entry in folder.entries():
+        try:
+            return Found(entry.path, _file.read(entry.path))
+        except CheckpointError as error:
+            run.log.warning("%s; looking for an older one", error)
+    return None
+
+
+def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept: bool) -> None:
+    """Raise CheckpointError if the checkpoint is another run's, with all that differs, unless that is accepted."""
+    try:
+        lines = differences(found.content["origin"], origin)
+        bits = rounding(found.content["origin"], origin)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{relative(found.path)}: does not say what its run was made of: {error!r}") from None
+    if bits:
+        run.log.warning("the last bits may differ from those of a run that went on undisturbed: %s", "; ".join(bits))
+    if not lines:
+        return
+    shown = [f"  {line}" for line in lines[:_SHOWN]] + [f"  and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
+    listed = "\n".join(shown)
+    if accept:
+        run.log.warning(
+            "going on from %s, though this run differs from the one it is of:\n%s", relative(found.path), listed
+        )
+        return
+    raise CheckpointError(
+        f"{relative(found.path)} is of another run than this one:\n{listed}\n"
+        "Going on from it would give neither the result of that run nor that of this one. Undo the changes, or say "
+        f"what you want:\n  run.work_dir=...                start this run in another folder\n"
+        f"  {key}.resume=never          start this run here; the checkpoints there are set aside\n"
+        f"  {key}.accept_changes=true   go on from it nevertheless"
+    )
+
+
+def apply(run: Run, found: Found) -> None:
+    """Put the model, every plugin and the position where the checkpoint has them."""
+    content, where = found.content, relative(found.path)
+    weights = content.get("training_model") or content["model"]
+    states = dict(content["plugins"])
+    per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
+    try:
+        run.bare_model.load_state_dict(weights)
+        run.load_state_dict(content["position"])
+        run.batch = min(run.batch, run.epoch_length)  # a changed data set or batch size was accepted
+    except Exception as error:  # torch, and what a damaged position provokes
+        raise CheckpointError(f"{where}: does not fit this run's model: {error}") from None
+    plugins = sorted(run.bus.stateful(), key=lambda item: item[0] in per_rank)  # random numbers come last
+    for name, plugin in plugins:
+        state = per_rank.get(name, states.pop(name, None))
+        if state is None:
+            run.log.warning("%s has no state of plugin '%s': it starts anew", where, name)
+            continue
+        try:
+            plugin.load_state_dict(state)
+        except UserError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{where}: the state of plugin '{name}' does not fit: {error!r}") from error
+    if states:
+        run.log.warning("%s has state of plugins that are not active, it is dropped: %s", where, ", ".join(states))
+    run.log.info("going on from %s: epoch %d, iteration %d", where, run.epoch + 1, run.iter)

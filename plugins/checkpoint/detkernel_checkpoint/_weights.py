@@ -1,0 +1,62 @@
+"""Weights from a file into a model: all of them, or those that fit with a list of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detkernel import CheckpointError
+from detkernel.errors import relative
+from torch import Tensor, nn
+
+from detkernel_checkpoint import _file
+
+_HOLDERS = ("model", "state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 8
+
+
+def load_weights(model: nn.Module, path: Path, allow_mismatch: bool) -> str:
+    """Load a checkpoint's or any state dict's weights. Returns one line that says what was loaded.
+
+    Raises CheckpointError for a file that cannot be read, for one that fits nowhere, and, unless `allow_mismatch`, for
+    every tensor of another shape, missing or unexpected.
+    """
+    weights = _weights(_file.load(path), path)
+    own = model.state_dict()
+    problems = {
+        "of another shape": [
+            f"{name} {list(weights[name].shape)}, expected {list(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+    }
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    lines = [f"  {len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
+    said = "\n".join(["", *lines])
+    if lines and not (allow_mismatch and fitting):
+        advice = "none fits" if not fitting else "to load those that fit, set allow_mismatch: true"
+        raise CheckpointError(f"{relative(path)}: {len(fitting)} of the model's {len(own)} tensors fit; {advice}{said}")
+    model.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)} tensors from {relative(path)}{said}"
+
+
+def _weights(content: Any, path: Path) -> dict[str, Tensor]:
+    for holder in _HOLDERS:
+        if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
+            content = content[holder]
+    if not isinstance(content, Mapping) or not any(isinstance(item, Tensor) for item in content.values()):
+        raise CheckpointError(f"{relative(path)}: no weights: expected a dict of tensors, plain or under 'model'")
+    weights = {str(name): item for name, item in content.items() if isinstance(item, Tensor)}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): item for name, item in weights.items()}
+    return weights
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

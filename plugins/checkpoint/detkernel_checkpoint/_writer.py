@@ -1,0 +1,64 @@
+"""Writes checkpoints in the background, one at a time, and knows what is safe."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from logging import Logger
+from typing import Any
+
+from detkernel.errors import relative
+
+from detkernel_checkpoint import _file
+from detkernel_checkpoint._folder import Entry, Folder
+from detkernel_checkpoint._snapshot import Snapshot
+
+
+class Writer:
+    """One background thread. A failure to write stops nothing: it is logged, and what is safe stays safe."""
+
+    def __init__(self, folder: Folder, keep: int | None, log: Logger, safe: Entry | None) -> None:
+        self._folder, self._keep, self._log = folder, keep, log
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint")
+        self._snapshot = Snapshot()
+        self._pending: Future[None] | None = None
+        self._entry: Entry | None = None
+        self.safe = safe
+        """The last checkpoint that is known to be whole."""
+        self.failure: str | None = None
+        """Why the last one could not be written, or None if it was."""
+
+    def start(self, entry: Entry, tree: Any) -> None:
+        """Copy the state now and write it behind the caller's back. Waits if the one before is not written yet."""
+        self.settle(wait=True)
+        payload = self._snapshot.take(tree)
+        self._entry = entry
+        self._pending = self._thread.submit(self._write, entry, payload)
+
+    def settle(self, wait: bool = False) -> None:
+        """See what became of the checkpoint that is being written, if it is done or the caller waits."""
+        if self._pending is None or self._entry is None or not (wait or self._pending.done()):
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+            self.safe, self.failure = self._entry, None
+        except OSError as error:
+            self.failure = f"{relative(self._entry.path)} could not be written: {error.strerror or error}"
+            self._log.error("%s; training goes on. %s", self.failure, self.safety())
+
+    def close(self) -> None:
+        self.settle(wait=True)
+        self._thread.shutdown()
+
+    def safety(self) -> str:
+        if self.safe is None:
+            return "No checkpoint is safe yet"
+        return f"Safe is {relative(self.safe.path)}, of iteration {self.safe.iteration}"
+
+    def _write(self, entry: Entry, payload: Any) -> None:
+        self._snapshot.wait()
+        _file.write(entry.path, payload)
+        try:
+            self._folder.prune(entry, self._keep)
+        except OSError as error:
+            self._log.warning("an old checkpoint could not be deleted: %s", error)

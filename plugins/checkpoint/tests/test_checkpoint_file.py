@@ -1,0 +1,118 @@
+"""The file: whole or refused, readable by plain torch, and never code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from detkernel import CheckpointError
+from detkernel_checkpoint import _file
+
+CONTENT = {
+    "format": 1,
+    "position": {"epoch": 0, "iter": 3, "batch": 3, "validated": 0, "metrics": {}},
+    "model": {"weight": torch.arange(600.0)},
+    "plugins": {},
+    "ranks": [{}],
+    "origin": {},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    _file.write(tmp_path / "iter_3.pt", CONTENT)
+    return tmp_path / "iter_3.pt"
+
+
+def test_what_is_written_is_read_and_nothing_else_is_left(path: Path):
+    assert torch.equal(_file.read(path)["model"]["weight"], CONTENT["model"]["weight"])
+    assert [left.name for left in path.parent.iterdir()] == ["iter_3.pt"]
+
+
+def test_plain_torch_and_any_zip_tool_open_it(path: Path):
+    for mapped in (False, True):
+        loaded = torch.load(path, weights_only=True, mmap=mapped)
+        assert torch.equal(loaded["model"]["weight"], CONTENT["model"]["weight"])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+def test_a_file_cut_at_any_length_is_refused(path: Path):
+    whole = path.read_bytes()
+    lengths = {0, 1, len(whole) - 1, len(whole) - 92, len(whole) - 93, *random.Random(0).sample(range(len(whole)), 60)}
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"iter_3.pt: (torn|damaged)"):
+            _file.read(path)
+
+
+def test_any_flipped_bit_is_refused(path: Path):
+    whole = path.read_bytes()
+    for position in random.Random(1).sample(range(len(whole)), 120):
+        hurt = bytearray(whole)
+        hurt[position] ^= 1 << (position % 8)
+        path.write_bytes(hurt)
+        with pytest.raises(CheckpointError, match=r"iter_3\.pt"):
+            _file.read(path)
+
+
+def test_bytes_behind_the_end_are_refused(path: Path):
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(CheckpointError, match="does not end with a checksum"):
+        _file.read(path)
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, sealed: bool):
+    path, target = tmp_path / "evil.pt", tmp_path / "harm"
+    if sealed:
+        _file.write(path, {**CONTENT, "plugins": Bomb(target)})
+        _file.verify(path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(target), protocol=2))
+    with pytest.raises(CheckpointError, match=r"evil\.pt: holds more than tensors and plain values; it is not loaded"):
+        _file.load(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "has format 2, this detkernel reads 1"),
+        ({"format": "x"}, "no checkpoint of a run"),
+        ({"model": None}, "'model' is missing or is no dict"),
+        ({"position": {"epoch": -1}}, "its position is none"),
+        ({"ranks": [3]}, "its processes have no states"),
+    ],
+)
+def test_a_sound_file_of_another_form_is_refused(tmp_path: Path, change: dict, message: str):
+    _file.write(tmp_path / "a.pt", {**CONTENT, **change})
+    with pytest.raises(CheckpointError, match=message):
+        _file.read(tmp_path / "a.pt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"none.pt: cannot be read: No such file"):
+        _file.read(tmp_path / "none.pt")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        _file.write(path, {**CONTENT, "format": 5})
+    assert path.read_bytes() == before
+    assert [left.name for left in path.parent.iterdir()] == ["iter_3.pt"]

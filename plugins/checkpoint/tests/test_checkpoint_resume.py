@@ -1,0 +1,319 @@
+"""A run that is stopped and resumed equals one that never was, bit for bit, wherever it was stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from detkernel import CheckpointError, Run, Span, hookimpl, option, plugin, state
+from detkernel.testing import Recorder, TinyDetector, TinySgd, tiny_kernel, tiny_run
+from detkernel_checkpoint.checkpoint import Checkpoint
+from torch import Tensor
+
+
+@plugin
+class Generators:
+    """What the `device` plugin does for random numbers."""
+
+    state_per_rank: ClassVar[bool] = True
+    priority = "highest"
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        torch.manual_seed(run.seed)
+        random.seed(run.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = random.getstate()
+        return {"torch": torch.get_rng_state(), "python": [version, list(words), gauss]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        torch.set_rng_state(state["torch"])
+
+
+@plugin
+class Noise:
+    """Disturbs the weights with numbers of both generators, and publishes a metric."""
+
+    _total: float = state(default=0.0)
+
+    @hookimpl
+    def after_train_iter(self, run: Run) -> None:
+        self._total += random.random()
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=1e-3 * random.random())
+
+    @hookimpl(tryfirst=True)
+    def after_val_epoch(self, run: Run) -> None:
+        run.metrics["tiny/mAP"] = run.iter % 7 / 7
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self._total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._total = state["total"]
+
+
+@plugin
+class Leave:
+    """Leaves a run as a power cut would: nothing is saved on the way out."""
+
+    at: int = option(help="iteration")
+    event: str = option(default="before_train_iter", help="where")
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+
+    @hookimpl(trylast=True)
+    def before_train_iter(self, run: Run) -> None:
+        self._go(run, "before_train_iter")
+
+    @hookimpl(trylast=True)
+    def after_train_iter(self, run: Run) -> None:
+        self._go(run, "after_train_iter")
+
+    @hookimpl(trylast=True)
+    def after_val_epoch(self, run: Run) -> None:
+        self._go(run, "after_val_epoch")
+
+    def _go(self, run: Run, event: str) -> None:
+        if (run.iter, event) == (self.at, self.event):
+            raise KeyboardInterrupt
+
+
+def parts(**more: Any) -> dict[str, Any]:
+    return {"generators": Generators(), "noise": Noise(), "checkpoint": Checkpoint(), **more}
+
+
+def everything(run: Run) -> dict[str, Any]:
+    """The whole state of a run that is at its end."""
+    states = {name: part.state_dict() for name, part in run.bus.stateful()}
+    return {"model": run.bare_model.state_dict(), "position": run.state_dict(), **states}
+
+
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    assert type(one) is type(other), path
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert list(one) == list(other), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{path}.{number}")
+    else:
+        assert one == other, path
+
+
+LENGTH: dict[str, Any] = {"until": "3 epochs", "validate": "3 iters"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    """The state at the end of a run that nothing disturbed (12 iterations in 3 epochs), and its events."""
+    recorder = Recorder()
+    run = tiny_run(parts(), **LENGTH, work_dir=tmp_path_factory.mktemp("whole"), recorder=recorder)
+    return everything(run), recorder.names()
+
+
+@pytest.mark.parametrize("every", ["1 iter", "2 iters", "5 iters", "1 epoch"])
+@pytest.mark.parametrize(
+    "stop", [(2, "before_train_iter"), (3, "after_train_iter"), (6, "after_val_epoch"), (12, "after_train_iter")]
+)
+def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, undisturbed: Any, every: str, stop: tuple[int, str]):
+    checkpoint = Checkpoint(every=Span.parse(every))
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(checkpoint=checkpoint, leave=Leave(at=stop[0], event=stop[1])), **LENGTH, work_dir=tmp_path)
+    torch.rand(17), random.random()
+    run = tiny_run(parts(checkpoint=Checkpoint()), **LENGTH, work_dir=tmp_path)
+    assert_same(everything(run), undisturbed[0])
+
+
+def test_a_resumed_run_fires_exactly_what_remains(tmp_path: Path, undisturbed: Any):
+    every = Checkpoint(every=Span(1, "iters"))
+    for at, event in ((4, "after_train_iter"), (6, "after_train_iter"), (12, "after_train_iter")):
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(parts(checkpoint=every, leave=Leave(at=at, event=event)), **LENGTH, work_dir=tmp_path / str(at))
+        recorder = Recorder()
+        tiny_run(parts(), **LENGTH, work_dir=tmp_path / str(at), recorder=recorder)
+        loop = recorder.names()[recorder.names().index("before_run") + 1 :]
+        assert loop == undisturbed[1][-len(loop) :]
+        assert loop[0] == {4: "after_train_epoch", 6: "before_val_epoch", 12: "before_val_epoch"}[at]
+
+
+def test_asynchronous_saving_writes_what_synchronous_saving_writes(tmp_path: Path):
+    contents = []
+    for asynchronous in (True, False):
+        checkpoint = Checkpoint(every=Span(1, "iters"), asynchronous=asynchronous)
+        tiny_run(parts(checkpoint=checkpoint), **LENGTH, work_dir=tmp_path / str(asynchronous))
+        files = sorted((tmp_path / str(asynchronous) / "checkpoints").iterdir())
+        assert len(files) == 12
+        contents.append({file.name: torch.load(file, weights_only=True) for file in files})
+    for one in contents:
+        for content in one.values():
+            content["origin"] = None
+    assert_same(contents[0], contents[1])
+
+
+def test_a_finished_run_is_finished(tmp_path: Path):
+    tiny_run(parts(), **LENGTH, work_dir=tmp_path)
+    before = (tmp_path / "checkpoints" / "iter_12.pt").stat().st_mtime_ns
+    recorder = Recorder()
+    run = tiny_run(parts(), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    assert run.iter == 12
+    assert "before_train_iter" not in recorder.names()
+    assert (tmp_path / "checkpoints" / "iter_12.pt").stat().st_mtime_ns == before
+
+
+def test_a_stopped_run_is_saved_where_it_stopped_and_goes_on(tmp_path: Path, undisturbed: Any):
+    @plugin
+    class Stop:
+        """A batch system's signal."""
+
+        resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+
+        @hookimpl
+        def after_train_iter(self, run: Run) -> None:
+            if run.iter == 5:
+                run.stop("out of time", exit_status=3)
+
+    stopped = tiny_run(parts(stop=Stop()), **LENGTH, work_dir=tmp_path)
+    assert stopped.iter == 5
+    assert (tmp_path / "checkpoints" / "iter_5.pt").exists()
+    assert_same(everything(tiny_run(parts(), **LENGTH, work_dir=tmp_path)), undisturbed[0])
+
+
+def test_the_newest_sound_one_is_found_when_the_last_is_torn(
+    tmp_path: Path, undisturbed: Any, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(checkpoint=Checkpoint(every=Span(2, "iters")), leave=Leave(at=9)), **LENGTH, work_dir=tmp_path)
+    newest = tmp_path / "checkpoints" / "iter_8.pt"
+    newest.write_bytes(newest.read_bytes()[:-400])
+    (newest.parent / "iter_6.pt").write_text("")
+    with caplog.at_level("INFO", "detkernel"):
+        run = tiny_run(parts(), **LENGTH, work_dir=tmp_path)
+    assert_same(everything(run), undisturbed[0])
+    text = caplog.text
+    assert (
+        "iter_8.pt: torn, or no checkpoint of a run: it does not end with a checksum; looking for an older one" in text
+    )
+    assert "iter_6.pt: torn, or no checkpoint: it has only 0 bytes" in text
+    assert "going on from" in text
+    assert "iter_4.pt: epoch 1, iteration 4" in text
+
+
+def test_an_earlier_checkpoint_can_be_named_and_the_later_ones_are_set_aside(tmp_path: Path, undisturbed: Any):
+    every = Checkpoint(every=Span(4, "iters"))
+    tiny_run(parts(checkpoint=every), **LENGTH, work_dir=tmp_path)
+    path = tmp_path / "checkpoints" / "iter_4.pt"
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(checkpoint=Checkpoint(resume=str(path)), leave=Leave(at=6)), **LENGTH, work_dir=tmp_path)
+    assert sorted(p.name for p in (path.parent / "aside_1").iterdir()) == ["iter_12.pt", "iter_8.pt"]
+    assert_same(everything(tiny_run(parts(), **LENGTH, work_dir=tmp_path)), undisturbed[0])
+
+
+def test_never_starts_afresh_and_keeps_the_old_ones(tmp_path: Path, undisturbed: Any):
+    tiny_run(parts(), until="2 epochs", validate="3 iters", work_dir=tmp_path)
+    recorder = Recorder()
+    run = tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    assert recorder.names().count("after_train_iter") == 12
+    assert_same(everything(run), undisturbed[0])
+    assert sorted(p.name for p in (tmp_path / "checkpoints" / "aside_1").iterdir()) == ["iter_4.pt", "iter_8.pt"]
+
+
+def test_a_restart_by_torchrun_goes_on_even_with_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(leave=Leave(at=5)), **LENGTH, work_dir=tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    recorder = Recorder()
+    tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    assert recorder.names().count("after_train_iter") == 8
+
+
+def test_a_path_that_is_not_sound_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"gone.pt: cannot be read: No such file"):
+        tiny_run(parts(checkpoint=Checkpoint(resume=str(tmp_path / "gone.pt"))), work_dir=tmp_path)
+
+
+def test_what_differs_is_listed_and_can_be_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tiny_run(parts(optimizer=TinySgd(lr=0.01)), until="4 iters", work_dir=tmp_path)
+    changed = {"optimizer": TinySgd(lr=0.02), "model": TinyDetector(dropout=0.2), "leave": Leave(at=99)}
+    with pytest.raises(CheckpointError) as caught:
+        tiny_run(parts(**changed), until="6 iters", work_dir=tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("iter_4.pt is of another run than this one:")
+    assert lines[1:4] == [
+        "  run.until: 4 iters -> 6 iters",
+        "  optimizer.lr: 0.01 -> 0.02",
+        "  model.dropout: 0.1 -> 0.2",
+    ]
+    assert "  checkpoint.accept_changes=true   go on from it nevertheless" in lines
+    accepted = parts(**changed, checkpoint=Checkpoint(accept_changes=True))
+    run = tiny_run(accepted, until="6 iters", work_dir=tmp_path)
+    assert run.iter == 6
+    assert "optimizer.lr: 0.01 -> 0.02" in caplog.text
+
+
+def test_a_plugin_added_or_removed_is_a_difference_unless_it_is_neutral(tmp_path: Path):
+    tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    without = parts(leave=Leave(at=99))
+    del without["noise"]
+    with pytest.raises(CheckpointError, match=r"noise.use: Noise -> \(absent\)\n") as caught:
+        tiny_run(without, until="4 iters", work_dir=tmp_path)
+    assert "leave" not in str(caught.value)
+
+
+def test_other_data_is_a_difference(tmp_path: Path):
+    from detkernel.testing import TinyData, TinyDataset
+
+    def data(seed: int) -> Any:
+        dataset = TinyDataset(size=8)
+        dataset.load()
+        dataset._boxes[3] = (1, 2, 3, 4 + seed)
+        return TinyData(dataset=dataset)
+
+    tiny_run(parts(data=data(0)), until="4 iters", work_dir=tmp_path)
+    tiny_run(parts(data=data(0)), until="4 iters", work_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="the train data: other pictures, order or annotations"):
+        tiny_run(parts(data=data(1)), until="4 iters", work_dir=tmp_path)
+
+
+def test_other_versions_are_told_and_do_not_stop_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for version in ("1.0", "2.0"):
+        kernel = tiny_kernel(parts(), until="4 iters", work_dir=tmp_path)
+        kernel.state.versions = {"detkernel-mine": version}
+        kernel.run()
+    assert (
+        "the last bits may differ from those of a run that went on undisturbed: detkernel-mine: 1.0 -> 2.0"
+        in caplog.text
+    )
+
+
+def test_a_shorter_epoch_that_was_accepted_ends_at_its_end(tmp_path: Path):
+    from detkernel.testing import TinyData
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(
+            parts(checkpoint=Checkpoint(every=Span(1, "iters")), leave=Leave(at=3)), until="2 epochs", work_dir=tmp_path
+        )
+    more = parts(data=TinyData(batch_size=4), checkpoint=Checkpoint(accept_changes=True))
+    run = tiny_run(more, until="3 epochs", work_dir=tmp_path)
+    assert (run.iter, run.epoch) == (6, 2)
+
+
+def test_a_state_that_does_not_fit_names_the_plugin(tmp_path: Path):
+    class Changed(Noise):
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise KeyError("average")
+
+    Changed.__qualname__ = "Noise"
+    tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"iter_4.pt: the state of plugin 'noise' does not fit: KeyError"):
+        tiny_run(parts(noise=Changed()), until="4 iters", work_dir=tmp_path)

@@ -1,0 +1,299 @@
+"""What is kept, what a failing disk does, and what saving costs."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detkernel import CheckpointError, ConfigError, Run, Span, hookimpl, option, plugin, state
+from detkernel.testing import TinyDetector, tiny_kernel, tiny_run
+from detkernel_checkpoint import _file
+from detkernel_checkpoint._snapshot import Snapshot
+from detkernel_checkpoint.checkpoint import Checkpoint
+
+
+def names(work_dir: Path) -> list[str]:
+    return sorted(path.name for path in (work_dir / "checkpoints").iterdir())
+
+
+def test_the_end_is_saved_whatever_else_is(tmp_path: Path):
+    for number, every in enumerate((None, Span(2, "epochs"), Span(5, "iters"))):
+        tiny_run({"checkpoint": Checkpoint(every=every)}, until="6 iters", work_dir=tmp_path / str(number))
+    assert [names(tmp_path / str(number)) for number in range(3)] == [
+        ["iter_6.pt"],
+        ["iter_6.pt"],
+        ["iter_5.pt", "iter_6.pt"],
+    ]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path):
+    tiny_run({"checkpoint": Checkpoint(every=Span(1, "iters"), keep=2)}, until="12 iters", work_dir=tmp_path)
+    assert names(tmp_path) == ["iter_11.pt", "iter_12.pt"]
+
+
+@plugin
+class Figures:
+    """An evaluator with figures made up in advance."""
+
+    values: list[float] = option(help="one a validation")
+    name: str = option(default="coco/bbox_mAP", help="of the metric")
+    _left: list[float] = state(factory=list)
+
+    @hookimpl
+    def before_run(self) -> None:
+        self._left = list(self.values)
+
+    @hookimpl
+    def after_val_epoch(self, run: Run) -> None:
+        run.metrics[self.name] = np.float64(self._left.pop(0))  # as evaluators do
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "values", "best"),
+    [
+        ("coco/bbox_mAP", "auto", [0.1, 0.3, 0.2, 0.3], 2),
+        ("val/loss", "auto", [0.5, 0.3, 0.2, 0.4], 3),
+        ("mine/score", "less", [0.5, 0.6, float("nan"), 0.4], 4),
+        ("coco/bbox_mAP", "auto", [float("nan"), 0.0, 0.0, float("nan")], 2),
+    ],
+)
+def test_the_best_is_kept(tmp_path: Path, metric: str, rule: Any, values: list[float], best: int):
+    plugins = {
+        "figures": Figures(values=values, name=metric),
+        "checkpoint": Checkpoint(every=None, best=metric, rule=rule),
+    }
+    tiny_run(plugins, until="4 iters", validate="1 iter", work_dir=tmp_path)
+    assert names(tmp_path) == [f"best_iter_{best}.pt", "iter_4.pt"]
+    content = _file.read(tmp_path / "checkpoints" / f"best_iter_{best}.pt")
+    assert content["position"]["validated"] == content["position"]["iter"] == best
+    assert content["position"]["metrics"][metric] == values[best - 1]
+
+
+def test_the_best_before_an_interruption_stays_the_best(tmp_path: Path):
+    def plugins(values: list[float]) -> dict[str, object]:
+        return {"figures": Figures(values=values), "checkpoint": Checkpoint(best="coco/bbox_mAP", accept_changes=True)}
+
+    tiny_run(plugins([0.4]), until="1 epoch", validate="1 epoch", work_dir=tmp_path)
+    tiny_run(plugins([0.3]), until="2 epochs", validate="1 epoch", work_dir=tmp_path)
+    assert names(tmp_path) == ["best_iter_4.pt", "iter_4.pt", "iter_8.pt"]
+
+
+def test_a_metric_that_is_not_there_is_told_with_its_neighbours(tmp_path: Path):
+    plugins = {"figures": Figures(values=[0.1]), "checkpoint": Checkpoint(best="coco/bbox_map")}
+    with pytest.raises(ConfigError, match="no metric is named 'coco/bbox_map', did you mean 'coco/bbox_mAP'"):
+        tiny_run(plugins, validate="1 iter", work_dir=tmp_path)
+
+
+def test_options_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="rule: 'mine/score' does not tell whether greater or less is better"):
+        Checkpoint(best="mine/score")
+    with pytest.raises(ValueError, match="every: expected at least 1 epoch or iteration, or null, got '0 iters'"):
+        Checkpoint(every=Span(0, "iters"))
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path):
+    kernel = tiny_kernel({"checkpoint": Checkpoint()}, work_dir=tmp_path / "work")
+    assert kernel.check()["checkpoints"].startswith("every 1 epoch and at the end, in ")
+    assert not (tmp_path / "work").exists()
+
+
+@plugin
+class Averaged:
+    """Offers other weights than those in training."""
+
+    @hookimpl
+    def before_run(self, run: Run) -> None:
+        self._run = run
+
+    def model_state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: tensor * 0 for name, tensor in self._run.bare_model.state_dict().items()}
+
+
+def test_weights_that_a_plugin_offers_are_the_models_and_the_trained_ones_are_resumed(tmp_path: Path):
+    run = tiny_run({"checkpoint": Checkpoint(), "averaged": Averaged()}, work_dir=tmp_path)
+    content = torch.load(tmp_path / "checkpoints" / "iter_4.pt", weights_only=True)
+    assert all(tensor.abs().sum() == 0 for tensor in content["model"].values())
+    again = tiny_run({"checkpoint": Checkpoint(), "averaged": Averaged()}, work_dir=tmp_path)
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+def test_a_test_takes_the_newest_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    trained = tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
+    with caplog.at_level("INFO", "detkernel"):
+        tested = tiny_kernel({"checkpoint": Checkpoint()}, work_dir=tmp_path).test()
+    assert torch.equal(tested.model[3].weight, trained.model[3].weight)
+    assert "testing the weights of" in caplog.text
+    tiny_kernel({"checkpoint": Checkpoint()}, work_dir=tmp_path / "empty").test()
+    assert "testing the model as it was built" in caplog.text
+    assert not (tmp_path / "empty").exists()
+
+
+@plugin
+class Odd:
+    """Has a state that no checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {"a": {1, 2}}}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def test_a_state_that_cannot_be_saved_is_named(tmp_path: Path):
+    with pytest.raises(TypeError, match=r"plugins\.odd\.seen\.a is set; a state holds only tensors and plain values"):
+        tiny_run({"checkpoint": Checkpoint(), "odd": Odd()}, work_dir=tmp_path)
+
+
+def test_a_snapshot_does_not_follow_the_state(tmp_path: Path):
+    weight, snapshot = torch.ones(3), Snapshot()
+    tree = {"a": weight, "b": [weight, (np.float64(0.5), {2: None})], "c": weight[:2]}
+    first = snapshot.take(tree)
+    weight += 1
+    assert first["a"].tolist() == [1, 1, 1]
+    assert first["b"][0] is first["a"]
+    assert type(first["b"][1][0]) is float
+    second = snapshot.take(tree)
+    assert second["a"].data_ptr() == first["a"].data_ptr()
+    assert second["c"].tolist() == [2, 2]
+
+
+@plugin
+class FullDisk:
+    """Between two iterations no file may grow beyond some bytes, as on a disk that is full."""
+
+    begin: int = option(help="iteration")
+    end: int = option(default=10**9, help="iteration")
+
+    @hookimpl
+    def before_run(self) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    @hookimpl(tryfirst=True)
+    def after_train_iter(self, run: Run) -> None:
+        full = self.begin <= run.iter < self.end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.mark.usefixtures("limits")
+def test_a_full_disk_stops_nothing_and_is_reported_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    checkpoint = Checkpoint(every=Span(2, "iters"), asynchronous=False)
+    tiny_run({"checkpoint": checkpoint, "disk": FullDisk(begin=3, end=5)}, until="8 iters", work_dir=tmp_path)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "iter_4.pt could not be written: File too large; training goes on. Safe is" in errors[0]
+    assert errors[0].endswith("iter_2.pt, of iteration 2")
+    assert names(tmp_path) == ["iter_2.pt", "iter_6.pt", "iter_8.pt"]
+
+
+@pytest.mark.usefixtures("limits")
+def test_an_end_that_cannot_be_saved_is_an_error(tmp_path: Path):
+    checkpoint = Checkpoint(every=Span(2, "iters"))
+    with pytest.raises(
+        CheckpointError, match=r"the run ended at iteration 6, but .*iter_6.pt could not be written"
+    ) as caught:
+        tiny_run({"checkpoint": checkpoint, "disk": FullDisk(begin=5)}, until="6 iters", work_dir=tmp_path)
+    assert "iter_4.pt, of iteration 4: make room, and run again" in str(caught.value)
+    assert names(tmp_path) == ["iter_2.pt", "iter_4.pt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MB, where this machine lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@plugin
+class At:
+    """Runs a shell command on the work dir at an iteration."""
+
+    iteration: int = option(help="when")
+    command: str = option(help="what, with {} for the work dir")
+
+    @hookimpl(tryfirst=True)
+    def after_train_iter(self, run: Run) -> None:
+        if run.iter == self.iteration:
+            subprocess.run(self.command.format(run.work_dir), shell=True, check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("head -c 2m /dev/zero > {}/ballast || true", "No space left on device"),
+        ("mount -o remount,ro {}", "Read-only file system"),
+    ],
+)
+def test_a_disk_that_fails_in_the_middle_loses_nothing(
+    small_disk: Path, command: str, reason: str, caplog: pytest.LogCaptureFixture
+):
+    plugins = {"checkpoint": Checkpoint(every=Span(2, "iters")), "at": At(iteration=3, command=command)}
+    with pytest.raises(CheckpointError, match=f"the run ended at iteration 8, but .*{reason}"):
+        tiny_run(plugins, until="8 iters", work_dir=small_disk)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert all(reason in error and "\n" not in error and "iter_2.pt" in error for error in errors)
+    assert [int(error.partition("iter_")[2].split(".")[0]) for error in errors] == [4, 6, 8, 8]
+    assert _file.read(small_disk / "checkpoints" / "iter_2.pt")["position"]["iter"] == 2
+    assert not list((small_disk / "checkpoints").glob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path: Path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(CheckpointError, match="checkpoints cannot be written there: .*; free it, or set run.work_dir"):
+        tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
+
+
+@plugin
+class Wide(TinyDetector):
+    """A detector with 24 MB of weights beside, so that a save is worth measuring."""
+
+    @hookimpl
+    def build_model(self, run: Run) -> Any:
+        model = super().build_model(run)
+        for number in range(24):
+            model.register_buffer(f"ballast{number}", torch.randn(250_000))
+        return model
+
+
+@plugin
+class Clock:
+    """How long iterations take, with what happens between them."""
+
+    times: list[float] = state(factory=list)
+
+    @hookimpl(tryfirst=True)
+    def before_train_iter(self) -> None:
+        time.sleep(0.004)  # a step on another device
+        self.times.append(time.perf_counter())
+
+
+def test_saving_in_the_background_holds_the_loop_up_less_than_saving_does(tmp_path: Path):
+    held = {}
+    for asynchronous in (True, False):
+        clock = Clock()
+        checkpoint = Checkpoint(every=Span(60, "iters"), asynchronous=asynchronous, keep=1)
+        plugins = {"checkpoint": checkpoint, "model": Wide(), "clock": clock}
+        tiny_run(plugins, until="240 iters", work_dir=tmp_path / str(asynchronous))
+        steps = np.diff(clock.times)
+        held[asynchronous] = sum(steps[number] - np.median(steps) for number in (119, 179))
+    assert held[True] < held[False] / 2
