@@ -264,6 +264,9 @@ def _evaluate(evaluator: Any, metric: str, indices: Sequence[int], wrong: Sequen
 class HookContract:
     """A hook leaves exact resume exact."""
 
+    name = "mine"
+    """Its key in the config: `optimizer`, `data` or `model` where it takes the place of the tiny one."""
+
     def plugin(self) -> Any:
         """The plugin; called anew for every run."""
         raise NotImplementedError("return your plugin")
@@ -282,7 +285,7 @@ class HookContract:
         import_module("torch").manual_seed(0)
         keeper = _Keeper(resume=resume)
         tiny_kernel(
-            {"mine": self.plugin(), "keeper": keeper}, until="6 iters", validate="every 4 iters", work_dir=folder
+            {self.name: self.plugin(), "keeper": keeper}, until="6 iters", validate="every 4 iters", work_dir=folder
         ).run()
         return keeper
 
