@@ -259,7 +259,7 @@ def test_a_disk_that_fails_in_the_middle_loses_nothing(
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path: Path):
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(CheckpointError, match="checkpoints cannot be written there: .*; free it, or set run.work_dir"):
+    with pytest.raises(CheckpointError, match=r"checkpoints cannot be written there: .*; free it, or set run.work_dir"):
         tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
 
 
