@@ -1,0 +1,143 @@
+"""Annotations of a whole data set in a few flat arrays.
+
+A list of objects, one a picture, would be copied into every loader worker by reference counting; an array is shared
+after a fork and is one block to pickle for a spawned worker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from detkernel.detection import Annotations, ImageId
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Polygon = Sequence[float]
+
+
+class Texts:
+    """A list of texts in one array of bytes."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self.data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.offsets = offsets_of([len(text) for text in encoded])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        start, end = self.offsets[index], self.offsets[index + 1]
+        return self.data[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+
+class Masks:
+    """COCO segmentations: the numbers of all polygons in one array, run lengths as JSON text."""
+
+    def __init__(self, masks: Sequence[Any]) -> None:
+        polygons = [mask if isinstance(mask, list) else [] for mask in masks]
+        parts = [np.asarray(part, dtype=np.float64) for polygon in polygons for part in polygon]
+        self.numbers = np.concatenate(parts) if parts else np.zeros(0)
+        self.parts = offsets_of([len(part) for part in parts])
+        self.objects = offsets_of([len(polygon) for polygon in polygons])
+        self.runs = Texts(json.dumps(mask) if isinstance(mask, dict) else "" for mask in masks)
+
+    def __getitem__(self, index: int) -> Any:
+        if runs := self.runs[index]:
+            return json.loads(runs)
+        numbers = range(self.objects[index], self.objects[index + 1])
+        return [self.numbers[self.parts[part] : self.parts[part + 1]].tolist() for part in numbers]
+
+
+class MaskView(Sequence[Any]):
+    """The segmentations of one picture, made when they are asked for; pickled, a list of them."""
+
+    def __init__(self, masks: Masks, objects: range) -> None:
+        self._masks = masks
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._masks[number] for number in self._objects[index]]
+        return self._masks[self._objects[index]]
+
+    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
+        return list, (list(self),)
+
+
+@attrs.define(eq=False)
+class FlatAnnotations:
+    """All annotations of n pictures and M objects, the objects in the order of their pictures."""
+
+    image_ids: NDArray[np.int64] | Texts
+    files: Texts
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    """[n + 1] where each picture's objects begin."""
+    boxes: NDArray[np.float64]
+    """[M, 4]; this and the arrays below are those of `Annotations`."""
+    labels: NDArray[np.int64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    difficult: NDArray[np.bool_]
+    masks: Masks | None = None
+    keypoints: NDArray[np.float32] | None = None
+    ids: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def __getitem__(self, index: int) -> Annotations:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        index %= len(self)
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        objects = slice(start, end)
+        return Annotations(
+            image_id=self.image_id(index),
+            path=self.files[index],
+            height=int(self.heights[index]),
+            width=int(self.widths[index]),
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            area=self.area[objects],
+            crowd=self.crowd[objects],
+            difficult=self.difficult[objects],
+            masks=None if self.masks is None else MaskView(self.masks, range(start, end)),
+            keypoints=None if self.keypoints is None else self.keypoints[objects],
+            ids=None if self.ids is None else self.ids[objects],
+        )
+
+    def image_id(self, index: int) -> ImageId:
+        return self.image_ids[index] if isinstance(self.image_ids, Texts) else int(self.image_ids[index])
+
+    def digest(self, classes: Sequence[str]) -> str:
+        """A short hash of the ids, sizes, boxes and labels; folders may move."""
+        digest = sha256(repr((tuple(classes), len(self))).encode())
+        names = self.image_ids.data if isinstance(self.image_ids, Texts) else self.image_ids
+        for array in (names, self.heights, self.widths, self.offsets, self.boxes, self.labels):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def pack_ids(ids: Sequence[ImageId]) -> NDArray[np.int64] | Texts:
+    """Whole numbers stay such; as soon as one id is text, all are."""
+    if all(isinstance(number, int) for number in ids):
+        return np.array(ids, dtype=np.int64)
+    return Texts(str(name) for name in ids)
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n + 1] where each of n consecutive runs begins, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -1,0 +1,92 @@
+"""What the data sets of picture files have in common: their options, decoding, and annotations in flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from detkernel import DataError, option, plugin, state
+from detkernel.detection import Annotations, Dataset
+from detkernel.errors import relative
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detkernel_data._annotations import FlatAnnotations
+    from detkernel_data._table import Table
+
+
+@plugin
+class FileDataset(Dataset):
+    """Pictures in files, with annotations beside them."""
+
+    ignore_classes: list[str] | Literal["others"] = option(
+        factory=list, help="classes whose objects are left out; 'others': all that `class_names` does not list"
+    )
+    bad_boxes: Literal["clip", "drop", "error"] = option(
+        default="clip",
+        help="a box more than a pixel out of its picture is cut to it, dropped, or an error; one without area in it is "
+        "dropped, or an error; all are counted",
+    )
+    keep_empty: bool = option(default=True, help="keep pictures without an object; false suits training")
+    min_side: int = option(default=0, at_least=0, help="drop pictures whose shorter side is below this, in pixels")
+    check_pictures: bool = option(
+        default=True, help="compare every picture's stated size with its file while loading, else when it is decoded"
+    )
+    exif_orientation: Literal["ignore", "apply"] = option(
+        default="ignore", help="whether boxes were drawn on the picture as stored, or on the upright one"
+    )
+    keypoint_names: Sequence[str] = ()
+    _flat: FlatAnnotations | None = state()
+
+    def __len__(self) -> int:
+        return 0 if self._flat is None else len(self._flat)
+
+    def image(self, index: int) -> Tensor:
+        from detkernel_data._pictures import decode, size_text
+
+        flat = self._loaded()
+        path = flat.files[index]
+        image = decode(path, self.exif_orientation == "apply")
+        stated = int(flat.heights[index]), int(flat.widths[index])
+        found = int(image.shape[1]), int(image.shape[2])
+        if found != stated:
+            raise DataError(
+                f"{relative(path)}: the picture is {size_text(*found)}, its annotations state {size_text(*stated)}; "
+                "correct them or replace the picture"
+            )
+        return image
+
+    def annotations(self, index: int) -> Annotations:
+        return self._loaded()[index]
+
+    def fingerprint(self) -> str:
+        return self._loaded().digest(self.classes)
+
+    def _loaded(self) -> FlatAnnotations:
+        if self._flat is None:
+            raise RuntimeError(f"{type(self).__name__}.load() has not been called")
+        return self._flat
+
+    def _settle(self, table: Table, class_names: Sequence[str] | None, *, may_lack: bool = False) -> None:
+        """Take up what was read, less what the options leave out. Raises `DataError`."""
+        from detkernel_data._settle import settle
+
+        self._flat, self.classes, self.notes = settle(table, self, class_names, may_lack=may_lack)
+
+
+def check_names(class_names: Sequence[str] | str | None, ignored: Sequence[str] | str) -> None:
+    """Raises ValueError for names that are listed twice, or both wanted and ignored."""
+    wanted = [] if class_names is None or isinstance(class_names, str) else class_names
+    if class_names is not None and not class_names:
+        raise ValueError("class_names: expected at least one class, or null for all that the data has")
+    unwanted = [] if isinstance(ignored, str) else ignored
+    for option_name, names in (("class_names", wanted), ("ignore_classes", unwanted)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{option_name}: '{twice[0]}' is listed twice")
+    both = sorted(set(wanted) & set(unwanted))
+    if both:
+        raise ValueError(f"ignore_classes: '{both[0]}' is listed in `class_names` too")
+    if ignored == "others" and class_names is None:
+        raise ValueError("ignore_classes: 'others' needs `class_names`: the classes that are not ignored")

@@ -1,0 +1,77 @@
+"""Strict reading of fields from JSON that others wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from detkernel import DataError
+
+_LARGEST = 2**53
+"""Beyond this, other readers of JSON lose digits."""
+
+_NAMES = {dict: "a map", list: "a list", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class Entry:
+    """One map in a file; its fields are taken out with their types checked. Raises `DataError` naming the place."""
+
+    def __init__(self, place: str, value: Any) -> None:
+        self.place = place
+        if not isinstance(value, dict):
+            raise DataError(f"{place}: expected a map, got {kind(value)}")
+        self.fields: Mapping[str, Any] = value
+
+    def integer(self, name: str, *, at_least: int = -_LARGEST, default: int | None = None) -> int:
+        value = self._get(name, default)
+        if type(value) is not int or not at_least <= value <= _LARGEST:
+            bound = f" of at least {at_least}" if at_least > -_LARGEST else ""
+            raise self.wrong(name, f"a whole number{bound}", value)
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._get(name)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(name, "text", value)
+        return value
+
+    def identity(self, name: str) -> int | str:
+        """A whole number, or text."""
+        return self.text(name) if isinstance(self._get(name), str) else self.integer(name)
+
+    def list(self, name: str) -> list[Any]:
+        value = self._get(name)
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list", value)
+        return value
+
+    def numbers(self, name: str, count: int) -> list[float]:
+        """Finite numbers, so many of them."""
+        value = self._get(name)
+        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+            raise self.wrong(name, f"{count} numbers", value)
+        return value
+
+    def wrong(self, name: str, wanted: str, value: Any) -> DataError:
+        return DataError(f"{self.place}: `{name}`: expected {wanted}, got {kind(value)}")
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        value = self.fields.get(name, default)
+        if value is None:
+            raise DataError(f"{self.place}: `{name}` is missing")
+        return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no text or bool."""
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) <= _LARGEST
+
+
+def kind(value: Any) -> str:
+    """What a value is; scalars with their value. Never the inside of a list: YAML aliases can make it endless."""
+    if value is None:
+        return "null"
+    if isinstance(value, (dict, list)):
+        return f"{_NAMES[type(value)]} of {len(value)}"
+    return f"{_NAMES.get(type(value), type(value).__name__)} {value!r:.60}"

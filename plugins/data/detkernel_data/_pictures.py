@@ -1,0 +1,198 @@
+"""Picture files: what a folder has, a picture's size without decoding it, and the decoding.
+
+JPEG and PNG are decoded by torchvision, everything else by Pillow. An EXIF orientation is applied on request only:
+annotation files of VOC and COCO form state coordinates of the picture as it is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from PIL import Image
+
+from detkernel import DataError
+from detkernel.errors import relative
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+READERS = 8
+"""Threads that read headers: on a network disk it is the waiting that costs."""
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class Header(NamedTuple):
+    """What a picture's first bytes say."""
+
+    height: int
+    width: int
+    """As stored, before any EXIF orientation."""
+    orientation: int = 1
+    """EXIF: 1 upright, 3 upside down, 6 and 8 on its side, 2, 4, 5 and 7 mirrored."""
+    kind: str = ""
+    """Pillow's name of the file format."""
+
+    def upright(self) -> tuple[int, int]:
+        """(height, width) once the EXIF orientation is applied."""
+        return (self.width, self.height) if self.orientation in _SIDEWAYS else (self.height, self.width)
+
+
+def read_header(path: str | Path) -> Header:
+    """A picture's size, from its first bytes. Raises `DataError`."""
+    with _opened(path, Path(path)) as picture:
+        return _header(picture)
+
+
+def read_headers(paths: Sequence[str]) -> Iterator[Header | DataError]:
+    """The headers of many pictures, in order; for a broken one, its error."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for chunk in pool.map(_read_chunk, (paths[start : start + 64] for start in range(0, len(paths), 64))):
+            yield from chunk
+
+
+def decode(path: str, apply_exif: bool) -> Tensor:
+    """A picture as uint8 [3, H, W] RGB, channels-last in memory. Raises `DataError` naming the file.
+
+    Greyscale, palette and CMYK pictures become RGB; an alpha channel is left out; 16-bit PNGs keep their upper 8 bits.
+    """
+    import torch
+
+    try:
+        data = bytearray(Path(path).read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    with _opened(path, BytesIO(data)) as picture:
+        header = _header(picture)
+        if header.kind not in ("JPEG", "MPO", "PNG"):
+            return _decode_with_pillow(path, picture, apply_exif)
+    try:
+        return _decode_with_torchvision(torch.frombuffer(data, dtype=torch.uint8), header, apply_exif)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rpartition(", ")[2]
+        raise DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file") from None
+
+
+def picture_files(folder: Path) -> list[str]:
+    """The names of a folder's picture files. Raises `DataError` if there is no such folder."""
+    with scan(folder, "pictures") as entries:
+        return [entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
+
+
+class Listing:
+    """Answers which files are there, listing every folder once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, frozenset[str]] = {}
+
+    def __call__(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(os.listdir(folder or "."))  # noqa: PTH208 - names alone are wanted
+            except OSError:
+                self._names[folder] = frozenset()
+        return name in self._names[folder]
+
+
+@contextmanager
+def scan(folder: Path, what: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """A folder's entries. Raises `DataError` that says what the nearest folder above has instead."""
+    try:
+        entries = os.scandir(folder)
+    except OSError as error:
+        raise DataError(missing_folder(folder, what, error)) from None
+    with entries:
+        yield entries
+
+
+def missing_folder(folder: Path, what: str, error: OSError | None = None) -> str:
+    """The message for a folder that cannot be listed."""
+    if isinstance(error, PermissionError):
+        return f"{relative(folder)}: the folder of the {what} cannot be read ({error.strerror}); check its permissions"
+    above = next((parent for parent in folder.parents if parent.is_dir()), Path())
+    names = sorted(f"{entry.name}/" for entry in above.iterdir() if entry.is_dir())[:12]
+    there = f"has {', '.join(names)}" if names else "has no folders"
+    return f"{relative(folder)}: there is no such folder of {what}; {relative(above)} {there}"
+
+
+def size_text(height: int, width: int) -> str:
+    """Width first, as everybody writes it."""
+    return f"{width}x{height}"
+
+
+def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
+    found: list[Header | DataError] = []
+    for path in paths:
+        try:
+            found.append(read_header(path))
+        except DataError as error:
+            found.append(error)
+    return found
+
+
+@contextmanager
+def _opened(path: str | Path, file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Pillow's lazy picture. Only its header is read; one that would need gigabytes is refused here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(file)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+        raise DataError(f"{relative(path)}: the picture has more than {limit} pixels; cut it into tiles") from None
+    except FileNotFoundError as error:
+        raise _unreadable(path, error) from None
+    except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
+        reason = "no picture that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
+    with picture:
+        yield picture
+
+
+def _header(picture: Image.Image) -> Header:
+    try:
+        orientation = int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block says nothing about the picture
+        orientation = 1
+    return Header(picture.height, picture.width, orientation, picture.format or "")
+
+
+def _unreadable(path: str | Path, error: OSError) -> DataError:
+    return DataError(f"{relative(path)}: the picture cannot be read ({error.strerror or error})")
+
+
+def _decode_with_torchvision(data: Tensor, header: Header, apply_exif: bool) -> Tensor:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+    decode_one = decode_png if header.kind == "PNG" else decode_jpeg
+    image = decode_one(data, mode=ImageReadMode.RGB, apply_exif_orientation=apply_exif)
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+    return image
+
+
+def _decode_with_pillow(path: str, picture: Image.Image, apply_exif: bool) -> Tensor:
+    import numpy as np
+    import torch
+    from PIL import ImageOps
+
+    if picture.mode.startswith(("I", "F")):
+        raise DataError(f"{relative(path)}: {picture.mode} pixels; expected 8 bits a channel; convert the picture")
+    try:
+        upright = ImageOps.exif_transpose(picture) if apply_exif else picture
+        pixels = np.array(upright.convert("RGB"))
+    except Exception as error:
+        raise DataError(f"{relative(path)}: the picture is truncated or broken ({error}); replace the file") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,61 @@
+"""What a reader found in a data set's files, column by column, before anything is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+
+from detkernel.detection import ImageId
+
+Box: TypeAlias = tuple[float, float, float, float]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Table:
+    """Lists of one entry a picture, and of one entry an object; plain Python, since that is fast to append to."""
+
+    source: str
+    """The file or folder that messages about the whole data set name."""
+    declared: Callable[[], Sequence[str]]
+    """Every class name that the data set knows, in label order, whether or not an object here has it."""
+    where: Callable[[int], str]
+    """The place of an object, by its position in the lists: its file, and its line or id."""
+    where_picture: Callable[[int], str]
+    """The place that states a picture's size, by the picture's position."""
+    fractions: bool = False
+    """Whether boxes and masks are fractions of the picture's width and height, still to be multiplied."""
+
+    image_ids: list[ImageId] = attrs.field(factory=list)
+    files: list[str] = attrs.field(factory=list)
+    heights: list[int] = attrs.field(factory=list)
+    """0 where the annotations do not state it."""
+    widths: list[int] = attrs.field(factory=list)
+
+    picture: list[int] = attrs.field(factory=list)
+    """Position of the object's picture."""
+    names: list[str] = attrs.field(factory=list)
+    boxes: list[Box] = attrs.field(factory=list)
+    """xyxy, finite numbers."""
+    area: list[float] | None = None
+    """None: the boxes'."""
+    crowd: list[bool] | None = None
+    difficult: list[bool] | None = None
+    masks: list[Any] | None = None
+    keypoints: list[Sequence[float]] | None = None
+    """3K numbers an object."""
+    ids: list[int] | None = None
+
+    def add_picture(self, image_id: ImageId, file: str, height: int, width: int) -> int:
+        """Append a picture and return its position."""
+        self.image_ids.append(image_id)
+        self.files.append(file)
+        self.heights.append(height)
+        self.widths.append(width)
+        return len(self.files) - 1
+
+    def add_object(self, picture: int, name: str, box: Box) -> None:
+        self.picture.append(picture)
+        self.names.append(name)
+        self.boxes.append(box)

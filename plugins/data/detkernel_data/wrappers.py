@@ -1,0 +1,201 @@
+"""Data sets made of others: joined, repeated, or a part."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from detkernel import DataError, option, plugin, state
+from detkernel.detection import Annotations, Dataset, ImageId
+from detkernel.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@plugin
+class Concat(Dataset):
+    """Several data sets, one behind the other; their classes are matched by name.
+
+    If two of them share a picture's id, all ids become texts with the position of the data set, such as `1/000005`.
+    Annotation ids are left out.
+    """
+
+    datasets: list[Dataset] = option(help="the data sets")
+    class_names: list[str] | None = option(
+        default=None, help="classes in label order, where the data sets differ; null: all must have the same"
+    )
+    keypoint_names: Sequence[str] = ()
+    _ends: list[int] = state(factory=list)
+    _labels: list[Any] = state(factory=list)
+    _prefixed: bool = state(default=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("datasets: expected at least one")
+
+    def load(self) -> None:
+        import numpy as np
+
+        for dataset in self.datasets:
+            dataset.load()
+        self.classes = self._joined_classes()
+        self.notes = [f"data set {n}: {note}" for n, part in enumerate(self.datasets) for note in part.notes]
+        self.keypoint_names = _same_keypoints(self.datasets)
+        self._labels = [np.array([self.classes.index(name) for name in part.classes]) for part in self.datasets]
+        self._ends = list(accumulate(len(part) for part in self.datasets))
+        ids = [part.annotations(index).image_id for part in self.datasets for index in range(len(part))]
+        self._prefixed = len(set(ids)) < len(ids)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def image(self, index: int) -> Tensor:
+        number, position = self._find(index)
+        return self.datasets[number].image(position)
+
+    def annotations(self, index: int) -> Annotations:
+        number, position = self._find(index)
+        found = self.datasets[number].annotations(position)
+        image_id = f"{number}/{found.image_id}" if self._prefixed else found.image_id
+        return attrs.evolve(found, image_id=image_id, labels=self._labels[number][found.labels], ids=None)
+
+    def fingerprint(self) -> str:
+        return _join([*self.classes, *(part.fingerprint() for part in self.datasets)])
+
+    def _find(self, index: int) -> tuple[int, int]:
+        index = _position(index, len(self))
+        number = bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
+
+    def _joined_classes(self) -> tuple[str, ...]:
+        head, *others = (part.classes for part in self.datasets)
+        if self.class_names is None:
+            for number, classes in enumerate(others, start=1):
+                if set(classes) != set(head):
+                    differing = ", ".join(f"'{name}'" for name in sorted(set(classes) ^ set(head)))
+                    raise DataError(
+                        f"concat: data sets 0 and {number} differ in the classes {differing}; give `class_names` here "
+                        "if objects of a class really cannot be in one of them, or mend the data"
+                    )
+            return head
+        known = {name for part in self.datasets for name in part.classes}
+        for name in self.class_names:
+            if name not in known:
+                raise DataError(f"concat: `class_names`: no data set has '{name}'{did_you_mean(name, known)}")
+        unlisted = sorted(known.difference(self.class_names))
+        if unlisted:
+            raise DataError(f"concat: `class_names` does not list '{unlisted[0]}', which a data set has")
+        return tuple(self.class_names)
+
+
+@plugin
+class Repeat(Dataset):
+    """A data set, several times over: longer epochs of a small one."""
+
+    dataset: Dataset = option(help="the data set")
+    times: int = option(at_least=1, help="how often each picture is in it")
+    keypoint_names: Sequence[str] = ()
+
+    def load(self) -> None:
+        self.dataset.load()
+        self.classes, self.notes = self.dataset.classes, self.dataset.notes
+        self.keypoint_names = _same_keypoints([self.dataset])
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.times
+
+    def image(self, index: int) -> Tensor:
+        return self.dataset.image(_position(index, len(self)) % len(self.dataset))
+
+    def annotations(self, index: int) -> Annotations:
+        return self.dataset.annotations(_position(index, len(self)) % len(self.dataset))
+
+    def fingerprint(self) -> str:
+        return _join([str(self.times), self.dataset.fingerprint()])
+
+
+@plugin
+class Subset(Dataset):
+    """A part of a data set, in its order: the first pictures, a random part, or named ones. For quick trials."""
+
+    dataset: Dataset = option(help="the data set")
+    first: int | None = option(default=None, at_least=1, help="the first so many pictures")
+    fraction: float | None = option(default=None, above=0, at_most=1, help="a random part, drawn from `seed`")
+    ids: list[int | str] | None = option(default=None, help="the pictures of these ids")
+    seed: int = option(default=0, at_least=0, help="what `fraction` draws follows from it")
+    keypoint_names: Sequence[str] = ()
+    _chosen: Any = state()
+
+    def __attrs_post_init__(self) -> None:
+        given = [name for name in ("first", "fraction", "ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of `first`, `fraction` and `ids`, got {' and '.join(given) or 'none'}")
+
+    def load(self) -> None:
+        import numpy as np
+
+        self.dataset.load()
+        self.classes = self.dataset.classes
+        self.keypoint_names = _same_keypoints([self.dataset])
+        self._chosen = np.array(self._choose(len(self.dataset)), dtype=np.int64)
+        self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} pictures"]
+
+    def __len__(self) -> int:
+        return 0 if self._chosen is None else len(self._chosen)
+
+    def image(self, index: int) -> Tensor:
+        return self.dataset.image(int(self._chosen[_position(index, len(self))]))
+
+    def annotations(self, index: int) -> Annotations:
+        return self.dataset.annotations(int(self._chosen[_position(index, len(self))]))
+
+    def fingerprint(self) -> str:
+        return _join([self.dataset.fingerprint(), *map(str, self._chosen.tolist())])
+
+    def _choose(self, total: int) -> Sequence[int]:
+        if self.first is not None:
+            if self.first > total:
+                raise DataError(f"subset: `first` is {self.first}, but the data set has {total} pictures")
+            return range(self.first)
+        if self.fraction is not None:
+            import numpy as np
+
+            count = max(1, round(total * self.fraction))
+            order = np.random.default_rng(self.seed).permutation(total)
+            return sorted(order[:count].tolist())
+        return self._of_ids(total, self.ids or [])
+
+    def _of_ids(self, total: int, ids: Sequence[ImageId]) -> list[int]:
+        there = [self.dataset.annotations(index).image_id for index in range(total)]
+        missing = [str(name) for name in ids if name not in set(there)]
+        if missing or not ids:
+            examples = ", ".join(map(repr, there[:3]))
+            raise DataError(
+                f"subset: `ids`: no picture has {', '.join(missing[:10]) or 'none'}; ids are such as {examples}"
+            )
+        wanted = set(ids)
+        return [index for index, name in enumerate(there) if name in wanted]
+
+
+def _position(index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise IndexError(f"picture {index} of {length}")
+    return index % length
+
+
+def _same_keypoints(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    found = {tuple(getattr(dataset, "keypoint_names", ())) for dataset in datasets}
+    if len(found) > 1:
+        raise DataError("concat: the data sets have different keypoints; expected the same in all of them")
+    return found.pop()
+
+
+def _join(parts: Sequence[str]) -> str:
+    from hashlib import sha256
+
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
