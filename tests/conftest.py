@@ -1,0 +1,41 @@
+"""Shared by the tests of the whole system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Detkernel = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def detkernel(tmp_path: Path) -> Detkernel:
+    """Run the command in `tmp_path`, as a user would: `detkernel("run", "config.yaml", env={...})`."""
+
+    def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "detkernel", *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "NO_COLOR": "1", **(env or {})},
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data sets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("DETKERNEL_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data here: set DETKERNEL_DATA")
+    return folder

@@ -1,0 +1,120 @@
+"""A plugin written outside the tree: installed with pip, or named by its file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Detkernel = Callable[..., subprocess.CompletedProcess[str]]
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "greeter"
+version = "3.1"
+dependencies = ["detkernel-kernel>=0.1,<0.2"]
+[project.entry-points."detkernel.plugins"]
+greeter = "greeter:Greeter"
+[tool.hatch.build.targets.wheel]
+only-include = ["greeter.py"]
+"""
+MODULE = '''
+from detkernel import hookimpl, option, plugin
+
+@plugin
+class Greeter:
+    """Say something after some iterations."""
+
+    words: str = option(default="hello", help="what to say")
+    every: int = option(default=1, at_least=1, help="iterations in between")
+
+    @hookimpl
+    def after_train_iter(self, run):
+        if run.iter % self.every == 0:
+            print(f"{self.words} {run.iter}")
+'''
+CONFIG = """
+run: {until: 2 iters, work_dir: work}
+model: {use: tiny.py:TinyDetector}
+data: {use: tiny.py:TinyData}
+optimizer: {use: tiny.py:TinySgd}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "greeter").mkdir()
+    (tmp_path / "greeter" / "pyproject.toml").write_text(PYPROJECT)
+    (tmp_path / "greeter" / "greeter.py").write_text(MODULE)
+    (tmp_path / "tiny.py").write_text("from detkernel.testing import TinyData, TinyDetector, TinySgd\n")
+    (tmp_path / "config.yaml").write_text(CONFIG + "greeter: {words: bonjour}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def installed(folder: Path) -> dict[str, str]:
+    """The environment of a command that sees the plugin, installed by pip into a folder of its own."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, folder / "site", folder / "greeter"], check=True, capture_output=True, cwd=folder)
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_installed_it_is_seen_and_runs(folder: Path, installed: dict[str, str], detkernel: Detkernel) -> None:
+    listed = detkernel("plugins", env=installed).stdout
+    [row] = [line.split() for line in listed.splitlines() if line.startswith("greeter ")]
+    assert row == ["greeter", "plugin", *["Say", "something", "after", "some", "iterations."], "greeter", "3.1"]
+    assert "greeter:Greeter" in detkernel("hooks", "config.yaml", env=installed).stdout
+    result = detkernel("run", "config.yaml", env=installed)
+    assert (result.returncode, result.stdout) == (0, "bonjour 1\nbonjour 2\n"), result.stderr
+    assert "# greeter 3.1" in (folder / "work" / "config.yaml").read_text()
+
+
+def test_not_installed_it_is_one_clear_line(folder: Path, detkernel: Detkernel) -> None:
+    result = detkernel("run", "config.yaml")
+    assert result.returncode == 2
+    assert "config.yaml:6:10: greeter: there is no plugin 'greeter'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_same_class_from_its_file(folder: Path, detkernel: Detkernel) -> None:
+    (folder / "config.yaml").write_text(CONFIG + "mine: {use: ./greeter/greeter.py:Greeter, every: 2}\n")
+    result = detkernel("run", "config.yaml")
+    assert (result.returncode, result.stdout) == (0, "hello 2\n"), result.stderr
+    assert "greeter.py:Greeter" in detkernel("hooks", "config.yaml").stdout
+
+
+def test_a_misspelt_option_names_its_place(folder: Path, installed: dict[str, str], detkernel: Detkernel) -> None:
+    (folder / "config.yaml").write_text(CONFIG + "greeter: {wrods: salut}\n")
+    result = detkernel("run", "config.yaml", env=installed)
+    assert result.returncode == 2
+    assert "config.yaml:6:11: greeter.wrods: there is no option 'wrods', did you mean 'words'?" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset", "transform", "evaluator", "hook", "command"])
+def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, detkernel: Detkernel) -> None:
+    assert detkernel("new-plugin", f"my-{kind}", "--kind", kind).returncode == 0
+    project = tmp_path / f"my-{kind}"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, tmp_path / "site", project], check=True, capture_output=True)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    tests = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=env)
+    assert tests.returncode == 0, tests.stdout
+    listing = detkernel("--help" if kind == "command" else "plugins", env=env).stdout
+    assert ("my-command" if kind == "command" else f"my_{kind}") in listing
+
+
+def test_a_new_plugin_overwrites_nothing(tmp_path: Path, detkernel: Detkernel) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("x")
+    result = detkernel("new-plugin", "mine")
+    assert result.returncode == 2
+    assert "mine exists and is not empty" in result.stderr
+    assert detkernel("new-plugin", "class").returncode == 2
