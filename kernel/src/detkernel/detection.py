@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import attrs
 
@@ -70,6 +70,8 @@ class Dataset(Part, ABC):
     """Class names in label order, known after `load`."""
     notes: Sequence[str] = ()
     """What `load` left out and why, one line each with its count; the loader logs them."""
+    keypoint_names: Sequence[str] = ()
+    """Names of the keypoints in their order, where the data set has some: a flip swaps `left_*` and `right_*`."""
 
     @abstractmethod
     def load(self) -> None:
@@ -158,6 +160,13 @@ class Sample:
 class Transform(Part, ABC):
     """Changes one sample. Random numbers come from torch's, NumPy's or Python's global generator: the loader seeds all
     three by (seed, epoch, index) before the first transform, so results do not depend on workers or order."""
+
+    scales_only: ClassVar[bool] = False
+    """Whether every point stays where it is but for a scaling that `sample.scale` records: what validation may use,
+    since detections are divided by that scale to get back to the file's coordinates."""
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Called once before the first sample: the place to check options against the data."""
 
     @abstractmethod
     def __call__(self, sample: Sample) -> Sample:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-
 from detkernel.detection import Annotations, ImageId
 
 if TYPE_CHECKING:

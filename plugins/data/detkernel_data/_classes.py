@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-
 from detkernel.errors import did_you_mean
+
 from detkernel_data._report import Problems, counted, tally
 
 if TYPE_CHECKING:

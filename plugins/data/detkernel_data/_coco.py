@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from detkernel import DataError
 from detkernel.detection import ImageId
 from detkernel.errors import relative
+
 from detkernel_data._json import Entry, is_number
 from detkernel_data._pictures import Listing, scan
 from detkernel_data._report import Problems

@@ -36,7 +36,6 @@ class FileDataset(Dataset):
     exif_orientation: Literal["ignore", "apply"] = option(
         default="ignore", help="whether boxes were drawn on the picture as stored, or on the upright one"
     )
-    keypoint_names: Sequence[str] = ()
     _flat: FlatAnnotations | None = state()
 
     def __len__(self) -> int:

@@ -15,10 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from PIL import Image
-
 from detkernel import DataError
 from detkernel.errors import relative
+from PIL import Image
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,15 +5,14 @@ Whatever is left out on the way is told in the notes, one line a reason, with it
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from array import array
-
 import numpy as np
-
 from detkernel import DataError
 from detkernel.errors import relative
+
 from detkernel_data._annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
 from detkernel_data._classes import match_classes
 from detkernel_data._pictures import Header, read_headers, size_text

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
-
 from detkernel.detection import ImageId
 
 Box: TypeAlias = tuple[float, float, float, float]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from detkernel import DataError
 from detkernel.errors import relative
+
 from detkernel_data._pictures import missing_folder, picture_files, scan
 from detkernel_data._report import Problems
 from detkernel_data._table import Table
@@ -21,7 +22,7 @@ def read(*, images: Path, annotations: Path, splits: Path, split: Sequence[str] 
     with scan(annotations, "annotations") as entries:
         known = {entry.name[:-4] for entry in entries if entry.name.lower().endswith(".xml")}
     pictures = _pictures_by_stem(images)
-    listed = {name: annotations for name in sorted(known)} if split is None else _listed(splits, split)
+    listed = dict.fromkeys(sorted(known), annotations) if split is None else _listed(splits, split)
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")
     problems = Problems(source)
     table = _empty_table(source, annotations, known, lines := [], origin)

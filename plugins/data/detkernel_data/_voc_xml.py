@@ -10,9 +10,9 @@ from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
-
 from detkernel import DataError
 from detkernel.errors import relative
+
 from detkernel_data._table import Box
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

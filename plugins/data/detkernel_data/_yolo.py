@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from detkernel import DataError
 from detkernel.errors import relative
+
 from detkernel_data._pictures import Listing
 from detkernel_data._report import Problems, counted, first
 from detkernel_data._table import Box, Table

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from detkernel import DataError
 from detkernel.errors import did_you_mean, relative
+
 from detkernel_data._json import Entry
 from detkernel_data._pictures import SUFFIXES, missing_folder
 

@@ -6,12 +6,31 @@ from pathlib import Path
 from typing import Literal
 
 from detkernel import option, plugin
+
 from detkernel_data._files import FileDataset, check_names
 
-VOC_CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow "
-    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
-).split()
+VOC_CLASSES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
 """The 20 classes, in the order of the challenge and of MMDetection."""
 
 

@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import attrs
-
 from detkernel import DataError, option, plugin, state
 from detkernel.detection import Annotations, Dataset, ImageId
 from detkernel.errors import did_you_mean
@@ -29,7 +28,6 @@ class Concat(Dataset):
     class_names: list[str] | None = option(
         default=None, help="classes in label order, where the data sets differ; null: all must have the same"
     )
-    keypoint_names: Sequence[str] = ()
     _ends: list[int] = state(factory=list)
     _labels: list[Any] = state(factory=list)
     _prefixed: bool = state(default=False)
@@ -99,7 +97,6 @@ class Repeat(Dataset):
 
     dataset: Dataset = option(help="the data set")
     times: int = option(at_least=1, help="how often each picture is in it")
-    keypoint_names: Sequence[str] = ()
 
     def load(self) -> None:
         self.dataset.load()
@@ -128,7 +125,6 @@ class Subset(Dataset):
     fraction: float | None = option(default=None, above=0, at_most=1, help="a random part, drawn from `seed`")
     ids: list[int | str] | None = option(default=None, help="the pictures of these ids")
     seed: int = option(default=0, at_least=0, help="what `fraction` draws follows from it")
-    keypoint_names: Sequence[str] = ()
     _chosen: Any = state()
 
     def __attrs_post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detkernel import option, plugin
+
 from detkernel_data._files import FileDataset, check_names
 
 
