@@ -1,13 +1,14 @@
 """Picture files: what a folder has, a picture's size without decoding it, and the decoding.
 
-JPEG and PNG are decoded by torchvision, everything else by Pillow. An EXIF orientation is applied on request only:
-annotation files of VOC and COCO form state coordinates of the picture as it is stored.
+JPEG and PNG are decoded by torchvision's operators, which take half of Pillow's time; everything else by Pillow. An
+EXIF orientation is applied on request only: annotation files of VOC and COCO form state coordinates of the picture as
+it is stored.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ READERS = 8
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_OPERATORS = {"JPEG": "decode_jpeg", "MPO": "decode_jpeg", "PNG": "decode_png"}
 
 
 class Header(NamedTuple):
@@ -46,17 +48,11 @@ class Header(NamedTuple):
         return (self.width, self.height) if self.orientation in _SIDEWAYS else (self.height, self.width)
 
 
-def read_header(path: str | Path) -> Header:
-    """A picture's size, from its first bytes. Raises `DataError`."""
-    with _opened(path, Path(path)) as picture:
-        return _header(picture)
-
-
-def read_headers(paths: Sequence[str]) -> Iterator[Header | DataError]:
+def read_headers(paths: Sequence[str]) -> list[Header | DataError]:
     """The headers of many pictures, in order; for a broken one, its error."""
+    chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
     with ThreadPoolExecutor(READERS) as pool:
-        for chunk in pool.map(_read_chunk, (paths[start : start + 64] for start in range(0, len(paths), 64))):
-            yield from chunk
+        return [header for chunk in pool.map(_read_chunk, chunks) for header in chunk]
 
 
 def decode(path: str, apply_exif: bool) -> Tensor:
@@ -64,21 +60,23 @@ def decode(path: str, apply_exif: bool) -> Tensor:
 
     Greyscale, palette and CMYK pictures become RGB; an alpha channel is left out; 16-bit PNGs keep their upper 8 bits.
     """
-    import torch
-
     try:
         data = bytearray(Path(path).read_bytes())
     except OSError as error:
         raise _unreadable(path, error) from None
     with _opened(path, BytesIO(data)) as picture:
         header = _header(picture)
-        if header.kind not in ("JPEG", "MPO", "PNG"):
-            return _decode_with_pillow(path, picture, apply_exif)
-    try:
-        return _decode_with_torchvision(torch.frombuffer(data, dtype=torch.uint8), header, apply_exif)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rpartition(", ")[2]
-        raise DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file") from None
+        operator = _OPERATORS.get(header.kind)
+        image = _decode_with_torchvision(path, data, operator) if operator else _decode_with_pillow(path, picture)
+    return turn_upright(image, header.orientation) if apply_exif else image
+
+
+def turn_upright(image: Tensor, orientation: int) -> Tensor:
+    """[3, H, W] as it is meant to be seen, by its EXIF orientation."""
+    if orientation in _SIDEWAYS:
+        image = image.transpose(1, 2)
+    axes = [axis for axis, mirrored in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in mirrored]
+    return image.flip(axes) if axes else image
 
 
 def picture_files(folder: Path) -> list[str]:
@@ -133,7 +131,8 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
     found: list[Header | DataError] = []
     for path in paths:
         try:
-            found.append(read_header(path))
+            with _opened(path, Path(path)) as picture:
+                found.append(_header(picture))
         except DataError as error:
             found.append(error)
     return found
@@ -141,57 +140,65 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
 
 @contextmanager
 def _opened(path: str | Path, file: Path | BinaryIO) -> Iterator[Image.Image]:
-    """Pillow's lazy picture. Only its header is read; one that would need gigabytes is refused here."""
+    """Pillow's lazy picture. Only its header is read; one that would need gigabytes is refused here.
+
+    No warning filters are set: they belong to the whole process, and this runs in threads.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file)
+        picture = Image.open(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-        raise DataError(f"{relative(path)}: the picture has more than {limit} pixels; cut it into tiles") from None
+        raise _too_large(path) from None
     except FileNotFoundError as error:
         raise _unreadable(path, error) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
         reason = "no picture that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
     with picture:
+        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise _too_large(path)
         yield picture
 
 
+def _too_large(path: str | Path) -> DataError:
+    limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+    return DataError(f"{relative(path)}: the picture has more than {limit} pixels; cut it into tiles")
+
+
 def _header(picture: Image.Image) -> Header:
+    orientation = 1
     try:
-        orientation = int(picture.getexif().get(_ORIENTATION, 1))
+        if picture.format != "PNG" or "exif" in picture.info:  # else Pillow decodes all of a PNG to look behind it
+            orientation = int(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken EXIF block says nothing about the picture
-        orientation = 1
-    return Header(picture.height, picture.width, orientation, picture.format or "")
+        pass
+    return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, picture.format or "")
 
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{relative(path)}: the picture cannot be read ({error.strerror or error})")
 
 
-def _decode_with_torchvision(data: Tensor, header: Header, apply_exif: bool) -> Tensor:
+def _decode_with_torchvision(path: str, data: bytearray, operator: str) -> Tensor:
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+    import torchvision.io  # registers the operators; its own functions, deprecated in 0.29, warn at every call
 
-    decode_one = decode_png if header.kind == "PNG" else decode_jpeg
-    image = decode_one(data, mode=ImageReadMode.RGB, apply_exif_orientation=apply_exif)
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
-    return image
+    rgb = torchvision.io.ImageReadMode.RGB.value
+    try:
+        image: Tensor = getattr(torch.ops.image, operator)(torch.frombuffer(data, dtype=torch.uint8), rgb, False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rpartition(", ")[2]
+        raise DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file") from None
+    return (image.to(torch.int32) >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
 
 
-def _decode_with_pillow(path: str, picture: Image.Image, apply_exif: bool) -> Tensor:
+def _decode_with_pillow(path: str, picture: Image.Image) -> Tensor:
     import numpy as np
     import torch
-    from PIL import ImageOps
 
     if picture.mode.startswith(("I", "F")):
         raise DataError(f"{relative(path)}: {picture.mode} pixels; expected 8 bits a channel; convert the picture")
     try:
-        upright = ImageOps.exif_transpose(picture) if apply_exif else picture
-        pixels = np.array(upright.convert("RGB"))
+        pixels = np.array(picture.convert("RGB"))
     except Exception as error:
         raise DataError(f"{relative(path)}: the picture is truncated or broken ({error}); replace the file") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,141 @@
+"""Batches, one after the other: torch's loader, kept warm from epoch to epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from detkernel import UserError
+from detkernel.detection import Batch, Dataset
+from torch.utils.data import DataLoader
+
+from detkernel_data._order import Order
+from detkernel_data._samples import Failure, Packed, Samples
+
+_SHOWN = 8
+_DEAD = "DataLoader worker"
+
+
+class Batches:
+    """The loader that a run sees (`detkernel.detection.Loader`).
+
+    In training one stream of batches goes on from epoch to epoch, so that no epoch begins with idle workers; asked for
+    another position (a resume), it starts a new stream there, which reads nothing of what lies before.
+    """
+
+    def __init__(
+        self, samples: Samples, order: Order, *, endless: bool, workers: int, prefetch: int, pin_memory: bool
+    ) -> None:
+        self.samples, self.order = samples, order
+        self.dataset: Dataset = samples.dataset
+        self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
+        self._stream: Iterator[Batch] | None = None
+        self._next = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from the one at `start` on."""
+        if not self._endless:
+            self.close()  # a validation that was left early would go on where it was left
+        if self._stream is None or self._next != (epoch, start):
+            self.close()
+            self._stream = self._read(epoch, start)
+        for number in range(start, len(self)):
+            self._next = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+            batch = next(self._stream)
+            yield batch
+        if not self._endless:
+            self.close()
+
+    def close(self) -> None:
+        """Let the workers go."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()  # type: ignore[attr-defined]
+
+    def _positions(self, epoch: int, start: int) -> Iterator[tuple[int, list[int]]]:
+        """From a position on: endless in training, one epoch in validation."""
+        while True:
+            yield from ((epoch, batch) for batch in self.order.batches(epoch)[start:])
+            if not self._endless:
+                return
+            epoch, start = epoch + 1, 0
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        if self._workers == 0:
+            for position in self._positions(epoch, start):
+                with _generators_kept():
+                    loaded = self.samples[position]
+                yield _batch(loaded)
+            return
+        loader = DataLoader(
+            self.samples,
+            batch_size=None,
+            sampler=_Positions(self._positions(epoch, start)),
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch,
+            pin_memory=self._pin,
+            generator=torch.Generator(),  # its own, or it would draw from the run's
+        )
+        expected = self._positions(epoch, start)
+        iterator = iter(loader)
+        try:
+            for position in expected:
+                yield _batch(self._receive(iterator, position))
+        finally:
+            with suppress(AttributeError):
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _receive(self, iterator: Iterator[Any], position: tuple[int, list[int]]) -> Packed | Failure:
+        try:
+            loaded: Packed | Failure = next(iterator)
+        except RuntimeError as error:
+            if _DEAD not in str(error):
+                raise
+            raise UserError(self._obituary(str(error), position)) from None
+        return loaded
+
+    def _obituary(self, error: str, position: tuple[int, list[int]]) -> str:
+        epoch, indices = position
+        paths = [self.dataset.annotations(index).path for index in indices]
+        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        reason = error.splitlines()[0].rstrip(".")
+        return (
+            f"data: a loader worker died ({reason}) around epoch {epoch + 1}, pictures {', '.join(paths[:_SHOWN])}"
+            f"{more}. Most often memory ran out: lower data.workers, data.prefetch or data.batch_size; data.workers=0 "
+            "loads in the main process and shows an error at its place"
+        )
+
+
+class _Positions:
+    """An endless iterator in the shape of a sampler."""
+
+    def __init__(self, positions: Iterator[tuple[int, list[int]]]) -> None:
+        self._positions = positions
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return self._positions
+
+
+def _batch(loaded: Packed | Failure) -> Batch:
+    if isinstance(loaded, Failure):
+        raise loaded.error()
+    return loaded.unpack()
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Loading in the main process draws from its generators; a model's dropout must not notice."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])

@@ -1,0 +1,143 @@
+"""From the loader's options to one of its loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from detkernel import DataError, Run
+from detkernel.detection import Annotations, Dataset
+from detkernel.errors import did_you_mean
+from detkernel.run import Mode
+from torch import Tensor
+
+from detkernel_data._batches import Batches
+from detkernel_data._order import Order
+from detkernel_data._samples import Samples
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from detkernel_data.loader import Loader
+
+
+def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
+    """Load the data set, choose its pictures, and make the loader of a mode."""
+    if not dataset.classes:
+        dataset.load()
+    _tell(run, mode, dataset.notes)
+    if run.loaders:
+        dataset = matched(dataset, run.classes, mode)
+    for transform in options.transforms(mode):
+        transform.prepare(dataset)
+    training = mode == "train"
+    needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
+    samples = Samples(
+        dataset, options.transforms(mode), run.seed, masks=training and "masks" in needs,
+        keypoints=training and "keypoints" in needs, seeded=training,
+    )  # fmt: skip
+    order = Order(
+        _groups(options, run, mode, dataset),
+        options.batch_size if training else options.val_batch_size or options.batch_size,
+        run.seed,
+        training=training,
+        shuffle=options.shuffle,
+        drop_last=training and options.drop_last,
+        rank=run.rank,
+        world_size=run.world_size,
+    )
+    if len(order) == 0 and (training or run.world_size == 1):
+        raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {order.batch_size}")
+    return Batches(
+        samples,
+        order,
+        endless=training,
+        workers=worker_count(options.workers),
+        prefetch=options.prefetch,
+        pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
+    )
+
+
+def worker_count(wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _tell(run: Run, mode: Mode, notes: Sequence[str]) -> None:
+    if run.is_main:
+        for note in notes:
+            run.log.warning("%s data: %s", mode, note)
+
+
+def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> list[NDArray[np.int64]]:
+    """The pictures that may share a batch."""
+    if len(dataset) == 0:
+        raise DataError(f"{mode} data: no picture is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
+    everything = np.arange(len(dataset))
+    if mode != "train":
+        return [everything]
+    objects, wide = _survey(dataset)
+    chosen = everything[objects > 0] if options.skip_empty else everything
+    if len(chosen) == 0:
+        raise DataError(
+            f"train data: none of the {len(dataset)} pictures has an object to train on (crowds and difficult objects "
+            "are not); check the annotations and the classes, or set data.skip_empty=false"
+        )
+    if len(chosen) < len(everything):
+        _tell(
+            run, mode, [f"{len(everything) - len(chosen)} of {len(everything)} pictures have no object: not trained on"]
+        )
+    if not options.group_by_aspect:
+        return [chosen]
+    groups = [chosen[wide[chosen]], chosen[~wide[chosen]]]
+    return [group for group in groups if len(group)]
+
+
+def _survey(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of every picture, the number of objects to train on, and whether it is at least as wide as high."""
+    notes = map(dataset.annotations, range(len(dataset)))
+    found = [(int((~(note.crowd | note.difficult)).sum()), note.width >= note.height) for note in notes]
+    objects, wide = zip(*found, strict=True)
+    return np.array(objects), np.array(wide)
+
+
+def matched(dataset: Dataset, classes: Sequence[str], mode: str) -> Dataset:
+    """The data set with the labels of a run's classes, matched by name. Raises `DataError` for a class it lacks."""
+    if tuple(dataset.classes) == tuple(classes):
+        return dataset
+    for name in dataset.classes:
+        if name not in classes:
+            raise DataError(
+                f"{mode} data: it has the class '{name}', which the training data has not"
+                f"{did_you_mean(name, classes)}; give both the same `class_names`"
+            )
+    return Relabelled(dataset, classes)
+
+
+class Relabelled(Dataset):
+    """A data set whose classes are a run's, in the run's order."""
+
+    def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
+        self._dataset, self.classes, self.notes = dataset, tuple(classes), dataset.notes
+        self.keypoint_names = dataset.keypoint_names
+        self._labels = np.array([self.classes.index(name) for name in dataset.classes])
+
+    def load(self) -> None:
+        """It is loaded."""
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def image(self, index: int) -> Tensor:
+        return self._dataset.image(index)
+
+    def annotations(self, index: int) -> Annotations:
+        notes = self._dataset.annotations(index)
+        notes.labels = self._labels[notes.labels]
+        return notes
+
+    def fingerprint(self) -> str:
+        return self._dataset.fingerprint()

@@ -1,0 +1,133 @@
+"""Geometry of a sample: its picture, boxes, masks and keypoints at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detkernel.detection import Sample, Target
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+Window = tuple[int, int, int, int]
+"""x1, y1, x2, y2, in whole pixels."""
+
+
+def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
+    """Resize to (height, width), and record the factors. A channels-last uint8 picture stays such: ten times faster."""
+    height, width = sample.size
+    if size == (height, width):
+        return sample
+    y, x = size[0] / height, size[1] / width
+    sample.image = F.resize_image(sample.image, list(size), antialias=antialias)
+    target = sample.target
+    target.boxes = target.boxes * torch.tensor([x, y, x, y])
+    if target.masks is not None:
+        target.masks = F.resize_mask(target.masks, list(size))
+    if target.keypoints is not None:
+        target.keypoints = target.keypoints * torch.tensor([x, y, 1.0])
+    sample.scale = sample.scale[0] * y, sample.scale[1] * x
+    return sample
+
+
+def flip(sample: Sample, axis: int, swapped: Sequence[int]) -> Sample:
+    """Mirror along an axis: -1 left to right, -2 upside down."""
+    side = sample.image.shape[axis]
+    sample.image = sample.image.flip(axis)
+    target, low = sample.target, 0 if axis == -1 else 1
+    boxes = target.boxes.clone()
+    boxes[:, low], boxes[:, low + 2] = side - target.boxes[:, low + 2], side - target.boxes[:, low]
+    target.boxes = boxes
+    if target.masks is not None:
+        target.masks = target.masks.flip(axis)
+    if target.keypoints is not None:
+        points = target.keypoints.clone()
+        points[..., low] = torch.where(points[..., 2] > 0, side - points[..., low], points[..., low])
+        target.keypoints = points[:, list(swapped)] if axis == -1 and swapped else points
+    return sample
+
+
+def clipped(boxes: Tensor, window: Window) -> Tensor:
+    """Boxes cut to a window, in the window's own coordinates."""
+    x1, y1, x2, y2 = window
+    low, high = torch.tensor([x1, y1, x1, y1]), torch.tensor([x2, y2, x2, y2])
+    return boxes.clamp(low, high) - low
+
+
+def area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def visible_share(boxes: Tensor, window: Window) -> Tensor:
+    """[N] how much of each box's area lies in a window."""
+    return area(clipped(boxes, window)) / area(boxes).clamp(min=1e-9)
+
+
+def crop(sample: Sample, window: Window, keep: Tensor) -> Sample:
+    """Cut out a window, with the objects of `keep`, bool [N]."""
+    x1, y1, x2, y2 = window
+    sample.image = sample.image[:, y1:y2, x1:x2]
+    target = sample.target.keep(keep)
+    target.boxes = clipped(target.boxes, window)
+    if target.masks is not None:
+        target.masks = target.masks[:, y1:y2, x1:x2]
+    if target.keypoints is not None:
+        target.keypoints = _moved(target.keypoints, -x1, -y1, x2 - x1, y2 - y1)
+    sample.target = sound(target)
+    return sample
+
+
+def expand(sample: Sample, ratio: float, top: float, left: float, fill: Sequence[int]) -> Sample:
+    """Put the picture on a canvas `ratio` times as high and wide, at a place given in shares of the free space."""
+    height, width = sample.size
+    high, wide = int(height * ratio), int(width * ratio)
+    y, x = int(top * (high - height)), int(left * (wide - width))
+    colour = torch.tensor(fill, dtype=sample.image.dtype)
+    canvas = colour.expand(high, wide, 3).clone().permute(2, 0, 1)
+    canvas[:, y : y + height, x : x + width] = sample.image
+    sample.image = canvas
+    target = sample.target
+    target.boxes = target.boxes + torch.tensor([x, y, x, y])
+    if target.masks is not None:
+        target.masks = torch.nn.functional.pad(target.masks, (x, wide - width - x, y, high - height - y))
+    if target.keypoints is not None:
+        target.keypoints = _moved(target.keypoints, x, y, wide, high)
+    return sample
+
+
+def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tries: int) -> Sample:
+    """SSD's crop. One of the drawn overlaps is "whole picture", so that the search ends."""
+    boxes, (height, width) = sample.target.boxes, sample.size
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    while len(boxes):
+        choice = int(torch.randint(len(overlaps) + 1, ()))
+        if choice == len(overlaps):
+            return sample
+        for high, wide, top, left in torch.rand(tries, 4).tolist():
+            h, w = (
+                max(1, int(side * (smallest + part * (1 - smallest)))) for side, part in ((height, high), (width, wide))
+            )
+            if not 0.5 <= h / w <= 2:
+                continue
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            window = (x, y, x + w, y + h)
+            inside = area(clipped(boxes, window))
+            if (inside / (area(boxes) + h * w - inside)).max() < overlaps[choice]:
+                continue
+            keep = ((centres > torch.tensor([x, y])) & (centres < torch.tensor([x + w, y + h]))).all(1)
+            if keep.any():
+                return crop(sample, window, keep)
+    return sample
+
+
+def sound(target: Target) -> Target:
+    """Only the objects whose box is at least a pixel wide and high."""
+    sides = target.boxes[:, 2:] - target.boxes[:, :2]
+    return target.keep((sides >= 1).all(1))
+
+
+def _moved(points: Tensor, x: int, y: int, width: int, height: int) -> Tensor:
+    """Keypoints [N, K, 3] moved; those that leave the picture are no longer labelled."""
+    places = points[..., :2] + torch.tensor([x, y])
+    inside = ((places >= 0) & (places <= torch.tensor([width, height]))).all(-1) & (points[..., 2] > 0)
+    return torch.cat([places, points[..., 2:]], -1) * inside[..., None]

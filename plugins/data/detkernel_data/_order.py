@@ -1,0 +1,77 @@
+"""Which pictures make which batch: a function of (seed, epoch) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def seed_of(*numbers: int) -> int:
+    """A 63-bit seed from some numbers: neighbours get unrelated ones."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+@attrs.frozen(eq=False)
+class Order:
+    """The batches of every epoch, for one of several processes.
+
+    Pictures of a group (portrait and landscape, say) share batches, so that little is padded. In training, a last batch
+    that does not reach all processes is filled up with the group's first pictures: every process takes as many steps.
+    In validation each picture is in exactly one batch of one process.
+    """
+
+    groups: Sequence[NDArray[np.int64]]
+    """Positions in the data set, a list for each group."""
+    batch_size: int
+    """Pictures a batch and process."""
+    seed: int
+    training: bool
+    shuffle: bool = True
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        """Batches in an epoch, on this process."""
+        if self.training:
+            return sum(self._rounds(group, self.batch_size * self.world_size) for group in self.groups)
+        batches = sum(self._rounds(group, self.batch_size) for group in self.groups)
+        return len(range(self.rank, batches, self.world_size))
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The positions in each batch of an epoch."""
+        if not self.training:
+            batches = [batch for group in self.groups for batch in self._cut(group, self.batch_size)]
+            return batches[self.rank :: self.world_size]
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        total = self.batch_size * self.world_size
+        batches = []
+        for group in self.groups:
+            order = group[torch.randperm(len(group), generator=generator).numpy()] if self.shuffle else group
+            batches += [self._share(batch, order) for batch in self._cut(order, total)]
+        if not self.shuffle:
+            return batches
+        return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _rounds(self, group: NDArray[np.int64], size: int) -> int:
+        return len(group) // size if self.drop_last else -(-len(group) // size)
+
+    def _cut(self, group: NDArray[np.int64], size: int) -> list[list[int]]:
+        rounds = self._rounds(group, size)
+        return [group[number * size : (number + 1) * size].tolist() for number in range(rounds)]
+
+    def _share(self, batch: list[int], group: NDArray[np.int64]) -> list[int]:
+        """This process's part of a batch over all processes."""
+        if self.world_size > 1:
+            missing = self.batch_size * self.world_size - len(batch)
+            batch = batch + np.resize(group, missing).tolist()
+        return batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]

@@ -1,0 +1,160 @@
+"""From a position in the data set to a sample, and from samples to a batch. Runs in the loader's workers."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from detkernel import DataError
+from detkernel.detection import Annotations, Batch, Dataset, ImageId, Sample, Target, Transform
+from torch import Tensor
+
+from detkernel_data._order import seed_of
+
+
+@attrs.frozen
+class Failure:
+    """What went wrong with a sample, as a value: an exception raised in a worker arrives as a text of its traceback."""
+
+    message: str
+    traceback: str = ""
+    """Empty for a mistake in the data."""
+
+    def error(self) -> Exception:
+        if not self.traceback:
+            return DataError(self.message)
+        return RuntimeError(f"{self.message}\n\n{self.traceback}")
+
+
+@attrs.define(eq=False)
+class Packed:
+    """A batch on its way from a worker: the pictures in shared memory, all else small and in one piece."""
+
+    images: Tensor
+    boxes: Any
+    """float32 [N, 4], the objects of all pictures in one array; so `labels` [N] and `keypoints` [N, K, 3]."""
+    labels: Any
+    keypoints: Any
+    masks: list[Tensor] | None
+    counts: list[int]
+    indices: list[int]
+    image_ids: list[ImageId]
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    scales: list[tuple[float, float]]
+
+    def pin_memory(self) -> Packed:
+        """What torch's loader calls in its pinning thread."""
+        self.images = self.images.pin_memory()
+        return self
+
+    def unpack(self) -> Batch:
+        boxes = torch.split(torch.from_numpy(self.boxes), self.counts)
+        labels = torch.split(torch.from_numpy(self.labels), self.counts)
+        nothing = [None] * len(boxes)
+        points = nothing if self.keypoints is None else torch.split(torch.from_numpy(self.keypoints), self.counts)
+        masks = self.masks or nothing
+        targets = [Target(*parts) for parts in zip(boxes, labels, masks, points, strict=True)]
+        return Batch(self.images, targets, self.indices, self.image_ids, self.sizes, self.original_sizes, self.scales)
+
+
+@attrs.define(eq=False)
+class Samples(torch.utils.data.Dataset[Any]):
+    """What torch's loader asks for batches: each item is an epoch and the positions of a batch's pictures."""
+
+    dataset: Dataset
+    transforms: Sequence[Transform]
+    seed: int
+    masks: bool = False
+    keypoints: bool = False
+    seeded: bool = True
+    """Whether a sample sets the random generators: only training draws random numbers."""
+
+    def __getitem__(self, item: tuple[int, list[int]]) -> Packed | Failure:
+        epoch, indices = item
+        samples = []
+        for index in indices:
+            try:
+                samples.append(self.sample(epoch, index))
+            except DataError as error:
+                return Failure(str(error))
+            except Exception as error:
+                return Failure(self._blame(index, error), traceback.format_exc())
+        return pack(samples)
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """One picture, transformed; the same whenever and wherever it is asked for."""
+        notes = self.dataset.annotations(index)
+        sample = Sample(
+            image=self.dataset.image(index),
+            target=self._target(notes),
+            index=index,
+            image_id=notes.image_id,
+            original_size=(notes.height, notes.width),
+            epoch=epoch,
+        )
+        if self.seeded:
+            seed_all(seed_of(self.seed, epoch, index))
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+    def _target(self, notes: Annotations) -> Target:
+        """The objects to train on: neither crowds nor difficult ones."""
+        keep = ~(notes.crowd | notes.difficult)
+        masks = keypoints = None
+        if self.masks and notes.masks is not None:
+            from detkernel_data._masks import rasterise
+
+            chosen = [mask for mask, kept in zip(notes.masks, keep, strict=True) if kept]
+            masks = rasterise(chosen, notes.height, notes.width)
+        if self.keypoints and notes.keypoints is not None:
+            keypoints = torch.from_numpy(notes.keypoints[keep].astype(np.float32))
+        boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)
+        return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints)
+
+    def _blame(self, index: int, error: Exception) -> str:
+        """Names the picture, and the transform whose frame the error came through."""
+        frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        guilty = next(
+            (type(part).__qualname__ for part in reversed(frames) if isinstance(part, (Transform, Dataset))), ""
+        )
+        place = f" in {guilty}" if guilty else ""
+        return f"{self.dataset.annotations(index).path} (picture {index}){place}: {type(error).__name__}: {error}"
+
+
+def pack(samples: Sequence[Sample]) -> Packed:
+    """Pad at the right and the bottom to the largest height and width."""
+    targets = [sample.target for sample in samples]
+    sizes = [sample.size for sample in samples]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    images = torch.zeros(len(samples), height, width, 3, dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
+    for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
+        image[:, :h, :w].copy_(sample.image)
+    masks = [target.masks for target in targets if target.masks is not None]
+    points = [target.keypoints for target in targets if target.keypoints is not None]
+    return Packed(
+        images=images,
+        boxes=torch.cat([target.boxes for target in targets]).numpy(),
+        labels=torch.cat([target.labels for target in targets]).numpy(),
+        keypoints=torch.cat(points).numpy() if points else None,
+        masks=masks or None,
+        counts=[len(target) for target in targets],
+        indices=[sample.index for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        sizes=sizes,
+        original_sizes=[sample.original_size for sample in samples],
+        scales=[sample.scale for sample in samples],
+    )
+
+
+def seed_all(seed: int) -> None:
+    """Set Python's, NumPy's and torch's CPU generators; a GPU's has no part in loading."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)

@@ -1,0 +1,90 @@
+"""The `loader` plugin: data sets, transforms and workers become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from detkernel import Run, hookimpl, option, plugin, state, wrong
+from detkernel.detection import Dataset, Transform
+from detkernel.run import Mode
+
+if TYPE_CHECKING:
+    from detkernel_data._batches import Batches
+
+
+@plugin
+class Loader:
+    """Load pictures in worker processes, transform them, and make batches: the same with any number of workers.
+
+    Masks and keypoints are loaded where an active plugin's class says `needs = ("masks",)`. A sample's random numbers
+    follow from (seed, epoch, position) alone.
+    """
+
+    resume_neutral: ClassVar[tuple[str, ...]] = ("workers", "prefetch", "pin_memory", "val", "test", "val_batch_size")
+
+    train: Dataset | None = option(default=None, help="what is trained on")
+    val: Dataset | None = option(default=None, help="what is validated on during training")
+    test: Dataset | None = option(default=None, help="what `detkernel test` evaluates; null: `val`")
+    batch_size: int = option(default=2, at_least=1, help="pictures a batch, on each process")
+    val_batch_size: int | None = option(default=None, at_least=1, help="the same in validation; null: `batch_size`")
+    train_transforms: list[Transform] = option(factory=list, help="what is done to a training picture, in this order")
+    val_transforms: list[Transform] = option(factory=list, help="the same in validation: transforms that only scale")
+    workers: int | None = option(
+        default=None, at_least=0, help="loading processes; 0: the main one loads; null: one a CPU core, at most 4"
+    )
+    prefetch: int = option(default=2, at_least=1, help="batches that each worker keeps ready")
+    pin_memory: bool = option(default=True, help="page-locked batches for a GPU")
+    shuffle: bool = option(default=True, help="another order of the training pictures in every epoch")
+    group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait pictures: less padding")
+    drop_last: bool = option(default=False, help="leave out a last training batch that is not full")
+    skip_empty: bool = option(default=True, help="train only on pictures with an object to train on")
+
+    _made: dict[str, Batches] = state(factory=dict)
+
+    @hookimpl
+    def build_loader(self, run: Run, mode: Mode) -> Any:
+        from detkernel_data import _build
+
+        dataset = self._dataset(mode)
+        if dataset is None:
+            if mode == "val":
+                raise wrong(self, "val", "run.validate asks for a validation, but there is no data set for it")
+            return None
+        if mode == "train":
+            self._check_val_transforms()
+        loader = _build.build(self, run, mode, dataset)
+        self._made[mode] = loader
+        return loader
+
+    @hookimpl
+    def after_run(self) -> None:
+        for loader in self._made.values():
+            loader.close()
+
+    @hookimpl
+    def summary(self, run: Run) -> Mapping[str, str]:
+        return {
+            mode: f"{len(loader.dataset):,} pictures, {len(loader):,} iterations an epoch"
+            if mode == "train"
+            else f"{len(loader.dataset):,} pictures, {len(loader):,} batches"
+            for mode, loader in self._made.items()
+        }
+
+    def _dataset(self, mode: Mode) -> Dataset | None:
+        if mode == "train":
+            return self.train
+        return self.val if mode == "val" or self.test is None else self.test
+
+    def _check_val_transforms(self) -> None:
+        for number, transform in enumerate(self.val_transforms):
+            if not transform.scales_only:
+                message = (
+                    f"{type(transform).__name__} (number {number}) moves objects, and detections could not be brought "
+                    "back to the file's coordinates; validation takes transforms that only scale or change colours, "
+                    "such as resize"
+                )
+                raise wrong(self, "val_transforms", message)
+
+    def transforms(self, mode: Mode) -> Sequence[Transform]:
+        return self.train_transforms if mode == "train" else self.val_transforms

@@ -1,0 +1,228 @@
+"""The standard transforms. Pictures stay uint8 and channels-last; models normalise on the device."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from detkernel import option, plugin, state
+from detkernel.detection import Dataset, Sample, Transform
+
+
+@plugin
+class Resize(Transform):
+    """Resize to a short and a long side with the aspect kept, or to a fixed size.
+
+    With several `short` sides one is drawn for each picture (multi-scale training).
+    """
+
+    scales_only: ClassVar[bool] = True
+
+    short: int | list[int] | None = option(
+        default=None, at_least=1, help="the shorter side in pixels, or several to draw from"
+    )
+    long: int | None = option(default=None, at_least=1, help="what the longer side may be at most, in pixels")
+    size: tuple[int, int] | None = option(
+        default=None, at_least=1, help="[height, width] to resize to, whatever the aspect"
+    )
+    antialias: bool = option(default=True, help="low-pass before making smaller, as Pillow does")
+
+    def __attrs_post_init__(self) -> None:
+        if (self.size is None) == (self.short is None and self.long is None):
+            raise ValueError("size: give either `size`, or `short` and `long`")
+        if self.short == []:
+            raise ValueError("short: expected at least one side")
+
+    def __call__(self, sample: Sample) -> Sample:
+        from detkernel_data import _geometry
+
+        return _geometry.resize(sample, self._target(*sample.size), self.antialias)
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        short = self.short
+        if isinstance(short, list):
+            import torch
+
+            short = short[int(torch.randint(len(short), ()))]
+        factors = []
+        if short is not None:
+            factors.append(short / min(height, width))
+        if self.long is not None:
+            factors.append(self.long / max(height, width))
+        factor = min(factors)
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+@plugin
+class Flip(Transform):
+    """Mirror a picture at random; `left_*` and `right_*` keypoints change places."""
+
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are mirrored")
+    direction: Literal["horizontal", "vertical", "both"] = option(
+        default="horizontal", help="left to right, upside down, or one of the two and both at once, at random"
+    )
+    _swapped: list[int] = state(factory=list)
+
+    def prepare(self, dataset: Dataset) -> None:
+        names = list(dataset.keypoint_names)
+        sides = {"left": "right", "right": "left"}
+        partners = ["_".join(sides.get(part, part) for part in name.split("_")) for name in names]
+        self._swapped = [names.index(name) if name in names else number for number, name in enumerate(partners)]
+
+    def __call__(self, sample: Sample) -> Sample:
+        import torch
+
+        from detkernel_data import _geometry
+
+        chance, choice = torch.rand(2).tolist()
+        if chance >= self.probability:
+            return sample
+        horizontal = self.direction == "horizontal" or (self.direction == "both" and choice < 2 / 3)
+        vertical = self.direction == "vertical" or (self.direction == "both" and choice >= 1 / 3)
+        if horizontal:
+            sample = _geometry.flip(sample, -1, self._swapped)
+        return _geometry.flip(sample, -2, self._swapped) if vertical else sample
+
+
+@plugin
+class Crop(Transform):
+    """Cut a random window out of a picture; objects are clipped to it, and left out if too little of them is seen."""
+
+    size: tuple[int, int] | None = option(default=None, at_least=1, help="[height, width] in pixels, at most")
+    share: tuple[float, float] = option(
+        default=(0.3, 1.0), above=0, at_most=1, help="without `size`: least and most of each side that is kept"
+    )
+    visible: float = option(default=0.25, at_least=0, at_most=1, help="share of its box that an object must keep")
+    probability: float = option(default=1.0, at_least=0, at_most=1, help="share of the pictures that are cropped")
+    keep_objects: bool = option(default=True, help="leave a picture whole if the window would have no object")
+
+    def __attrs_post_init__(self) -> None:
+        if self.share[0] > self.share[1]:
+            raise ValueError(f"share: expected the smaller number first, got {list(self.share)}")
+
+    def __call__(self, sample: Sample) -> Sample:
+        import torch
+
+        from detkernel_data import _geometry
+
+        chance, high, wide, top, left = torch.rand(5).tolist()
+        if chance >= self.probability:
+            return sample
+        height, width = sample.size
+        low, most = self.share
+        given = self.size or (round(height * (low + high * (most - low))), round(width * (low + wide * (most - low))))
+        h, w = (max(1, min(side, whole)) for side, whole in zip(given, (height, width), strict=True))
+        y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
+        window = (x, y, x + w, y + h)
+        keep = _geometry.visible_share(sample.target.boxes, window) >= max(self.visible, 1e-6)
+        if self.keep_objects and len(keep) and not keep.any():
+            return sample
+        return _geometry.crop(sample, window, keep)
+
+
+@plugin
+class MinIouCrop(Transform):
+    """SSD's crop (Liu et al. 2016): a window whose overlap with some object is at least a drawn one.
+
+    Objects stay whose centre lies in the window.
+    """
+
+    overlaps: list[float] = option(
+        factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9], at_least=0, at_most=1, help="the least overlaps (IoU) to draw from"
+    )
+    smallest: float = option(default=0.3, above=0, at_most=1, help="least share of each side that a window has")
+    tries: int = option(default=50, at_least=1, help="windows that are tried before another overlap is drawn")
+
+    def __call__(self, sample: Sample) -> Sample:
+        from detkernel_data import _geometry
+
+        return _geometry.min_iou_crop(sample, self.overlaps, self.smallest, self.tries)
+
+
+@plugin
+class Expand(Transform):
+    """Put a picture at a random place on a larger canvas (SSD's zoom out): small objects to learn from."""
+
+    ratio: tuple[float, float] = option(default=(1.0, 4.0), at_least=1, help="least and most that each side grows by")
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are expanded")
+    fill: tuple[int, int, int] = option(default=(124, 116, 104), at_least=0, at_most=255, help="colour of the canvas")
+
+    def __attrs_post_init__(self) -> None:
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio: expected the smaller number first, got {list(self.ratio)}")
+
+    def __call__(self, sample: Sample) -> Sample:
+        import torch
+
+        from detkernel_data import _geometry
+
+        chance, grow, top, left = torch.rand(4).tolist()
+        if chance >= self.probability:
+            return sample
+        return _geometry.expand(sample, self.ratio[0] + grow * (self.ratio[1] - self.ratio[0]), top, left, self.fill)
+
+
+@plugin
+class Color(Transform):
+    """Change brightness, contrast, saturation and hue at random, all in one pass over the picture.
+
+    The four are one affine map of RGB: contrast turns about the picture's mean grey, and hue is a rotation in YIQ.
+    """
+
+    scales_only: ClassVar[bool] = True
+
+    brightness: float = option(default=0.125, at_least=0, at_most=1, help="factor from 1 less this to 1 plus this")
+    contrast: float = option(default=0.5, at_least=0, at_most=1, help="the same for the distance to the mean grey")
+    saturation: float = option(default=0.5, at_least=0, at_most=1, help="the same for the distance to the own grey")
+    hue: float = option(default=0.05, at_least=0, at_most=0.5, help="most turn of the hue, in turns")
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures, for each of the four")
+
+    def __call__(self, sample: Sample) -> Sample:
+        from detkernel_data import _color
+
+        spans = (self.brightness, self.contrast, self.saturation, self.hue)
+        sample.image = _color.jitter(sample.image, spans, self.probability)
+        return sample
+
+
+@plugin
+class Normalize(Transform):
+    """Make a picture float32, less a mean, divided by a deviation.
+
+    The models of detkernel do this on the device, in a quarter of the traffic; they leave a float picture as it is.
+    """
+
+    scales_only: ClassVar[bool] = True
+
+    mean: tuple[float, float, float] = option(default=(123.675, 116.28, 103.53), help="of R, G and B, on 0..255")
+    std: tuple[float, float, float] = option(default=(58.395, 57.12, 57.375), above=0, help="of R, G and B, on 0..255")
+
+    def __call__(self, sample: Sample) -> Sample:
+        import torch
+
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        sample.image = (sample.image.float() - mean) / std
+        return sample
+
+
+@plugin
+class V2(Transform):
+    """Any transform of torchvision.transforms.v2, by name, such as `{use: v2, name: RandomGrayscale, args: {p: 0.2}}`.
+
+    Objects whose box it makes smaller than a pixel are left out.
+    """
+
+    name: str = option(help="the class, such as RandomRotation")
+    args: dict[str, Any] = option(factory=dict, help="its arguments, by name")
+    _made: Any = state(default=None)
+
+    def prepare(self, dataset: Dataset) -> None:
+        from detkernel_data import _v2
+
+        self._made = _v2.make(self, self.name, self.args)
+
+    def __call__(self, sample: Sample) -> Sample:
+        from detkernel_data import _v2
+
+        return _v2.apply(self._made or _v2.make(self, self.name, self.args), sample)
