@@ -1,0 +1,57 @@
+"""The first line of a run and the last."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+from detkernel import Run
+from detkernel.errors import relative
+
+from detkernel_logging._lines import duration
+from detkernel_logging.progress import Progress
+
+_PURPOSES = {"train": "train on", "val": "validate on", "test": "test on"}
+
+
+def described(run: Run) -> str:
+    """`work dir runs/voc07, device cpu, 20 classes, 5011 pictures to train on, 41.30 M parameters, ...`."""
+    pictures = [f"{len(loader.dataset)} pictures to {_PURPOSES[mode]}" for mode, loader in run.loaders.items()]
+    parameters = list(run.bare_model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    parts = [
+        f"work dir {relative(run.work_dir)}",
+        f"device {_device(run)}",
+        f"{len(run.classes)} classes",
+        *pictures,
+        f"{_short(sum(parameter.numel() for parameter in parameters))} parameters, {_short(trained)} of them trained",
+    ]
+    return ", ".join(parts)
+
+
+def ending(run: Run, progress: Progress) -> tuple[int, str, str]:
+    """Level, form and text of the last line: how the run ended."""
+    return (logging.ERROR if run.error else logging.INFO, "%s", _ended(run, progress))
+
+
+def _ended(run: Run, progress: Progress) -> str:
+    took = duration(time.perf_counter() - progress.began)
+    if isinstance(run.error, KeyboardInterrupt):
+        return f"interrupted at iteration {run.iter}, after {took}"
+    if run.error is not None:
+        reason = (str(run.error).splitlines() or [""])[0]
+        return f"failed at iteration {run.iter}, after {took}: {type(run.error).__name__}: {reason}"
+    if run.stop_reason is not None:
+        return f"stopped at iteration {run.iter}, after {took}: {run.stop_reason}"
+    return f"done after {took}"
+
+
+def _device(run: Run) -> str:
+    device = torch.device(run.device)
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return f"{name}, {run.world_size} processes" if run.world_size > 1 else name
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count}"

@@ -1,0 +1,58 @@
+"""Lines in the form of MMDetection 2.x."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from detkernel import Run
+
+from detkernel_logging.sink import Figures
+
+
+def train_line(run: Run, figures: Figures, seconds_left: float | None) -> str:
+    """`Epoch [1][50/7517]\tlr: 1.000e-02, eta: 2:00:00, time: 0.240, ..., loss: 0.6188`."""
+    if run.options.until.unit == "epochs":
+        head = f"Epoch [{figures.epoch}][{figures.iter}/{run.epoch_length}]"
+    else:
+        head = f"Iter [{figures.iter}/{run.max_iters}]"
+    rates = [_said(name, value) for name, value in figures.values.items() if is_rate(name)]
+    others = [_said(name, value) for name, value in figures.values.items() if not is_rate(name)]
+    eta = [] if seconds_left is None else [f"eta: {duration(seconds_left)}"]
+    return f"{head}\t{', '.join([*rates, *eta, *others])}"
+
+
+def val_line(run: Run, figures: Figures) -> str:
+    """`Epoch(val) [1][16/16]  coco/bbox_mAP: 0.3740  coco/bbox_mAP_50: 0.5810`."""
+    batches = f"[{figures.iter}/{len(run.loaders[figures.mode])}]"
+    if figures.mode == "test":
+        head = f"Epoch(test) {batches}"
+    elif run.options.until.unit == "epochs":
+        head = f"Epoch(val) [{figures.epoch}]{batches}"
+    else:
+        head = f"Iter(val) [{figures.step}]{batches}"
+    return "  ".join([head, *(_said(name, value) for name, value in figures.values.items())])
+
+
+def ordered(losses: Mapping[str, float], times: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, float]:
+    """The figures of a training line: learning rates, times, memory, losses, then what else plugins offer."""
+    rates = {name: value for name, value in scalars.items() if is_rate(name)}
+    memory = {name: value for name, value in scalars.items() if name == "memory"}
+    return {**rates, **times, **memory, **losses, **scalars}
+
+
+def is_rate(name: str) -> bool:
+    """Whether this is a learning rate: `lr`, or one such as `lr_backbone`."""
+    return name == "lr" or name.startswith(("lr_", "lr/"))
+
+
+def duration(seconds: float) -> str:
+    """`2:00:00`, or `3 days, 2:00:00`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+_FORMS = {"time": ".3f", "data_time": ".3f", "memory": ".0f"}
+
+
+def _said(name: str, value: float) -> str:
+    return f"{name}: {value:{'.3e' if is_rate(name) else _FORMS.get(name, '.4f')}}"

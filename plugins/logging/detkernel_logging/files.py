@@ -1,0 +1,90 @@
+"""Sinks that are files in the work dir: `log.txt` to read, `log.jsonl` to plot."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from detkernel import Run, plugin
+from detkernel.errors import relative
+from detkernel.files import write_atomic
+
+from detkernel_logging.sink import Entry, Figures, Sink
+
+if TYPE_CHECKING:
+    from detkernel_logging.progress import Progress
+
+
+@plugin
+class TextLog(Sink):
+    """Every line of the log in `<work_dir>/log.txt`, which is only ever appended to."""
+
+    def write(self, run: Run, entry: Entry) -> None:
+        append(run.work_dir / "log.txt", entry.text)
+
+
+@plugin
+class JsonLines(Sink):
+    """Every line of figures as a JSON object in `<work_dir>/log.jsonl`."""
+
+    def start(self, run: Run, progress: Progress) -> None:
+        """What a killed run wrote beyond the position that this one resumes is removed; another run's file is kept
+        under another name."""
+        path = run.work_dir / "log.jsonl"
+        if run.mode != "train" or not path.is_file() or not path.stat().st_size:
+            return
+        if run.iter == 0:
+            aside = _free_name(path)
+            path.rename(aside)
+            run.log.info("%s of an earlier run is now %s", relative(path), aside.name)
+            return
+        lines = path.read_bytes().splitlines()
+        kept = [line for line in lines if _is_past(line, run)]
+        if len(kept) < len(lines):
+            write_atomic(path, b"".join(line + b"\n" for line in kept))
+
+    def write(self, run: Run, entry: Entry) -> None:
+        if entry.figures is not None:
+            append(run.work_dir / "log.jsonl", json.dumps(_plain(entry.figures), allow_nan=False))
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line, whole or not at all. Raises OSError.
+
+    The file is opened for each line, which costs some 50 us: a folder that was moved away is noticed, and nothing is
+    left open or unwritten, however the run ends.
+    """
+    data = f"{line}\n".encode(errors="backslashreplace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        if file.write(data) < len(data):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _plain(figures: Figures) -> dict[str, Any]:
+    """What JSON can say: it has no NaN and no infinity."""
+    head = attrs.asdict(figures, filter=lambda field, _: field.name != "values")
+    return head | {name: value if math.isfinite(value) else None for name, value in figures.values.items()}
+
+
+def _is_past(line: bytes, run: Run) -> bool:
+    """Whether a line is of what the run has behind it; one that was torn is not."""
+    try:
+        entry = json.loads(line)
+        return bool(entry["step"] <= (run.iter if entry["mode"] == "train" else run.validated))
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_stem(f"{path.stem}_{number}")).exists():
+        number += 1
+    return aside

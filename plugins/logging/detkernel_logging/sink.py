@@ -1,0 +1,59 @@
+"""What a sink is, and what it is given: derive from `Sink` to send the log somewhere else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+from detkernel import Mode, Part, Run
+
+if TYPE_CHECKING:
+    from detkernel_logging.progress import Progress
+
+
+@attrs.frozen
+class Figures:
+    """The numbers of a line."""
+
+    mode: Mode
+    epoch: int
+    """From 1."""
+    iter: int
+    """Training: the batch of the epoch, from 1, or the iteration of a run that is counted in iterations. Else: the
+    batches validated."""
+    step: int
+    """Iterations complete, over all epochs."""
+    values: Mapping[str, float]
+
+
+@attrs.frozen
+class Entry:
+    """One line of the log: a message of the kernel or a plugin, or figures that are due."""
+
+    text: str
+    """As it is to be read, with its time and level, without a newline at its end."""
+    level: int
+    """As in `logging`."""
+    figures: Figures | None = None
+
+
+class Sink(Part, ABC):
+    """A place that the log goes to.
+
+    Only the first process has its sinks called. An `OSError` that one raises is reported once, and the run goes on.
+    """
+
+    writes_files: ClassVar[bool] = True
+    """Whether something would be left behind: `detkernel check` does without such a sink."""
+
+    def start(self, run: Run, progress: Progress) -> None:
+        """The run begins, at `run.iter`: a resume was applied. Entries may have come before."""
+
+    @abstractmethod
+    def write(self, run: Run, entry: Entry) -> None:
+        """Write a line."""
+
+    def stop(self) -> None:
+        """The run has ended, well or not, perhaps before it began: leave nothing open."""
