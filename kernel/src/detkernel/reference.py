@@ -9,8 +9,10 @@ from typing import Any
 import attrs
 
 from detkernel.bus import Bus
+from detkernel.catalog import Catalog
 from detkernel.config.dump import inline, plain
 from detkernel.config.types import is_base, members, option_fields, option_type, short
+from detkernel.errors import CatalogError
 from detkernel.listing import render, table
 from detkernel.local import source_of
 from detkernel.plugin import is_plugin
@@ -27,10 +29,11 @@ def plugin_page(name: str, cls: type[Any]) -> str:
         parts.append(render(options))
     else:
         parts.append("It has no options.\n")
-    events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), "detkernel_impl")]
+    answers = {key: getattr(inspect.getattr_static(cls, key), "detkernel_impl", None) for key in dir(cls)}
+    events = {impl["specname"] or key for key, impl in answers.items() if impl is not None}
     if events:
         order = [event for event in Bus({}).event_names() if event in events]
-        order += [event for event in events if event not in order]
+        order += sorted(events - set(order))
         parts.append(f"\nanswers: {', '.join(order)} (priority {getattr(cls, 'priority', 'normal')})\n")
     return "".join(parts)
 
@@ -53,7 +56,15 @@ def default_text(field: attrs.Attribute[Any]) -> str:
         return "required"
     factory = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
     value = field.default.factory() if factory else field.default  # type: ignore[union-attr]
-    return inline(plain(value, lambda cls: cls.__name__))
+    return inline(plain(value, _use))
+
+
+def _use(cls: type[Any]) -> str:
+    """The name that a config gives a part; its class's where it is not installed."""
+    try:
+        return Catalog().name_of(cls)
+    except CatalogError:
+        return cls.__name__
 
 
 def event_list(bus: Bus, *, with_plugins: bool) -> str:
