@@ -1,0 +1,122 @@
+"""pycocotools' evaluation, over pictures that are already in memory."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any, Literal
+
+import numpy as np
+from detkernel import DataError
+from detkernel.detection import Annotations
+from pycocotools import mask as rle
+from pycocotools.cocoeval import COCOeval
+
+from detkernel_evaluation._found import Found, Picture
+
+Kind = Literal["bbox", "segm", "keypoints"]
+
+
+class Evaluation(COCOeval):  # type: ignore[misc]
+    """Matches and accumulates for one kind; then `eval` has the precision [T, R, K, A, M] and recall [T, K, A, M].
+
+    Pictures and classes go by their position, so that ids may be text and data sets may be joined. pycocotools' own
+    `_prepare` would overwrite `ignore` by `iscrowd`; VOC's difficult objects are ignored, yet matched once like others.
+    """
+
+    def __init__(
+        self, kind: Kind, pictures: Sequence[Picture], classes: int, max_dets: Sequence[int], sigmas: Sequence[float]
+    ) -> None:
+        super().__init__(iouType=kind)
+        self.kind = kind
+        self.pictures = pictures
+        self.params.imgIds = list(range(len(pictures)))
+        self.params.catIds = list(range(classes))
+        self.params.maxDets = sorted(max_dets)
+        self.params.kpt_oks_sigmas = np.array(sigmas)
+        with redirect_stdout(io.StringIO()):
+            self.evaluate()
+            self.accumulate()
+
+    def counts(self) -> list[int]:
+        """Objects of each class that count when they are missed."""
+        counts = [0] * len(self.params.catIds)
+        for (_, label), truths in self._gts.items():
+            counts[label] += sum(not truth["ignore"] for truth in truths)
+        return counts
+
+    def _prepare(self) -> None:
+        self._gts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        self._dts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        for number, (notes, found) in enumerate(self.pictures):
+            for entries, into in (truths(notes, self.kind), self._gts), (detected(found, self.kind), self._dts):
+                for entry in entries:
+                    into[number, entry["category_id"]].append(entry)
+        for number, entry in enumerate((one for group in self._gts.values() for one in group), start=1):
+            entry["id"] = number  # 0 would read as "not matched"
+        for number, entry in enumerate((one for group in self._dts.values() for one in group), start=1):
+            entry["id"] = number
+
+
+def truths(notes: Annotations, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The objects of a picture as pycocotools takes them."""
+    crowd, ignore = notes.crowd.tolist(), (notes.crowd | notes.difficult).tolist()
+    boxes, areas, labels = xywh(notes.boxes).tolist(), notes.area.tolist(), notes.labels.tolist()
+    for at in range(len(notes)):
+        entry = {"category_id": labels[at], "bbox": boxes[at], "area": areas[at], "iscrowd": crowd[at]}
+        entry["ignore"] = ignore[at]
+        if kind == "segm":
+            entry["segmentation"], has_mask = _region(notes, at, boxes[at])
+            entry["ignore"] |= not has_mask
+        elif kind == "keypoints":
+            assert notes.keypoints is not None
+            entry["keypoints"] = notes.keypoints[at].reshape(-1).astype(np.float64)
+            entry["ignore"] |= not (notes.keypoints[at, :, 2] > 0).any()
+        yield entry
+
+
+def _region(notes: Annotations, at: int, box: list[float]) -> tuple[Any, bool]:
+    """An object's run lengths, and whether it has a mask at all: else its box stands for it."""
+    assert notes.masks is not None
+    given = notes.masks[at]
+    if isinstance(given, dict):
+        packed = isinstance(given["counts"], (str, bytes))
+        return (given if packed else rle.frPyObjects(given, notes.height, notes.width)), True
+    x, y, w, h = box
+    polygons = given or [[x, y, x, y + h, x + w, y + h, x + w, y]]
+    return rle.merge(rle.frPyObjects(polygons, notes.height, notes.width)), bool(given)
+
+
+def detected(found: Found, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The detections of a picture as pycocotools takes them; the area is that of the kind's own form."""
+    boxes, scores, labels = xywh(found.boxes).tolist(), found.scores.tolist(), found.labels.tolist()
+    for at, (x, y, w, h) in enumerate(boxes):
+        entry = {"category_id": labels[at], "bbox": [x, y, w, h], "area": w * h, "score": scores[at]}
+        if kind == "segm":
+            entry["segmentation"] = found.masks[at]
+            entry["area"] = float(rle.area(found.masks[at]))
+        elif kind == "keypoints":
+            assert found.keypoints is not None
+            points = found.keypoints[at].astype(np.float64)
+            entry["keypoints"] = points.reshape(-1)
+            entry["area"] = float(np.ptp(points[:, 0]) * np.ptp(points[:, 1]))
+        yield entry
+
+
+def xywh(boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Boxes [N, 4] of corners as COCO writes them: corner and size."""
+    boxes = boxes.astype(np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def check_sizes(pictures: Sequence[Picture]) -> None:
+    """Raises `DataError` for masks that are not of their picture's size: pycocotools would find no overlap."""
+    for notes, found in pictures:
+        sizes = {tuple(mask["size"]) for mask in found.masks} - {(notes.height, notes.width)}
+        if sizes:
+            raise DataError(
+                f"{notes.path}: detected masks are {sizes.pop()} (height, width), expected the size of the file, "
+                f"{(notes.height, notes.width)}; a model gives masks in the coordinates of the file"
+            )
