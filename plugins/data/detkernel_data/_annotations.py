@@ -7,6 +7,7 @@ after a fork and is one block to pickle for a spawned worker.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ Polygon = Sequence[float]
 
 
 class Texts:
-    """A list of texts in one array of bytes."""
+    """A list of texts in one array of bytes. Half characters survive: JSON and the names of files may have such."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         self.data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self.offsets = offsets_of([len(text) for text in encoded])
 
@@ -33,8 +34,13 @@ class Texts:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
         start, end = self.offsets[index], self.offsets[index + 1]
-        return self.data[start:end].tobytes().decode("utf-8", "surrogateescape")
+        return self.data[start:end].tobytes().decode("utf-8", "surrogatepass")
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What it is made of."""
+        return self.data, self.offsets
 
 
 class Masks:
@@ -46,13 +52,18 @@ class Masks:
         self.numbers = np.concatenate(parts) if parts else np.zeros(0)
         self.parts = offsets_of([len(part) for part in parts])
         self.objects = offsets_of([len(polygon) for polygon in polygons])
-        self.runs = Texts(json.dumps(mask) if isinstance(mask, dict) else "" for mask in masks)
+        runs = ([mask["size"], mask["counts"]] if isinstance(mask, dict) else None for mask in masks)
+        self.runs = Texts(json.dumps(found) if found else "" for found in runs)
 
     def __getitem__(self, index: int) -> Any:
         if runs := self.runs[index]:
-            return json.loads(runs)
+            return dict(zip(("size", "counts"), json.loads(runs), strict=True))
         numbers = range(self.objects[index], self.objects[index + 1])
         return [self.numbers[self.parts[part] : self.parts[part + 1]].tolist() for part in numbers]
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What it is made of."""
+        return self.numbers, self.parts, self.objects, *self.runs.arrays()
 
 
 class MaskView(Sequence[Any]):
@@ -80,8 +91,8 @@ class FlatAnnotations:
 
     image_ids: NDArray[np.int64] | Texts
     files: Texts
-    heights: NDArray[np.int32]
-    widths: NDArray[np.int32]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
     offsets: NDArray[np.int64]
     """[n + 1] where each picture's objects begin."""
     boxes: NDArray[np.float64]
@@ -122,11 +133,13 @@ class FlatAnnotations:
         return self.image_ids[index] if isinstance(self.image_ids, Texts) else int(self.image_ids[index])
 
     def digest(self, classes: Sequence[str]) -> str:
-        """A short hash of the ids, sizes, boxes and labels; folders may move."""
+        """A short hash of the pictures' ids, names and sizes, and of their objects; folders may move."""
         digest = sha256(repr((tuple(classes), len(self))).encode())
-        names = self.image_ids.data if isinstance(self.image_ids, Texts) else self.image_ids
-        for array in (names, self.heights, self.widths, self.offsets, self.boxes, self.labels):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        names = Texts(os.path.basename(self.files[index]) for index in range(len(self)))  # noqa: PTH119
+        for column in attrs.astuple(attrs.evolve(self, files=names), recurse=False):
+            for values in column.arrays() if isinstance(column, (Texts, Masks)) else [column]:
+                digest.update(repr(np.shape(values)).encode())
+                digest.update(b"" if values is None else values.tobytes())
         return digest.hexdigest()[:16]
 
 

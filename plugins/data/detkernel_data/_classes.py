@@ -78,8 +78,8 @@ def _check_listed(table: Table, counts: Counter[str], classes: Sequence[str], ig
     for name, count in sorted(counts.items()):
         if name not in classes and name not in ignored:
             problems.add(
-                f"{table.where(table.names.index(name))}: {counted(count, 'object')} of class '{name}', which is not in "
-                f"`class_names`{did_you_mean(name, classes)}; add it there, or to `ignore_classes` to leave it out"
+                f"{table.where(table.names.index(name))}: {counted(count, 'object')} of class '{name}', which is not "
+                f"in `class_names`{did_you_mean(name, classes)}; add it there, or to `ignore_classes` to leave it out"
             )
     problems.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from detkernel.errors import relative
 from detkernel_data._json import Entry, is_number
 from detkernel_data._pictures import Listing, scan
 from detkernel_data._report import Problems
-from detkernel_data._rle import mask_problem
 from detkernel_data._table import Table
 
 
@@ -193,15 +193,15 @@ class _Objects:
             known = ", ".join(map(str, sorted(self.categories)[:12]))
             raise DataError(f"{entry.place}: `category_id`: there is no category {category_id} (there are {known})")
         x, y, width, height = map(float, entry.numbers("bbox", 4))
-        area = entry.fields.get("area", width * height)
-        if not is_number(area) or area < 0:
+        area = entry.fields.get("area")
+        if area is not None and (not is_number(area) or area < 0):
             raise entry.wrong("area", "a number of at least 0", area)
         crowd = entry.fields.get("iscrowd", 0)
         if crowd not in (0, 1):
             raise entry.wrong("iscrowd", "0 or 1", crowd)
-        extras = self._mask(entry, picture), self._keypoints(entry, category)
+        mask, keypoints = entry.fields.get("segmentation"), self._keypoints(entry, category)
         self.ids.add(number)
-        self._append(number, bool(crowd), float(area), *extras)
+        self._append(number, bool(crowd), math.nan if area is None else float(area), mask, keypoints)
         self.table.add_object(picture, category.name, (x, y, x + width, y + height))
 
     def _append(self, number: int, crowd: bool, area: float, mask: Any, keypoints: Sequence[float]) -> None:
@@ -213,18 +213,9 @@ class _Objects:
         table.crowd.append(crowd)
         table.area.append(area)
         if self.masks is not None:
-            self.masks.append(mask)
+            self.masks.append(mask or [])
         if self.keypoints is not None:
             self.keypoints.append(keypoints)
-
-    def _mask(self, entry: Entry, picture: int) -> Any:
-        mask = entry.fields.get("segmentation")
-        if self.masks is None or mask is None:
-            return []
-        problem = mask_problem(mask, self.table.heights[picture], self.table.widths[picture])
-        if problem:
-            raise DataError(f"{entry.place}: `segmentation`: {problem}")
-        return mask
 
     def _keypoints(self, entry: Entry, category: Category) -> Sequence[float]:
         """3K numbers: zeros where the object has none."""

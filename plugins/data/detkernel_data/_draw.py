@@ -84,7 +84,8 @@ def outline(kind: str, size: int) -> NDArray[np.bool_]:
 
 def tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """[N, 4] the smallest boxes around the pixels of [N, H, W], each of which has some."""
-    rows, columns = masks.any(2), masks.any(1)
+    rows: NDArray[np.bool_] = np.any(masks, axis=2)
+    columns: NDArray[np.bool_] = np.any(masks, axis=1)
     low = np.stack([columns.argmax(1), rows.argmax(1)], axis=1)
     high = np.stack([columns[:, ::-1].argmax(1), rows[:, ::-1].argmax(1)], axis=1)
     return np.concatenate([low, masks.shape[:0:-1] - high], axis=1).astype(np.float64)

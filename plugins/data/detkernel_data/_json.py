@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detkernel import DataError
@@ -46,11 +45,14 @@ class Entry:
             raise self.wrong(name, "a list", value)
         return value
 
-    def numbers(self, name: str, count: int) -> list[float]:
-        """Finite numbers, so many of them."""
+    def numbers(self, name: str, count: int) -> Sequence[float]:
+        """So many numbers."""
         value = self._get(name)
-        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+        if not isinstance(value, list) or len(value) != count:
             raise self.wrong(name, f"{count} numbers", value)
+        for position, item in enumerate(value):
+            if not is_number(item):
+                raise self.wrong(f"{name}[{position}]", "a number", item)
         return value
 
     def wrong(self, name: str, wanted: str, value: Any) -> DataError:
@@ -64,8 +66,8 @@ class Entry:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no text or bool."""
-    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) <= _LARGEST
+    """Whether it is a number with which one can reckon: no bool, not NaN, and far from overflow."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def kind(value: Any) -> str:

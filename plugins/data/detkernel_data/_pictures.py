@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from detkernel import DataError
 from detkernel.errors import relative
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class Listing:
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(folder or "."))  # noqa: PTH208 - names alone are wanted
-            except OSError:
+            except (OSError, ValueError):  # no such folder, or no name for one
                 self._names[folder] = frozenset()
         return name in self._names[folder]
 
@@ -151,7 +151,7 @@ def _opened(path: str | Path, file: Path | BinaryIO) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise _unreadable(path, error) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
-        reason = "no picture that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
     with picture:
         if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):

@@ -1,4 +1,4 @@
-"""Checks of run-length masks: the C code that decodes them trusts what it is given."""
+"""Checks of masks: the C code that draws polygons and decodes run lengths trusts what it is given."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 
 def mask_problem(mask: Any, height: int, width: int) -> str | None:
-    """What is wrong with a COCO segmentation of a picture of that size (0: unknown), or None.
+    """What is wrong with a COCO segmentation of a picture of that size, or None.
 
     A polygon's numbers are expected packed in an `array`, as the readers do with every list of numbers.
     """
@@ -17,6 +19,7 @@ def mask_problem(mask: Any, height: int, width: int) -> str | None:
         return _runs_problem(mask, height, width)
     if not isinstance(mask, list):
         return f"expected polygons or run lengths, got {type(mask).__name__}"
+    side = max(height, width)  # farther out than this, the C code fills memory with the outline
     for number, part in enumerate(mask, start=1):
         if not isinstance(part, array):
             return f"polygon {number}: expected a list of numbers x, y, ..."
@@ -24,14 +27,29 @@ def mask_problem(mask: Any, height: int, width: int) -> str | None:
             return f"polygon {number}: expected x, y of at least 3 points, got {len(part)} numbers"
         if not math.isfinite(sum(part)):
             return f"polygon {number}: a coordinate that is no finite number"
+        if min(part) < -side or max(part) > 2 * side:
+            farthest = max(part, key=abs)
+            return f"polygon {number}: a coordinate of {farthest:.6g}, far outside a picture of {width}x{height}"
     return None
+
+
+def mask_area(mask: Any) -> float:
+    """The pixels that a sound segmentation covers: the shoelace formula, or every second run."""
+    if isinstance(mask, dict):
+        counts = mask["counts"]
+        return float(sum((decode_counts(counts) or () if isinstance(counts, str) else counts)[1::2]))
+    total = 0.0
+    for part in mask:
+        x, y = np.frombuffer(part)[0::2], np.frombuffer(part)[1::2]
+        total += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+    return total
 
 
 def _runs_problem(mask: Mapping[str, Any], height: int, width: int) -> str | None:
     size, counts = mask.get("size"), mask.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         return f"run lengths: expected a size of [height, width], got {size!r}"
-    if height and size != [height, width]:
+    if size != [height, width]:
         return f"run lengths: a size of {size}, but the picture's is [{height}, {width}]"
     if isinstance(counts, str):
         runs = decode_counts(counts)

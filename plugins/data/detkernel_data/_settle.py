@@ -17,6 +17,7 @@ from detkernel_data._annotations import FlatAnnotations, Masks, Texts, offsets_o
 from detkernel_data._classes import match_classes
 from detkernel_data._pictures import Header, read_headers, size_text
 from detkernel_data._report import Problems, counted, first
+from detkernel_data._rle import mask_area, mask_problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +40,7 @@ def settle(
         raise DataError(f"{table.source}: there is no picture in it")
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
     measure(table, rules, notes)
+    check_masks(table)
     boxes, usable = mend_boxes(table, labels >= 0, rules.bad_boxes, notes)
     kept = choose_pictures(table, usable, rules, notes)
     picture = np.asarray(table.picture, dtype=np.int64)
@@ -75,6 +77,17 @@ def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
         notes.append(f"{counted(len(rotated), 'picture')} with an EXIF orientation, ignored: {_list(rotated)}")
 
 
+def check_masks(table: Table) -> None:
+    """Raises `DataError` for segmentations that do not fit their pictures."""
+    problems = Problems(table.source)
+    for number, mask in enumerate(table.masks or ()):
+        picture = table.picture[number]
+        problem = mask_problem(mask, table.heights[picture], table.widths[picture])
+        if problem:
+            problems.add(f"{table.where(number)}: its segmentation: {problem}")
+    problems.stop()
+
+
 def mend_boxes(
     table: Table, chosen: NDArray[np.bool_], policy: str, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -88,10 +101,10 @@ def mend_boxes(
     if table.fractions:
         boxes *= np.tile(sizes, 2)
         _scale_masks(table, sizes)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    flat = chosen & (high <= low).any(1)
-    outside = chosen & ~flat & ((low >= sizes) | (high <= 0)).any(1)
-    reach = np.maximum(-low, high - sizes).max(1, initial=0)
+    clipped = np.clip(boxes, 0, np.tile(sizes, 2))
+    flat = chosen & _without_area(boxes)
+    outside = chosen & ~flat & _without_area(clipped)
+    reach = np.abs(boxes - clipped).max(1, initial=0)
     inside = chosen & ~flat & ~outside
     slips = inside & (reach > ROUNDING) & (reach <= SLIP)
     sticking_out = inside & (reach > SLIP)
@@ -101,15 +114,13 @@ def mend_boxes(
     _report(table, sticking_out, boxes, "reaching out of its picture", policy, notes)
     _report(table, slips, boxes, "reaching out of its picture by a pixel or less", "clip", notes)
 
-    cut = slips | (sticking_out & (policy == "clip"))
-    boxes[cut] = np.clip(boxes[cut], 0, np.tile(sizes, 2)[cut])
-    return boxes, inside if policy == "clip" else inside & ~sticking_out
+    return clipped, inside if policy == "clip" else inside & ~sticking_out
 
 
 def choose_pictures(table: Table, usable: NDArray[np.bool_], rules: FileDataset, notes: list[str]) -> NDArray[np.bool_]:
     """Which pictures stay."""
     heights, widths = np.asarray(table.heights), np.asarray(table.widths)
-    kept = np.minimum(heights, widths) >= rules.min_side
+    kept: NDArray[np.bool_] = np.minimum(heights, widths) >= rules.min_side
     _report_pictures(table, ~kept, f"dropped, a side of less than {rules.min_side} pixels", notes)
     objects = np.bincount(np.asarray(table.picture, dtype=np.int64)[usable], minlength=len(kept))
     empty = kept & (objects == 0)
@@ -131,29 +142,45 @@ def build(
     order = np.flatnonzero(usable)
     order = order[np.argsort(picture[order], kind="stable")]
     pictures = np.flatnonzero(kept)
-    sides = boxes[:, 2:] - boxes[:, :2]
 
     def flags(column: list[bool] | None) -> NDArray[np.bool_]:
         return np.zeros(len(order), dtype=bool) if column is None else np.asarray(column, dtype=bool)[order]
 
     def picked(column: Sequence[Any]) -> list[Any]:
-        return [column[number] for number in order]
+        return [column[number] for number in order.tolist()]
 
     return FlatAnnotations(
         image_ids=pack_ids([table.image_ids[number] for number in pictures]),
         files=Texts(table.files[number] for number in pictures),
-        heights=np.asarray(table.heights, dtype=np.int32)[pictures],
-        widths=np.asarray(table.widths, dtype=np.int32)[pictures],
+        heights=np.asarray(table.heights, dtype=np.int64)[pictures],
+        widths=np.asarray(table.widths, dtype=np.int64)[pictures],
         offsets=offsets_of(np.bincount(picture[order], minlength=len(kept))[pictures]),
         boxes=boxes[order],
         labels=labels[order],
-        area=(sides.prod(1) if table.area is None else np.asarray(table.area, dtype=np.float64))[order],
+        area=_areas(table, boxes, order),
         crowd=flags(table.crowd),
         difficult=flags(table.difficult),
         masks=None if table.masks is None else Masks(picked(table.masks)),
         keypoints=None if table.keypoints is None else _keypoints(picked(table.keypoints)),
         ids=None if table.ids is None else np.asarray(table.ids, dtype=np.int64)[order],
     )
+
+
+def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether the corners are one in the precision that models reckon with, or are swapped."""
+    corners = boxes.astype(np.float32)
+    swapped: NDArray[np.bool_] = np.any(corners[:, 2:] <= corners[:, :2], axis=1)
+    return swapped
+
+
+def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What the file states; else the mask's, else the box's."""
+    areas = (boxes[order, 2:] - boxes[order, :2]).prod(1)
+    stated = np.full(len(order), np.nan) if table.area is None else np.asarray(table.area, dtype=np.float64)[order]
+    for position in np.flatnonzero(np.isnan(stated)):
+        if table.masks and (mask := table.masks[int(order[position])]):
+            areas[position] = mask_area(mask)
+    return np.where(np.isnan(stated), areas, stated)
 
 
 def _scale_masks(table: Table, sizes: NDArray[np.float64]) -> None:

@@ -38,7 +38,7 @@ class Table:
     boxes: list[Box] = attrs.field(factory=list)
     """xyxy, finite numbers."""
     area: list[float] | None = None
-    """None: the boxes'."""
+    """None, or NaN for an object: the mask's, else the box's."""
     crowd: list[bool] | None = None
     difficult: list[bool] | None = None
     masks: list[Any] | None = None

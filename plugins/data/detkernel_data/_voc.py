@@ -25,7 +25,8 @@ def read(*, images: Path, annotations: Path, splits: Path, split: Sequence[str] 
     listed = dict.fromkeys(sorted(known), annotations) if split is None else _listed(splits, split)
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")
     problems = Problems(source)
-    table = _empty_table(source, annotations, known, lines := [], origin)
+    lines: list[int] = []
+    table = _empty_table(source, annotations, known, lines)
     for name, place in listed.items():
         path = annotations / f"{name}.xml"
         if name not in known:
@@ -41,7 +42,7 @@ def read(*, images: Path, annotations: Path, splits: Path, split: Sequence[str] 
     return table
 
 
-def _empty_table(source: str, annotations: Path, known: set[str], lines: list[int], origin: int) -> Table:
+def _empty_table(source: str, annotations: Path, known: set[str], lines: list[int]) -> Table:
     table: Table
 
     def file_of(picture: int) -> str:
@@ -123,4 +124,5 @@ def _missing(name: str, place: str | Path, path: Path, what: str, known: set[str
     near = [name.rpartition(".")[0]] if name.rpartition(".")[0] in known else []
     near = near or difflib.get_close_matches(name, list(known)[:20000], n=1, cutoff=0.8)
     hint = f", did you mean '{near[0]}'?" if near else ""
-    return f"{place if isinstance(place, str) else relative(place)}: the {what} of '{name}', {relative(path)}, is missing{hint}"
+    where = place if isinstance(place, str) else relative(place)
+    return f"{where}: the {what} of '{name}', {relative(path)}, is missing{hint}"

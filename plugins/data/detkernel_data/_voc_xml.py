@@ -13,6 +13,7 @@ from defusedxml.ElementTree import DefusedXMLParser
 from detkernel import DataError
 from detkernel.errors import relative
 
+from detkernel_data._json import is_number
 from detkernel_data._table import Box
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -83,7 +84,7 @@ def read_xml(path: Path) -> VocFile:
         raise DataError(f"{relative(path)}: the annotations cannot be read ({error.strerror})") from None
     except ParseError as error:
         line, column = error.position
-        raise DataError(f"{relative(path)}:{line}:{column + 1}: broken XML: {error.msg.partition(':')[0]}") from None
+        raise DataError(f"{relative(path)}:{line}:{column + 1}: broken XML: {str(error).partition(':')[0]}") from None
     except DefusedXmlException:
         line = builder.parser.CurrentLineNumber
         raise DataError(f"{relative(path)}:{line}: XML entities are not allowed here; remove the declaration") from None
@@ -129,6 +130,6 @@ def _number(place: str, corner: str, texts: dict[str, str]) -> float:
         value = float(texts[corner])
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not is_number(value):
         raise DataError(f"{place}: <{corner}>: expected a number of pixels, got '{texts[corner]}'")
     return value

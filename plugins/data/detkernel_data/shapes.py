@@ -74,8 +74,8 @@ class Shapes(Dataset):
         labels, canvas = compose(self._key(index), self._plan())
         masks = canvas == np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None]
         return Annotations(
-            image_id=index,
-            path=f"shapes {self.split} {index}",
+            image_id=index % self.size,
+            path=f"shapes {self.split} {index % self.size}",
             height=self.side,
             width=self.side,
             boxes=tight_boxes(masks),
@@ -95,7 +95,7 @@ class Shapes(Dataset):
     def _plan(self) -> Plan:
         from detkernel_data._draw import Plan
 
-        return Plan(self.side, tuple(self.objects), tuple(self.sizes), self.overlap, tuple(self.kinds))
+        return Plan(self.side, self.objects, self.sizes, self.overlap, self.kinds)
 
     def _key(self, index: int) -> tuple[int, int, int, int]:
         if not -self.size <= index < self.size:
