@@ -118,6 +118,7 @@ def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
     """Append all pictures; image id -> position."""
     problems = Problems(table.source)
     positions: dict[ImageId, int] = {}
+    ids: set[str] = set()  # 7 and "7" are one: in results, ids are often text
     seen: dict[str, ImageId] = {}
     is_there = Listing()
     with scan(folder, "pictures"):
@@ -127,13 +128,14 @@ def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
             entry = Entry(f"{table.source}: images[{index}]", value)
             number, name = entry.identity("id"), entry.text("file_name")
             entry.place = f"{table.source}: image {number}"
-            if number in positions:
+            if str(number) in ids:
                 raise DataError(f"{entry.place}: two images have this id; expected each once")
             if name in seen:
                 raise DataError(f"{entry.place}: '{name}' is image {seen[name]} already; merge the two")
             path = os.path.join(folder, name)  # noqa: PTH118 - a path object for each picture takes seconds
             if not is_there(path):
                 raise DataError(f"{entry.place}: the picture {relative(path)} is missing")
+            ids.add(str(number))
             seen[name] = number
             positions[number] = table.add_picture(number, path, *_size(entry))
         except DataError as error:

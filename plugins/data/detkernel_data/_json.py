@@ -26,6 +26,7 @@ class Entry:
         value = self._get(name, default)
         if type(value) is not int or not at_least <= value <= _LARGEST:
             bound = f" of at least {at_least}" if at_least > -_LARGEST else ""
+            bound = f" of at most {_LARGEST}" if type(value) is int and value > _LARGEST else bound
             raise self.wrong(name, f"a whole number{bound}", value)
         return value
 
