@@ -1,0 +1,102 @@
+"""Two real processes: each sees half of the pictures, both have the figures of the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detkernel_evaluation.coco import CocoMap
+from detkernel_evaluation.voc import VocMap
+from evaluation_cases import from_coco, kernel, random_coco, with_masks
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+from detkernel import ConfigError, hookimpl, plugin
+
+folder = Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from evaluation_cases import annotations, detections, GivenData, kernel
+from test_evaluation_ranks import CASE, evaluators
+
+@plugin
+class Join:
+    '''Tells the run of the processes.'''
+    priority = "highest"
+
+    @hookimpl
+    def setup(self, run):
+        run.rank, run.world_size = dist.get_rank(), dist.get_world_size()
+
+def test(parts, case, order):
+    first, *more = parts
+    return kernel(first, case, folder, Join(), *more, order=order, batch_size=2).test().metrics
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+many = len(CASE[0])
+halves = [list(range(rank, many, 2)), [*range(rank, many, 2), rank]]  # the second shows two pictures twice
+metrics = [test(evaluators(), CASE, order) for order in halves]
+
+half = GivenData(["a"], [annotations(at, [[0, 0, 9, 9]], [0], masks=[[[0.0, 0, 9, 0, 9, 9]]]) for at in range(2)])
+import torch
+found = [detections(at, [[0, 0, 9, 9]], [0.5], [0], masks=torch.ones(1, 7, 7)) for at in range(2)]
+try:
+    test(evaluators()[:1], (half, found), [rank])
+    said = "nothing"
+except Exception as error:
+    said = f"{type(error).__name__}: {error}"
+(folder / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "said": said}))
+dist.destroy_process_group()
+"""
+
+
+def _case() -> Any:
+    truth, results = random_coco(7, images=13)
+    with_masks(truth, results)
+    return from_coco(truth, results)
+
+
+CASE = _case()
+
+
+def evaluators() -> list[Any]:
+    return [CocoMap(kinds=["bbox", "segm"], per_class=True), VocMap()]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes has after its runs."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        [*command, str(folder / "script.py"), str(folder), str(Path(__file__).parent)],
+        capture_output=True, text=True, timeout=120, env={**clean, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_both_have_the_figures_of_one_process(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    first, *more = evaluators()
+    alone = json.loads(json.dumps(kernel(first, CASE, tmp_path, *more).test().metrics))
+    assert len(alone) > 30
+    for rank in ranks:
+        for metrics in rank["metrics"]:
+            assert str(metrics) == str(alone)
+
+
+def test_both_are_told_what_the_first_finds_wrong(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["said"] for rank in ranks)
+    assert first.startswith("DataError: 0.jpg: detected masks are (7, 7)")
+    assert second == first.replace("DataError", "UserError")
