@@ -40,15 +40,17 @@ def read(data: Path, split: str) -> tuple[Table, list[str]]:
     names = names_of(content)
     pictures = pictures_of(path, content, split)
     problems = Problems(content.place)
+    _check_alone(pictures, problems)
     lines: list[int] = []
     table = _empty_table(f"{content.place}: {split}", names, lines)
     unlabelled, is_there = [], Listing()
-    for picture in pictures:
+    for picture, identity in zip(pictures, _identities(pictures, path.parent), strict=True):
         labels = label_file(picture)
         if not is_there(labels):
             unlabelled.append(relative(picture))
         try:
-            _append(table, lines, picture, read_labels(labels, names) if is_there(labels) else [])
+            found = read_labels(labels, names) if is_there(labels) else []
+            _append(table, lines, picture, identity, found)
         except DataError as error:
             problems.add(str(error))
     problems.stop()
@@ -62,20 +64,39 @@ def read(data: Path, split: str) -> tuple[Table, list[str]]:
     return table, [note] if unlabelled else []
 
 
-def _append(table: Table, lines: list[int], picture: str, labels: Sequence[Label]) -> None:
+def _append(table: Table, lines: list[int], picture: str, identity: str, labels: Sequence[Label]) -> None:
     assert table.masks is not None
-    position = table.add_picture(Path(picture).stem, picture, 0, 0)
+    position = table.add_picture(identity, picture, 0, 0)
     for label in labels:
         table.add_object(position, label.name, label.box)
         table.masks.append([array("d", label.polygon)] if label.polygon else [])
         lines.append(label.line)
 
 
+def _check_alone(pictures: Sequence[str], problems: Problems) -> None:
+    """Each picture counts once, and has labels of its own."""
+    owners: dict[str, str] = {}
+    for picture in pictures:
+        owner = owners.setdefault(labels := label_file(picture), picture)
+        if owner is not picture:
+            both = f"{relative(picture)} and {relative(owner)} have one label file, {relative(labels)}; rename one"
+            problems.add(f"{relative(picture)}: listed twice in {problems.source}" if owner == picture else both)
+    problems.stop()
+
+
+def _identities(pictures: Sequence[str], root: Path) -> list[str]:
+    """The names without suffix; where folders share some, the paths from the data.yaml's folder."""
+    stems = [Path(picture).stem for picture in pictures]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [Path(os.path.relpath(picture, root)).as_posix() for picture in pictures]
+
+
 def label_file(picture: str) -> str:
     """The labels of `.../images/.../a.jpg` are `.../labels/.../a.txt`; without such a folder, they lie beside it."""
-    folder, slash, name = picture.rpartition(f"{os.sep}images{os.sep}")
-    stem = os.path.splitext(f"{folder}{os.sep}labels{os.sep}{name}" if slash else picture)[0]  # noqa: PTH122
-    return f"{stem}.txt"
+    folder, slash, name = f"{os.sep}{picture}".rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{folder}{os.sep}labels{os.sep}{name}"[1:] if slash else picture
+    return f"{os.path.splitext(moved)[0]}.txt"  # noqa: PTH122
 
 
 def read_labels(path: str, names: Sequence[str]) -> list[Label]:

@@ -27,8 +27,9 @@ def read_yaml(path: Path) -> tuple[Path, Entry]:
         mark = error.problem_mark
         place = f"{relative(path)}:{mark.line + 1}:{mark.column + 1}" if mark else relative(path)
         raise DataError(f"{place}: broken YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{relative(path)}: broken YAML: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # PyYAML raises all sorts of errors for odd values
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{relative(path)}: broken YAML: {reason}") from None
     return path, Entry(relative(path), value)
 
 
