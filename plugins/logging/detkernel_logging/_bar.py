@@ -78,8 +78,9 @@ class Bar:
         facts += [f"eta {duration(left)}"] if left is not None else []
         if run.options.until.unit == "iters":
             return "Iter", run.iter, run.max_iters, facts
-        epoch = min(run.epoch + 1, run.max_epochs)
-        return f"Epoch {epoch}/{run.max_epochs}", run.batch, run.epoch_length, facts
+        if run.iter >= run.max_iters:  # the epoch is counted as complete, the end may still be saved
+            return f"Epoch {run.max_epochs}/{run.max_epochs}", run.epoch_length, run.epoch_length, facts
+        return f"Epoch {run.epoch + 1}/{run.max_epochs}", run.batch, run.epoch_length, facts
 
     def _validation(self) -> tuple[str, int, int, list[str]]:
         run, done = self._run, self._progress.val_batches

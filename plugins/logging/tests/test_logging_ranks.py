@@ -1,0 +1,106 @@
+"""Two processes: one log, with the losses of both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import os, sys
+import torch
+import torch.distributed as dist
+from detkernel import hookimpl, plugin
+from detkernel.testing import tiny_run
+from detkernel_logging.log import Log
+
+@plugin
+class Ranks:
+    '''What the device plugin does.'''
+    priority = "highest"
+
+    @hookimpl
+    def setup(self, run):
+        run.rank, run.world_size = int(os.environ["RANK"]), 2
+        store = f"file://{os.environ['STORE']}"
+        dist.init_process_group("gloo", init_method=store, rank=run.rank, world_size=2)
+        run.log.info("rank %d is here", run.rank)
+
+    @hookimpl(trylast=True)
+    def after_run(self):
+        dist.destroy_process_group()
+
+@plugin
+class Model:
+    '''Losses that tell the processes apart; the second one has a loss of its own in the first iteration.'''
+    @hookimpl
+    def build_model(self):
+        return torch.nn.Linear(1, 1)
+
+    @hookimpl
+    def train_step(self, run):
+        zero = run.model.weight.sum() * 0
+        losses = {"loss_cls": zero + 10 * run.rank + run.iter}
+        return losses | {"loss_mask": zero + 8} if run.rank and not run.iter else losses
+
+    @hookimpl
+    def val_step(self):
+        return []
+
+@plugin
+class Stop:
+    '''One of the processes wants to stop; the other does not know yet.'''
+    @hookimpl
+    def after_train_iter(self, run):
+        if run.rank == 1 and run.iter == 4:
+            run.log.warning("trouble on rank %d", run.rank)
+        if run.iter == 5:
+            run.stop("enough")
+
+tiny_run({"ranks": Ranks(), "model": Model(), "stop": Stop(), "log": Log(interval=2)},
+         until="6 iters", validate="4 iters", work_dir=f"{sys.argv[1]}/rank{os.environ['RANK']}")
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder, and what each process wrote to standard error."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = {**os.environ, "STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", str(script), str(folder)],
+            stderr=subprocess.PIPE, text=True, env={**environment, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "".join(said)
+    return folder, said
+
+
+def test_losses_are_means_over_the_processes(ranks: tuple[Path, list[str]]):
+    entries = [json.loads(line) for line in (ranks[0] / "rank0/log.jsonl").read_text().splitlines()]
+    first, second, val = entries
+    assert first["loss_cls"] == 5.5  # 0 and 1 on the first process, 10 and 11 on the second
+    assert first["loss_mask"] == 8.0
+    assert first["loss"] == 7.5  # the sum of each of the four iterations, on average
+    assert (second["loss_cls"], second["loss"]) == (7.5, 7.5)
+    assert val["mode"] == "val"
+
+
+def test_only_the_first_process_writes(ranks: tuple[Path, list[str]]):
+    folder, (first, second) = ranks
+    assert not (folder / "rank1").exists()
+    assert "Iter [2/6]" in first
+    assert "device cpu, 2 processes" in first
+    assert "rank 0 is here" in first
+    assert second.count("\n") == 1
+    assert second.endswith(" - detkernel - WARNING - trouble on rank 1\n")
