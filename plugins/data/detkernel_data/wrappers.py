@@ -12,6 +12,9 @@ from detkernel import DataError, option, plugin, state
 from detkernel.detection import Annotations, Dataset, ImageId
 from detkernel.errors import did_you_mean
 
+from detkernel_data._files import check_names
+from detkernel_data._report import first
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,6 +38,7 @@ class Concat(Dataset):
     def __attrs_post_init__(self) -> None:
         if not self.datasets:
             raise ValueError("datasets: expected at least one")
+        check_names(self.class_names, [])
 
     def load(self) -> None:
         import numpy as np
@@ -46,7 +50,7 @@ class Concat(Dataset):
         self.keypoint_names = _same_keypoints(self.datasets)
         self._labels = [np.array([self.classes.index(name) for name in part.classes]) for part in self.datasets]
         self._ends = list(accumulate(len(part) for part in self.datasets))
-        ids = [part.annotations(index).image_id for part in self.datasets for index in range(len(part))]
+        ids = [str(part.annotations(index).image_id) for part in self.datasets for index in range(len(part))]
         self._prefixed = len(set(ids)) < len(ids)
 
     def __len__(self) -> int:
@@ -131,6 +135,8 @@ class Subset(Dataset):
         given = [name for name in ("first", "fraction", "ids") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"expected one of `first`, `fraction` and `ids`, got {' and '.join(given) or 'none'}")
+        if self.ids == []:
+            raise ValueError("ids: expected at least one")
 
     def load(self) -> None:
         import numpy as np
@@ -168,13 +174,11 @@ class Subset(Dataset):
 
     def _of_ids(self, total: int, ids: Sequence[ImageId]) -> list[int]:
         there = [self.dataset.annotations(index).image_id for index in range(total)]
-        missing = [str(name) for name in ids if name not in set(there)]
-        if missing or not ids:
-            examples = ", ".join(map(repr, there[:3]))
-            raise DataError(
-                f"subset: `ids`: no picture has {', '.join(missing[:10]) or 'none'}; ids are such as {examples}"
-            )
         wanted = set(ids)
+        missing = sorted(map(repr, wanted.difference(there)))
+        if missing:
+            examples = ", ".join(map(repr, there[:3]))
+            raise DataError(f"subset: `ids`: no picture has {', '.join(first(missing))}; ids are such as {examples}")
         return [index for index, name in enumerate(there) if name in wanted]
 
 
