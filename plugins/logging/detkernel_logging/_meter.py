@@ -62,8 +62,11 @@ class Meter:
         return [(names, [next(values) for _ in names], part.count) for names, part in self._parts.items()]
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """Copies of the sums; on the CPU where processes will send them to each other, and on the device elsewhere,
+        so that nobody waits for it."""
+        several = dist.is_available() and dist.is_initialized()
         return [
-            {"names": list(names), "total": part.total.clone(), "count": part.count}
+            {"names": list(names), "total": part.total.to("cpu" if several else None, copy=True), "count": part.count}
             for names, part in self._parts.items()
         ]
 

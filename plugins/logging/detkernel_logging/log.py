@@ -25,6 +25,8 @@ class Log:
 
     priority = "very_low"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+    state_per_rank: ClassVar[bool] = True
+    """Every process has sums of its own until a line is due."""
 
     interval: int = option(
         default=50, at_least=1, help="iterations between two lines; counted in the epoch, unless `until` is in iters"
@@ -65,7 +67,7 @@ class Log:
             from detkernel_logging._describe import described
 
             self._forward.each(lambda sink: sink.start(run, self._progress))
-            run.log.info(described(run))
+            run.log.info("%s", described(run))
         self._progress.waits()
 
     @hookimpl(wrapper=True)

@@ -10,12 +10,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from detkernel_logging.log import Log
 
 SCRIPT = """
 import os, sys
 import torch
 import torch.distributed as dist
-from detkernel import hookimpl, plugin
+from detkernel import hookimpl, option, plugin
 from detkernel.testing import tiny_run
 from detkernel_logging.log import Log
 
@@ -62,8 +63,31 @@ class Stop:
         if run.iter == 5:
             run.stop("enough")
 
-tiny_run({"ranks": Ranks(), "model": Model(), "stop": Stop(), "log": Log(interval=2)},
-         until="6 iters", validate="4 iters", work_dir=f"{sys.argv[1]}/rank{os.environ['RANK']}")
+@plugin
+class Keep:
+    '''Keeps the state in the middle of an interval, each process its own, or starts from it.'''
+    priority = "lowest"
+    resume: bool = option(default=False, help="start from it")
+
+    @hookimpl(trylast=True)
+    def before_run(self, run):
+        if self.resume:
+            run.load_state_dict(kept["position"])
+            run.bus["log"].load_state_dict(kept["log"])
+
+    @hookimpl
+    def after_train_iter(self, run):
+        if run.iter == 3:
+            kept.update(position=run.state_dict(), log=run.bus["log"].state_dict())
+
+def train(name, resume):
+    plugins = {"ranks": Ranks(), "model": Model(), "stop": Stop(), "log": Log(interval=2), "keep": Keep(resume=resume)}
+    tiny_run(plugins, until="6 iters", validate="4 iters", work_dir=f"{sys.argv[1]}/{name}{os.environ['RANK']}")
+
+kept = {}
+train("rank", resume=False)
+os.environ["STORE"] += "2"
+train("resumed", resume=True)
 """
 
 
@@ -94,6 +118,9 @@ def test_losses_are_means_over_the_processes(ranks: tuple[Path, list[str]]):
     assert first["loss"] == 7.5  # the sum of each of the four iterations, on average
     assert (second["loss_cls"], second["loss"]) == (7.5, 7.5)
     assert val["mode"] == "val"
+    resumed, *_ = (json.loads(line) for line in (ranks[0] / "resumed0/log.jsonl").read_text().splitlines())
+    assert (resumed["step"], resumed["loss"]) == (4, 7.5)
+    assert Log.state_per_rank
 
 
 def test_only_the_first_process_writes(ranks: tuple[Path, list[str]]):
@@ -102,5 +129,5 @@ def test_only_the_first_process_writes(ranks: tuple[Path, list[str]]):
     assert "Iter [2/6]" in first
     assert "device cpu, 2 processes" in first
     assert "rank 0 is here" in first
-    assert second.count("\n") == 1
-    assert second.endswith(" - detkernel - WARNING - trouble on rank 1\n")
+    said = [line.split(" - ", 1)[1] for line in second.splitlines()]
+    assert said == ["detkernel - WARNING - trouble on rank 1"] * 2
