@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    """As stored, before any EXIF orientation."""
+    """As stored, before any EXIF orientation; TIFFs are always upright."""
     orientation: int = 1
     """EXIF: 1 upright, 3 upside down, 6 and 8 on its side, 2, 4, 5 and 7 mirrored."""
     kind: str = ""
@@ -165,13 +165,12 @@ def _too_large(path: str | Path) -> DataError:
 
 
 def _header(picture: Image.Image) -> Header:
-    orientation = 1
-    try:
-        if picture.format != "PNG" or "exif" in picture.info:  # else Pillow decodes all of a PNG to look behind it
+    kind, orientation = picture.format or "", 1
+    # a TIFF's is part of the format, and Pillow has applied it; a PNG Pillow decodes to look for one behind the pixels
+    if kind != "TIFF" and (kind != "PNG" or "exif" in picture.info):
+        with suppress(Exception):  # a broken EXIF block says nothing about the picture
             orientation = int(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing about the picture
-        pass
-    return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, picture.format or "")
+    return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, kind)
 
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:
