@@ -14,11 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from detkernel.config.read import read_file, read_text, scalar
+from detkernel.config.read import UNUSABLE, read_file, read_text, scalar
 from detkernel.config.tree import Node
 from detkernel.errors import ConfigError, Problem, UserError, Where, did_you_mean, relative
 
-_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
+MAX_REFERENCES = 10_000
+MAX_CHAIN = 50
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+_POSITION = re.compile(r"-?[0-9]{1,9}")
 _PACKAGE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):(.+)")
 
 
@@ -36,12 +39,22 @@ def compose(source: str | Path, overrides: Sequence[str] = ()) -> Node:
 def locate(source: str, folder: Path) -> Path:
     """The file of a path (relative to `folder`) or of `package:path`, a file shipped by an installed package."""
     match = _PACKAGE.fullmatch(source)
-    if match is None or (folder / source).exists():
+    if match is None or _exists(folder / source):
         return folder / source
-    spec = find_spec(match[1])
+    try:
+        spec = find_spec(match[1])
+    except ValueError:  # a module that was loaded without one, such as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"'{source}': there is no installed package '{match[1]}'")
     return Path(next(iter(spec.submodule_search_locations))) / match[2]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, until Python 3.13
+        return False
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
@@ -77,17 +90,19 @@ def _base_list(base: Node | None) -> list[Node]:
 
 def _merge(parent: Node, child: Node, *, top: bool = False, key: str | None = None) -> Node:
     """`child` over `parent`. `key`: the top-level key, which stands for `use` where that is missing."""
+    if isinstance(parent.value, str) and isinstance(child.value, dict):
+        return attrs.evolve(child, over=parent)
     if not isinstance(parent.value, dict) or not isinstance(child.value, dict):
         return child
     use = child.child("use")
     if use is not None:
-        before = parent.child("use")
+        before = parent.child("use") or parent.over
         if use.value != (before.value if before is not None else key):
             return child
     values = dict(parent.value)
     for name, node in child.value.items():
         values[name] = _merge(values[name], node, key=name if top else None) if name in values else node
-    return Node(values, child.where, {**parent.keys, **child.keys})
+    return Node(values, child.where, {**parent.keys, **child.keys}, over=parent.over)
 
 
 def _override(root: Node, text: str, number: int) -> Node:
@@ -96,7 +111,9 @@ def _override(root: Node, text: str, number: int) -> Node:
     where = Where("command line", 1, 1, text)
     if not equals or not path or "" in path.split("."):
         raise ConfigError([Problem(where, "", f"argument {number}: expected KEY=VALUE, such as optimizer.lr=0.02")])
-    parsed = read_text(value, "command line") if value.strip() else Node(None, where)
+    if path == "base":
+        raise ConfigError([Problem(where, "base", "only a config file has bases; write a small one that names both")])
+    parsed = read_text(value, "command line")
     return _set(root, path.split("."), _placed(parsed, attrs.evolve(where, column=len(path) + 2)), where, ())
 
 
@@ -106,7 +123,7 @@ def _set(node: Node | None, path: list[str], value: Node, where: Where, done: tu
         return value
     key, rest = path[0], path[1:]
     if node is not None and isinstance(node.value, list):
-        if not re.fullmatch(r"-?[0-9]+", key) or not -len(node.value) <= int(key) < len(node.value):
+        if not _POSITION.fullmatch(key) or not -len(node.value) <= int(key) < len(node.value):
             message = f"a list of {len(node.value)}; '{key}' is no position in it"
             raise ConfigError([Problem(where, ".".join(done), message)])
         items = list(node.value)
@@ -132,6 +149,7 @@ class _Interpolation:
 
     def __init__(self, root: Node) -> None:
         self.root = root
+        self._count = 0
 
     def apply(self, node: Node, active: tuple[str, ...]) -> Node:
         """The node with all references replaced. `active`: the references being resolved, to find circles."""
@@ -148,8 +166,12 @@ class _Interpolation:
         return attrs.evolve(node, value=text)
 
     def _text(self, match: re.Match[str], node: Node, active: tuple[str, ...]) -> str:
+        if match[0] == "${":
+            raise node.error("a '${' without its '}'; write $${ for the text itself")
         if match[1] is None:
             return "${"
+        if match[1].startswith("env:"):
+            return self._environment(match[1][4:], node)
         value = self._resolve(match[1], node, active).value
         if isinstance(value, (dict, list)):
             raise node.error(f"${{{match[1]}}} is a {'map' if isinstance(value, dict) else 'list'}, not text")
@@ -158,8 +180,11 @@ class _Interpolation:
     def _resolve(self, reference: str, node: Node, active: tuple[str, ...]) -> Node:
         if reference in active:
             raise node.error(f"${{{reference}}} refers to itself: {' -> '.join((*active, reference))}")
+        self._count += 1
+        if self._count > MAX_REFERENCES or len(active) > MAX_CHAIN:
+            raise node.error(f"more than {MAX_REFERENCES} references, or {MAX_CHAIN} that lead on to each other")
         if reference.startswith("env:"):
-            return self._environment(reference[4:], node)
+            return Node(scalar(self._environment(reference[4:], node)), node.where)
         found = self.root
         for part in reference.split("."):
             child = self._step(found, part)
@@ -172,11 +197,12 @@ class _Interpolation:
     @staticmethod
     def _step(node: Node, part: str) -> Node | None:
         if isinstance(node.value, list):
-            return node.value[int(part)] if part.isdecimal() and int(part) < len(node.value) else None
+            known = _POSITION.fullmatch(part) and 0 <= int(part) < len(node.value)
+            return node.value[int(part)] if known else None
         return node.child(part)
 
     @staticmethod
-    def _environment(reference: str, node: Node) -> Node:
+    def _environment(reference: str, node: Node) -> str:
         name, comma, default = reference.partition(",")
         text = os.environ.get(name.strip())
         if text is None:
@@ -185,4 +211,6 @@ class _Interpolation:
                     f"the environment variable {name} is not set; set it, or give a default: ${{env:{name},default}}"
                 )
             text = default.strip()
-        return Node(scalar(text), node.where)
+        if UNUSABLE.search(text):
+            raise node.error(f"the environment variable {name} is not UTF-8 text")
+        return text

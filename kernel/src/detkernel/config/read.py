@@ -2,7 +2,8 @@
 
 PyYAML parses, but its YAML 1.1 scalar rules (`1e-3` a string, `on` true, `010` eight) and its "last of two equal keys
 wins" are not used: scalars follow the 1.2 core schema, a duplicate key is an error, and so is every tag, so that
-reading a file can only ever give maps, lists, text, numbers, booleans and null.
+reading a file can only ever give maps, lists, text, numbers, booleans and null. Text holds no NUL and no half of a
+surrogate pair, since no path and no file can.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,6 +20,8 @@ from detkernel.errors import ConfigError, Problem, UserError, Where, relative
 
 MAX_NODES = 100_000
 MAX_DEPTH = 50
+LONGEST_NUMBER = 250
+"""A longer one is text, so that every whole number fits a float and can be printed."""
 _INT = re.compile(r"[-+]?[0-9]+")
 _HEX_OCT = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -25,30 +29,44 @@ _WORDS: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), math.inf),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }
 
 
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class _Tagged(yaml.YAMLError):
+    """A value with a tag, and where it stands."""
+
+    def __init__(self, tag: str, mark: Any) -> None:
+        name = tag.replace("tag:yaml.org,2002:", "!!")
+        super().__init__(f"tags such as {name} are not allowed; write the value itself")
+        self.mark = mark
+
+
 class _Loader(yaml.SafeLoader):
-    """Resolves nothing: every plain scalar arrives as a string, every explicit tag is seen as one."""
+    """Resolves nothing: every plain scalar arrives as a string. A tag on anything, a key too, raises `_Tagged`."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
-
-_TAGS = {
-    yaml.ScalarNode: "tag:yaml.org,2002:str",
-    yaml.SequenceNode: "tag:yaml.org,2002:seq",
-    yaml.MappingNode: "tag:yaml.org,2002:map",
-}
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise _Tagged(tag, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def scalar(text: str) -> Scalar:
     """The value of a plain (unquoted) scalar by the YAML 1.2 core schema."""
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.fullmatch(text) and len(text) < 4000:
+    if len(text) > LONGEST_NUMBER:
+        return text
+    if _INT.fullmatch(text):
         return int(text)
     if _HEX_OCT.fullmatch(text):
         return int(text, 0)
@@ -60,7 +78,7 @@ def scalar(text: str) -> Scalar:
 def read_file(path: Path) -> Node:
     """Read a config file. Raises `ConfigError` with the place, or `UserError` when there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{relative(path)}: no such file{_neighbours(path)}") from None
     except IsADirectoryError:
@@ -69,24 +87,28 @@ def read_file(path: Path) -> Node:
         raise UserError(f"{relative(path)}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{relative(path)}: cannot be read: {error.strerror}") from None
-    return read_text(text, relative(path))
+    root = read_text(text, relative(path))
+    if root.value is None:
+        raise root.error("the config is empty")
+    return root
 
 
 def read_text(text: str, name: str) -> Node:
-    """Read YAML text; `name` is what messages call the file."""
+    """Read YAML text, null if there is nothing in it; `name` is what messages call the file."""
     lines = text.splitlines()
     try:
         root = yaml.compose(text, Loader=_Loader)
-        if root is None:
-            raise ConfigError([Problem(Where(name, 1, 1), "", "the config is empty")])
-        return _Converter(name, lines).convert(root)
+        return Node(None, Where(name, 1, 1)) if root is None else _Converter(name, lines).convert(root)
+    except _Tagged as error:
+        raise ConfigError([Problem(_where(name, lines, error.mark), "", str(error))]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = _where(name, lines, mark) if mark else Where(name)
         message = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError([Problem(where, "", f"not valid YAML: {message}{_yaml_hint(message)}")]) from None
-    except yaml.YAMLError as error:
-        raise ConfigError([Problem(Where(name), "", f"not valid YAML: {error}")]) from None
+        raise ConfigError([Problem(where, "", f"not valid YAML: {message}{_yaml_hint(message, where.text)}")]) from None
+    except yaml.reader.ReaderError as error:
+        message = f"not valid YAML: the character U+{error.character:04X} may not stand in a config"
+        raise ConfigError([Problem(_place(name, text, error.position), "", message)]) from None
     except RecursionError:
         raise ConfigError([Problem(Where(name), "", "nested too deeply")]) from None
 
@@ -105,9 +127,8 @@ class _Converter:
             raise ConfigError([Problem(where, "", f"more than {MAX_NODES} values (aliases count each time)")])
         if depth > MAX_DEPTH:
             raise ConfigError([Problem(where, "", f"nested more than {MAX_DEPTH} deep")])
-        if node.tag != _TAGS[type(node)]:
-            raise ConfigError([Problem(where, "", f"tags such as {node.tag} are not allowed; write the value itself")])
         if isinstance(node, yaml.ScalarNode):
+            self._check_text(node, where)
             plain = node.style is None
             return Node(scalar(node.value) if plain else node.value, where, quoted=not plain)
         if isinstance(node, yaml.SequenceNode):
@@ -131,7 +152,21 @@ class _Converter:
             raise ConfigError([Problem(place, "", "a key must be text; put it in quotes if it is meant as one")])
         if node.value == "<<" and node.style is None:
             raise ConfigError([Problem(place, "", "merge keys (<<) are not YAML 1.2; use `base:` to build on a file")])
+        self._check_text(node, place)
         return node.value, place
+
+    @staticmethod
+    def _check_text(node: yaml.ScalarNode, where: Where) -> None:
+        found = UNUSABLE.search(node.value)
+        if found:
+            hint = "" if found[0] == "\0" else "; a character past U+FFFF is written as in \\U0001F600"
+            raise ConfigError([Problem(where, "", f"text may not hold the character U+{ord(found[0]):04X}{hint}")])
+
+
+def _place(name: str, text: str, position: int) -> Where:
+    """The place of a character that ends the reading; its line is not shown, since it cannot be printed."""
+    before = text[:position]
+    return Where(name, before.count("\n") + 1, position - before.rfind("\n"))
 
 
 def _where(name: str, lines: list[str], mark: yaml.Mark) -> Where:
@@ -139,11 +174,13 @@ def _where(name: str, lines: list[str], mark: yaml.Mark) -> Where:
     return Where(name, mark.line + 1, mark.column + 1, text)
 
 
-def _yaml_hint(message: str) -> str:
+def _yaml_hint(message: str, line: str) -> str:
+    if "got '{'" in message and "${" in line:
+        return " (between { } or [ ], YAML takes no ${...}; give this option a line of its own)"
     if "\\t" in message or "'\t'" in message:
         return " (indent with spaces, not tabs)"
     if "mapping values are not allowed" in message:
-        return " (a second ': ' in one line; put the text in quotes)"
+        return " (wrong indentation, or a second ': ' in one line: put its text in quotes)"
     return ""
 
 

@@ -53,20 +53,17 @@ class Structurer:
 
     def plugin(self, name: str, node: Node) -> Any:
         """The plugin of a top-level key: `use` says which class, or the key does."""
-        node = Node({}, node.where) if node.value is True else node
         with self._at(name):
             if not isinstance(node.value, dict):
                 raise self._problem(node, f"expected a map of options, got {kind(node)}; write `{name}: {{}}` for none")
-            return self._object(node, *self._load(node, name))
+            return self._object(node, *self._load(node, node.child("use"), name))
 
-    def _load(self, node: Node, default: str | None = None) -> tuple[type[Any], str]:
-        """The class that `use` names, and the name under which any config finds it."""
-        use = node.child("use")
+    def _load(self, node: Node, use: Node | None, default: str = "") -> tuple[type[Any], str]:
+        """The class that `use` (or else the key) names, and the name under which any config finds it."""
         if use is not None and not isinstance(use.value, str):
             raise self._problem(use, f"expected a plugin's name, got {kind(use)}", "use")
         place = use or node
-        assert use is not None or default is not None
-        named = str(use.value) if use is not None else str(default)
+        named = str(use.value) if use is not None else default
         folder = Path(place.where.file).resolve().parent if Path(place.where.file).is_file() else Path.cwd()
         try:
             return self.catalog.load(named, folder), self.catalog.absolute(named, folder)
@@ -124,16 +121,17 @@ class Structurer:
             node = Node({"use": node}, node.where, {"use": node.where})
         if not isinstance(node.value, dict):
             raise self._problem(node, f"expected {expected(base)}, got {kind(node)}")
-        if "use" not in node.value:
+        use, priority = node.child("use") or node.over, node.child("priority")
+        if use is None:
             raise self._problem(node, f"`use` is missing: which {base.__name__.lower()}? Write {{use: NAME, ...}}")
-        cls, use = self._load(node)
+        cls, name = self._load(node, use)
         if not issubclass(cls, base):
             bases = [parent.__name__ for parent in cls.__mro__ if is_base(parent)]
-            message = f"'{node.value['use'].value}' is a {bases[0] if bases else 'plugin for events'}, not a "
-            raise self._problem(node.value["use"], message + base.__name__, "use")
-        if "priority" in node.value:
-            raise self._problem(node.value["priority"], "only plugins on the top level have a priority", "priority")
-        return self._object(node, cls, use)
+            message = f"'{use.value}' is a {bases[0] if bases else 'plugin for events'}, not a {base.__name__}"
+            raise self._problem(use, message, "use")
+        if priority is not None:
+            raise self._problem(priority, "only plugins on the top level have a priority", "priority")
+        return self._object(node, cls, name)
 
     def _nested(self, node: Node, cls: type[Any]) -> Any:
         if not isinstance(node.value, dict):

@@ -21,6 +21,8 @@ class Node:
     keys: dict[str, Where] = attrs.field(factory=dict)
     quoted: bool = False
     """A string in quotes stays a string, whatever is interpolated into it."""
+    over: Node | None = None
+    """The text that this map was merged over: the `use` of a part that was written as only its name."""
 
     def plain(self) -> Plain:
         """The value without its places."""

@@ -1,0 +1,380 @@
+"""One config from several: base files, overrides from the command line, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detkernel import ConfigError, UserError
+from detkernel.config.compose import compose
+
+Write = Callable[[str, str], Path]
+
+
+def plain(source: str, *overrides: str) -> Any:
+    return compose(source, overrides).plain()
+
+
+def refusal(source: str, *overrides: str) -> str:
+    """The message for a config that cannot be composed: its first line."""
+    with pytest.raises(UserError) as caught:
+        compose(source, overrides)
+    return str(caught.value).splitlines()[0]
+
+
+class TestBases:
+    def test_a_base_is_relative_to_its_file(self, write: Write):
+        write("shared/inner/a.yaml", "x: {one: 1}\n")
+        write("shared/b.yaml", "base: inner/a.yaml\nx: {two: 2}\n")
+        write("c.yaml", "base: shared/b.yaml\nx: {three: 3}\n")
+        assert plain("c.yaml") == {"x": {"one": 1, "two": 2, "three": 3}}
+
+    def test_of_several_the_later_wins(self, write: Write):
+        write("a.yaml", "x: {v: a, only_a: 1}\n")
+        write("b.yaml", "x: {v: b}\n")
+        write("c.yaml", "base: [a.yaml, b.yaml]\ny: {}\n")
+        assert plain("c.yaml") == {"x": {"v": "b", "only_a": 1}, "y": {}}
+
+    def test_one_file_may_be_the_base_of_two(self, write: Write):
+        write("root.yaml", "x: {v: 1}\n")
+        write("a.yaml", "base: root.yaml\ny: {}\n")
+        write("b.yaml", "base: root.yaml\nz: {}\n")
+        write("c.yaml", "base: [a.yaml, b.yaml]\n")
+        assert plain("c.yaml") == {"x": {"v": 1}, "y": {}, "z": {}}
+
+    def test_an_absolute_path(self, write: Write):
+        path = write("far/a.yaml", "x: {v: 1}\n")
+        write("c.yaml", f"base: {path}\n")
+        assert plain("c.yaml") == {"x": {"v": 1}}
+
+    def test_no_base(self, write: Write):
+        write("c.yaml", "base: null\nx: {}\n")
+        assert plain("c.yaml") == {"x": {}}
+        write("d.yaml", "base: []\nx: {}\n")
+        assert plain("d.yaml") == {"x": {}}
+
+    def test_a_file_of_an_installed_package(self, write: Write):
+        write("site/some_configs/__init__.py", "raise RuntimeError('imported')\n")
+        write("site/some_configs/base/a.yaml", "base: b.yaml\nx: {v: 1}\n")
+        write("site/some_configs/base/b.yaml", "y: {}\n")
+        write("c.yaml", "base: some_configs:base/a.yaml\n")
+        assert plain("c.yaml") == {"y": {}, "x": {"v": 1}}
+        assert plain("some_configs:base/a.yaml", "x.v=2") == {"y": {}, "x": {"v": 2}}
+
+    def test_a_file_whose_name_has_a_colon(self, write: Write):
+        write("a:b.yaml", "x: {}\n")
+        assert plain("a:b.yaml") == {"x": {}}
+
+    @pytest.mark.parametrize("package", ["no_such_package", "sys", "__main__"])
+    def test_what_is_no_package(self, write: Write, package: str):
+        write("c.yaml", f"base: {package}:a.yaml\n")
+        assert refusal("c.yaml") == (f"c.yaml:1:7: base: '{package}:a.yaml': there is no installed package '{package}'")
+
+    def test_a_missing_one_is_reported_where_it_is_named(self, write: Write):
+        write("sub/runtime.yaml", "x: {}\n")
+        write("c.yaml", "x: {}\nbase:\n  - sub/runtime.yaml\n  - sub/runtim.yaml\n")
+        assert refusal("c.yaml") == ("c.yaml:4:5: base: sub/runtim.yaml: no such file; its folder has runtime.yaml")
+
+    @pytest.mark.parametrize("name", ["x" * 300, "pkg:" + "x" * 300])
+    def test_a_name_that_no_file_can_have(self, write: Write, name: str):
+        write("c.yaml", f"base: {name}\n")
+        assert refusal("c.yaml").startswith("c.yaml:1:7: base: ")
+
+    def test_a_circle_is_shown(self, write: Write):
+        write("a.yaml", "base: sub/b.yaml\n")
+        write("sub/b.yaml", "base: ../a.yaml\n")
+        assert refusal("a.yaml") == ("sub/b.yaml:1:7: base: a.yaml is its own base: a.yaml -> sub/b.yaml -> a.yaml")
+
+    def test_a_base_of_itself(self, write: Write):
+        write("a.yaml", "base: a.yaml\n")
+        assert refusal("a.yaml") == "a.yaml:1:7: base: a.yaml is its own base: a.yaml -> a.yaml"
+
+    @pytest.mark.parametrize("text", ["base: 3", "base: {a: b}", "base: [a.yaml, [b.yaml]]"])
+    def test_it_is_a_file_or_files(self, write: Write, text: str):
+        write("a.yaml", "x: {}\n")
+        write("c.yaml", text)
+        assert refusal("c.yaml").endswith(": base: expected a file, or a list of files")
+
+    def test_a_mistake_in_a_base_is_reported_there(self, write: Write):
+        write("sub/a.yaml", "x: [\n")
+        write("c.yaml", "base: sub/a.yaml\n")
+        assert refusal("c.yaml").startswith("sub/a.yaml:2:1: not valid YAML")
+
+    @pytest.mark.parametrize("text", ["- a\n", "just text\n", "3\n"])
+    def test_a_config_is_a_map(self, write: Write, text: str):
+        write("c.yaml", text)
+        assert refusal("c.yaml") == "c.yaml:1:1: expected a map of plugins, such as `model: {use: faster_rcnn}`"
+
+
+class TestMerging:
+    @pytest.fixture(autouse=True)
+    def _parent(self, write: Write) -> None:
+        self.write = write
+        write(
+            "parent.yaml",
+            """
+            run: {until: 4 epochs, seed: 1}
+            model:
+              use: rcnn
+              backbone: {use: resnet, depth: 50, norm: {kind: bn}}
+              sizes: [1, 2, 3]
+            resnet: {depth: 3}
+            loop: [flip, {use: resize, side: 3}]
+            body: resnet
+            """,
+        )
+
+    def child(self, text: str) -> Any:
+        self.write("child.yaml", f"base: parent.yaml\n{text}\n")
+        return plain("child.yaml")
+
+    def test_maps_merge_key_by_key(self):
+        made = self.child("model: {backbone: {depth: 18, norm: {eps: 1}}}\nrun: {seed: 2}")
+        assert made["model"]["backbone"] == {"use": "resnet", "depth": 18, "norm": {"kind": "bn", "eps": 1}}
+        assert made["run"] == {"until": "4 epochs", "seed": 2}
+
+    def test_lists_are_replaced_whole(self):
+        assert self.child("model: {sizes: [9]}")["model"]["sizes"] == [9]
+
+    def test_another_use_drops_the_options_of_the_old_one(self):
+        assert self.child("model: {use: fcos, width: 3}")["model"] == {"use": "fcos", "width": 3}
+
+    def test_the_same_use_keeps_them(self):
+        assert self.child("model: {use: rcnn, width: 3}")["model"]["sizes"] == [1, 2, 3]
+
+    def test_another_use_in_a_part_drops_its_options_only(self):
+        made = self.child("model: {backbone: {use: vgg}}")["model"]
+        assert made["backbone"] == {"use": "vgg"}
+        assert made["sizes"] == [1, 2, 3]
+
+    def test_a_key_that_is_its_own_use(self):
+        assert self.child("resnet: {use: resnet, width: 1}")["resnet"] == {"use": "resnet", "depth": 3, "width": 1}
+        assert self.child("resnet: {use: vgg, width: 1}")["resnet"] == {"use": "vgg", "width": 1}
+
+    def test_a_name_alone_replaces_a_part(self):
+        assert self.child("model: {backbone: vgg}")["model"]["backbone"] == "vgg"
+
+    def test_null_removes_a_plugin_but_stays_a_value_below_it(self):
+        made = self.child("resnet: null\nmodel: {sizes: null}")
+        assert "resnet" not in made
+        assert made["model"]["sizes"] is None
+
+    def test_a_removed_plugin_can_come_back(self):
+        self.write("middle.yaml", "base: parent.yaml\nresnet: null\n")
+        self.write("child.yaml", "base: middle.yaml\nresnet: {width: 1}\n")
+        assert plain("child.yaml")["resnet"] == {"width": 1}
+
+    def test_the_order_is_the_parents_then_the_childs(self):
+        assert list(self.child("extra: {}\nrun: {seed: 3}")) == ["run", "model", "resnet", "loop", "body", "extra"]
+
+
+class TestOverrides:
+    @pytest.fixture(autouse=True)
+    def _config(self, write: Write) -> None:
+        write(
+            "c.yaml",
+            """
+            run: {until: 4 epochs}
+            optimizer: {use: sgd, lr: 0.1}
+            data: {steps: [{use: flip, prob: 1}, {use: resize, side: 3}], sizes: [[1, 2], [3, 4]]}
+            """,
+        )
+
+    def test_values_are_read_as_yaml(self):
+        made = plain("c.yaml", "optimizer.lr=1e-3", "run.work_dir=runs/a=b", "run.x='1'", "new.list=[1, {a: b}]")
+        assert made["optimizer"] == {"use": "sgd", "lr": 0.001}
+        assert made["run"] == {"until": "4 epochs", "work_dir": "runs/a=b", "x": "1"}
+        assert made["new"] == {"list": [1, {"a": "b"}]}
+
+    def test_a_number_is_a_position_in_a_list(self):
+        made = plain("c.yaml", "data.steps.1.side=5", "data.sizes.-1.0=9", "data.steps.0={use: crop}")
+        assert made["data"] == {"steps": [{"use": "crop"}, {"use": "resize", "side": 5}], "sizes": [[1, 2], [9, 4]]}
+
+    @pytest.mark.parametrize("position", ["2", "-3", "x", "+1", "9" * 5000])
+    def test_a_position_outside_the_list(self, position: str):
+        assert refusal("c.yaml", f"data.steps.{position}.side=5") == (
+            f"command line:1:1: data.steps: a list of 2; '{position}' is no position in it"
+        )
+
+    def test_null_or_nothing_removes_a_plugin(self):
+        assert "optimizer" not in plain("c.yaml", "optimizer=null")
+        assert "optimizer" not in plain("c.yaml", "optimizer=")
+
+    def test_another_use_drops_the_other_options(self):
+        assert plain("c.yaml", "optimizer.use=adam")["optimizer"] == {"use": "adam"}
+        assert plain("c.yaml", "optimizer.use=adam", "optimizer.eps=1")["optimizer"] == {"use": "adam", "eps": 1}
+        assert plain("c.yaml", "data.steps.0.use=crop")["data"]["steps"][0] == {"use": "crop"}
+
+    def test_later_ones_win(self):
+        assert plain("c.yaml", "run.seed=1", "run.seed=2")["run"]["seed"] == 2
+
+    def test_they_are_applied_before_interpolation(self):
+        assert plain("c.yaml", "a.b=${run.seed}", "run.seed=7")["a"]["b"] == 7
+
+    def test_values_know_that_they_come_from_the_command_line(self):
+        root = compose("c.yaml", ["optimizer.lr=[1, 2]"])
+        where = root.child("optimizer").child("lr").value[1].where
+        assert (str(where), where.text) == ("command line:1:14", "optimizer.lr=[1, 2]")
+        assert root.child("optimizer").child("use").where.file == "c.yaml"
+
+    @pytest.mark.parametrize("argument", ["optimizer.lr", "=3", ".lr=3", "optimizer..lr=3", "optimizer.=3"])
+    def test_what_is_no_override(self, argument: str):
+        assert refusal("c.yaml", "run.seed=1", argument) == (
+            "command line:1:1: argument 2: expected KEY=VALUE, such as optimizer.lr=0.02"
+        )
+
+    def test_a_value_that_is_no_yaml(self):
+        assert refusal("c.yaml", "optimizer.lr=[1, 2").startswith("command line:1:6: not valid YAML: ")
+
+    def test_a_base_is_for_files(self):
+        assert refusal("c.yaml", "base=other.yaml") == (
+            "command line:1:1: base: only a config file has bases; write a small one that names both"
+        )
+
+
+class TestNameAlone:
+    """`flip` stands for `{use: flip}`, also when an option is put below it."""
+
+    def test_an_override_below_it(self, write: Write):
+        write("c.yaml", "data: {steps: [flip], body: resnet}\n")
+        root = compose("c.yaml", ["data.steps.0.prob=1", "data.body.depth=18"])
+        item, body = root.child("data").child("steps").value[0], root.child("data").child("body")
+        assert (item.plain(), item.over.value) == ({"prob": 1}, "flip")
+        assert (body.plain(), body.over.value) == ({"depth": 18}, "resnet")
+
+    def test_a_child_below_it(self, write: Write):
+        write("a.yaml", "data: {body: resnet}\n")
+        write("b.yaml", "base: a.yaml\ndata: {body: {depth: 18}}\n")
+        write("c.yaml", "base: b.yaml\ndata: {body: {norm: bn}}\n")
+        body = compose("c.yaml").child("data").child("body")
+        assert (body.plain(), body.over.value) == ({"depth": 18, "norm": "bn"}, "resnet")
+        write("d.yaml", "base: b.yaml\ndata: {body: {use: resnet, norm: bn}}\n")
+        assert plain("d.yaml")["data"]["body"] == {"depth": 18, "use": "resnet", "norm": "bn"}
+        write("e.yaml", "base: b.yaml\ndata: {body: {use: vgg}}\n")
+        assert plain("e.yaml")["data"]["body"] == {"use": "vgg"}
+
+
+class TestInterpolation:
+    def composed(self, write: Write, text: str) -> Any:
+        write("c.yaml", text)
+        return plain("c.yaml")
+
+    def test_another_value_keeps_its_type_outside_quotes(self, write: Write):
+        text = """
+        run: {seed: 3}
+        a:
+          - ${run.seed}
+          - '${run.seed}'
+          - x${run.seed}y
+        """
+        assert self.composed(write, text)["a"] == [3, "3", "x3y"]
+
+    def test_maps_lists_and_positions(self, write: Write):
+        text = """
+        x: {m: {k: [1, 2]}}
+        a:
+          - ${x.m}
+          - ${x.m.k}
+          - ${x.m.k.1}
+        """
+        assert self.composed(write, text)["a"] == [{"k": [1, 2]}, [1, 2], 2]
+
+    def test_a_reference_to_a_reference(self, write: Write):
+        text = """
+        x:
+          a: ${x.b}
+          b: ${x.c}
+          c: 1.5
+        """
+        assert self.composed(write, text)["x"]["a"] == 1.5
+
+    def test_booleans_and_null_in_text(self, write: Write):
+        assert self.composed(write, "x: {a: true, b: null, t: 'a=${x.a} b=${x.b}'}\n")["x"]["t"] == "a=true b="
+
+    def test_a_dollar_more_is_the_text_itself(self, write: Write):
+        made = self.composed(write, "x: {a: 1, b: '$${x.a}', c: 'a $${b} ${x.a} $c $$$${'}\n")
+        assert made["x"] == {"a": 1, "b": "${x.a}", "c": "a ${b} 1 $c $$${"}
+
+    def test_it_sees_the_composed_config(self, write: Write):
+        write("a.yaml", "run: {seed: 1}\nx: {name: 'run-${run.seed}'}\n")
+        assert self.composed(write, "base: a.yaml\nrun: {seed: 2}\n")["x"]["name"] == "run-2"
+
+    def test_the_environment(self, write: Write, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("FOLDER", "/data")
+        monkeypatch.setenv("COUNT", "1e-3")
+        monkeypatch.delenv("NOTHING", raising=False)
+        text = """
+        x:
+          - ${env:FOLDER}/voc
+          - ${env:COUNT}
+          - '${env:COUNT}'
+          - ${env:NOTHING,5}
+          - ${env:NOTHING, a, b}
+          - '${env:NOTHING,}'
+          - ${env:NOTHING,}
+        """
+        assert self.composed(write, text)["x"] == ["/data/voc", 0.001, "1e-3", 5, "a, b", "", None]
+
+    def test_an_unset_variable(self, write: Write, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.delenv("NOTHING", raising=False)
+        write("c.yaml", "x:\n  a: ${env:NOTHING}\n")
+        assert refusal("c.yaml") == (
+            "c.yaml:2:6: the environment variable NOTHING is not set; set it, or give a default: ${env:NOTHING,default}"
+        )
+
+    def test_a_variable_that_is_no_text(self, write: Write, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("BYTES", "\udcff")
+        write("c.yaml", "x:\n  a: ${env:BYTES}\n")
+        assert refusal("c.yaml") == "c.yaml:2:6: the environment variable BYTES is not UTF-8 text"
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ("${run.sed}", "${run.sed}: there is no 'sed', did you mean 'seed'?"),
+            ("${rum.seed}", "${rum.seed}: there is no 'rum', did you mean 'run'?"),
+            ("${run.seed.x}", "${run.seed.x}: there is no 'x'"),
+            ("${run.list.2}", "${run.list.2}: there is no '2'"),
+            ("${run.list.-1}", "${run.list.-1}: there is no '-1'"),
+            ("${}", "${}: there is no ''"),
+            ("a ${run.list}", "${run.list} is a list, not text"),
+            ("a ${run}", "${run} is a map, not text"),
+            ("${x.a}", "${x.a} refers to itself: x.a -> x.a"),
+            ("${run.seed", "a '${' without its '}'; write $${ for the text itself"),
+            ("${run.${run.name}}", "a '${' without its '}'; write $${ for the text itself"),
+            ("${x}", "${x} refers to itself: x -> x"),
+        ],
+    )
+    def test_what_leads_nowhere(self, write: Write, value: str, message: str):
+        write("c.yaml", f"run: {{seed: 1, list: [1, 2], name: seed}}\nx:\n  a: {value}\n")
+        assert refusal("c.yaml").startswith(f"c.yaml:3:6: {message}")
+
+    def test_a_circle(self, write: Write):
+        write("c.yaml", "x: {a: '${x.b}', b: '${x.a}'}\n")
+        assert "refers to itself: x.b -> x.a -> x.b" in refusal("c.yaml")
+
+    def test_a_removed_plugin_cannot_be_referred_to(self, write: Write):
+        write("c.yaml", "x: null\ny: {a: '${x.b}'}\n")
+        assert "there is no 'x'" in refusal("c.yaml")
+
+    def test_a_bomb(self, write: Write):
+        rows = [f"a{n}: '{'${x.a' + str(n + 1) + '}'}{'${x.a' + str(n + 1) + '}'}'" for n in range(40)]
+        write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  a40: boom\n")
+        assert "more than 10000 references" in refusal("c.yaml")
+
+    def test_a_long_chain(self, write: Write):
+        rows = [f"a{n}: ${{x.a{n + 1}}}" for n in range(2000)]
+        write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  a2000: end\n")
+        assert "50 that lead on to each other" in refusal("c.yaml")
+
+
+def test_a_missing_config(folder: Path):
+    assert refusal("c.yaml") == "c.yaml: no such file"
+
+
+def test_several_problems_of_reading_are_one_at_a_time(write: Write):
+    write("c.yaml", "a: 1\na: 2\nb: [\n")
+    with pytest.raises(ConfigError) as caught:
+        compose("c.yaml")
+    assert len(caught.value.problems) == 1
