@@ -223,6 +223,19 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def keep(self, which: Tensor) -> Detections:
+        """Only those that a bool or index tensor selects."""
+        return self._map(lambda tensor: tensor[which])
+
+    def to(self, device: torch.device | str) -> Detections:
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Detections:
+        masks = None if self.masks is None else change(self.masks)
+        keypoints = None if self.keypoints is None else change(self.keypoints)
+        boxes, scores, labels = change(self.boxes), change(self.scores), change(self.labels)
+        return Detections(self.image_id, self.index, boxes, scores, labels, masks, keypoints)
+
 
 class Backbone(Part, ABC):
     """A feature extractor for detectors."""

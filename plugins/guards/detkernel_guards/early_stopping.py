@@ -1,0 +1,50 @@
+"""Ends a run that no longer gets better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from detkernel import Run, hookimpl, option, plugin, state, wrong
+from detkernel.errors import did_you_mean
+
+
+@plugin
+class EarlyStopping:
+    """Stop when a metric has not improved for some validations."""
+
+    priority = "low"
+
+    metric: str = option(help="name of the metric, such as coco/bbox_mAP")
+    patience: int = option(default=5, at_least=1, help="validations without improvement that are waited for")
+    min_delta: float = option(default=0.0, at_least=0, help="what counts as an improvement must be more than this")
+    rule: Literal["greater", "less"] = option(default="greater", help="which is better")
+
+    _best: float | None = state(default=None)
+    _waited: int = state(default=0)
+
+    @hookimpl
+    def after_val_epoch(self, run: Run) -> None:
+        if run.mode == "test" or run.checking:
+            return
+        if self.metric not in run.metrics:
+            hint = did_you_mean(self.metric, run.metrics)
+            raise wrong(self, "metric", f"no metric is named '{self.metric}'{hint}")
+        value = float(run.metrics[self.metric])
+        gain = 0.0 if self._best is None else value - self._best
+        if self.rule == "less":
+            gain = -gain
+        if not math.isnan(value) and (self._best is None or gain > self.min_delta):
+            self._best, self._waited = value, 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            best = "none yet" if self._best is None else f"{self._best:.4f}"
+            run.stop(f"{self.metric} has not improved for {self._waited} validations (best: {best})")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best, self._waited = state["best"], int(state["waited"])

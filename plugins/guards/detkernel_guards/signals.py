@@ -1,0 +1,56 @@
+"""Ends a run well when it is told to stop from outside."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from detkernel import Run, hookimpl, option, plugin, state, wrong
+from detkernel.errors import did_you_mean
+
+STOPPED = 75
+"""The exit status of a run that can go on: EX_TEMPFAIL of sysexits.h, which batch systems can be told to requeue."""
+
+
+@plugin
+class Signals:
+    """On SIGTERM, SIGINT (Ctrl-C) or a batch system's SIGUSR1, finish the iteration, save, and exit with status 75.
+
+    A second SIGINT leaves at once. A validation that is running is finished first.
+    """
+
+    names: list[str] = option(factory=lambda: ["SIGTERM", "SIGINT", "SIGUSR1"], help="signals that end the run")
+    exit_status: int = option(default=STOPPED, at_least=0, at_most=255, help="what the command then exits with")
+
+    _before: dict[int, Any] = state(factory=dict)
+    _run: Any = state(default=None)
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        for name in self.names:
+            if name not in signal.Signals.__members__:
+                raise wrong(
+                    self, "names", f"no signal is called '{name}'{did_you_mean(name, signal.Signals.__members__)}"
+                )
+        if threading.current_thread() is not threading.main_thread() or run.checking:
+            return
+        self._run = run
+        for name in self.names:
+            number = signal.Signals[name]
+            self._before[number] = signal.signal(number, self._receive)
+
+    @hookimpl
+    def after_run(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        again = "; once more leaves at once" if number == signal.SIGINT else ""
+        self._run.log.warning("%s: stopping after this iteration%s", name, again)
+        self._run.stop(f"{name} was received", self.exit_status)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)

@@ -1,0 +1,67 @@
+"""A picture of what the model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detkernel import Run, hookimpl, option, plugin, state
+from detkernel.detection import Detections
+from detkernel.files import write_atomic
+
+
+@plugin
+class DrawPredictions:
+    """After each validation, draw detections of some pictures, beside their annotations, on one sheet.
+
+    The sheet is `<work_dir>/predictions.png`; detections are coloured by class, annotations are thin white lines.
+    """
+
+    priority = "low"
+
+    count: int = option(default=12, at_least=1, help="pictures on the sheet, spread evenly over the data")
+    columns: int = option(default=4, at_least=1, help="pictures in a row")
+    score: float = option(default=0.3, at_least=0, at_most=1, help="detections below this score are not drawn")
+    side: int = option(default=320, at_least=64, help="what the longer side of a picture is scaled to, in pixels")
+    annotations: bool = option(default=True, help="draw annotations too")
+
+    _kept: dict[int, Detections] = state(factory=dict)
+    _wanted: frozenset[int] = state(default=frozenset())
+
+    @hookimpl
+    def before_val_epoch(self, run: Run) -> None:
+        self._kept.clear()
+        total = len(run.loaders[run.mode].dataset)
+        count = min(self.count, total)
+        self._wanted = frozenset(number * total // count for number in range(count))
+
+    @hookimpl
+    def after_val_iter(self, run: Run, detections: Sequence[Detections]) -> None:
+        for found in detections:
+            if found.index in self._wanted:
+                self._kept[found.index] = found
+
+    @hookimpl
+    def after_val_epoch(self, run: Run) -> None:
+        kept = self._gathered(run)
+        if not run.is_main or run.checking or not kept:
+            return
+        from detkernel_report import _sheet
+
+        dataset = run.loaders[run.mode].dataset
+        tiles = [_sheet.tile(self, dataset, kept[index]) for index in sorted(kept)]
+        try:
+            write_atomic(run.work_dir / "predictions.png", _sheet.encode(tiles, self.columns))
+        except OSError as error:
+            run.log.warning("predictions.png could not be written: %s", error)
+        self._kept.clear()
+
+    def _gathered(self, run: Run) -> dict[int, Detections]:
+        """What all processes kept, on the first one."""
+        if run.world_size == 1:
+            return self._kept
+        import torch.distributed as dist
+
+        parts: list[Any] | None = [None] * run.world_size if run.is_main else None
+        dist.gather_object({index: found.to("cpu") for index, found in self._kept.items()}, parts)
+        return {index: found for part in parts or [] for index, found in part.items()}
