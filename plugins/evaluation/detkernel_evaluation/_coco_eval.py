@@ -27,7 +27,12 @@ class Evaluation(COCOeval):  # type: ignore[misc]
     """
 
     def __init__(
-        self, kind: Kind, pictures: Sequence[Picture], classes: int, max_dets: Sequence[int], sigmas: Sequence[float]
+        self,
+        kind: Kind,
+        pictures: Sequence[Picture],
+        classes: int,
+        max_dets: Sequence[int],
+        sigmas: Sequence[float] | None,
     ) -> None:
         super().__init__(iouType=kind)
         self.kind = kind
@@ -35,7 +40,8 @@ class Evaluation(COCOeval):  # type: ignore[misc]
         self.params.imgIds = list(range(len(pictures)))
         self.params.catIds = list(range(classes))
         self.params.maxDets = sorted(max_dets)
-        self.params.kpt_oks_sigmas = np.array(sigmas)
+        if sigmas is not None and kind == "keypoints":
+            self.params.kpt_oks_sigmas = np.array(sigmas)
         with redirect_stdout(io.StringIO()):
             self.evaluate()
             self.accumulate()

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from detkernel_evaluation._coco_eval import Evaluation
     from detkernel_evaluation._found import Found, Picture
 
-PERSON = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107)
-PERSON_SIGMAS = (*PERSON, 0.087, 0.087, 0.089, 0.089)
-"""COCO's spread of each of a person's 17 keypoints, from nose to ankles."""
+PERSON_KEYPOINTS = 17
+"""Those that COCO names, from the nose to the ankles."""
 
 
 @plugin
@@ -36,8 +35,8 @@ class CocoMap(Evaluator):
     per_class: bool = option(
         default=False, help="also AP and AP50 of every class: a table in the log, AP in the metrics"
     )
-    sigmas: tuple[float, ...] = option(
-        default=PERSON_SIGMAS, above=0, help="the spread of each keypoint, relative to the object's size; COCO's 17"
+    sigmas: tuple[float, ...] | None = option(
+        default=None, above=0, help="the spread of each keypoint, relative to the object's size; null: a person's 17"
     )
     save: Path | None = option(
         default=None, help="write the detections in COCO's form of results: a file in the work dir, or a full path"
@@ -63,11 +62,13 @@ class CocoMap(Evaluator):
             return
         if "segm" in self.kinds and notes.masks is None:
             raise self._lacks(f"'segm' needs masks, but the data has none ({notes.path})")
-        if "keypoints" in self.kinds and notes.keypoints is None:
+        if "keypoints" not in self.kinds:
+            return
+        if notes.keypoints is None:
             raise self._lacks(f"'keypoints' needs keypoints, but the data has none ({notes.path})")
-        if "keypoints" in self.kinds and notes.keypoints is not None and notes.keypoints.shape[1] != len(self.sigmas):
-            many = notes.keypoints.shape[1]
-            raise wrong(self, "sigmas", f"the data has {many} keypoints an object, expected {many} sigmas as well")
+        many, given = notes.keypoints.shape[1], len(self.sigmas or range(PERSON_KEYPOINTS))
+        if many != given:
+            raise wrong(self, "sigmas", f"the data has {many} keypoints an object, expected {many} sigmas, not {given}")
 
     def _lacks(self, message: str) -> ConfigError:
         return wrong(self, "kinds", f"{message}; leave it out of `kinds`")
