@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,8 @@ FORM = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
 class Forward(logging.Handler):
-    """Hands what is logged to every sink, on the first process; the others only say on standard error what went wrong.
+    """Hands what is logged to every sink, on the first process; the others, and the loader's forked workers, only say on
+    standard error what went wrong.
 
     Whether this is the first process is asked at every record: at the first ones, nobody knows yet.
     """
@@ -24,6 +26,7 @@ class Forward(logging.Handler):
         self.setFormatter(logging.Formatter(FORM))
         self._run, self._sinks = run, [sink for sink in sinks if not (run.checking and sink.writes_files)]
         self._failed: list[Sink] = []
+        self._process = os.getpid()
         self._level = run.log.level
         run.log.addHandler(self)
         if not run.log.isEnabledFor(logging.INFO):
@@ -37,7 +40,7 @@ class Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if self._run.is_main:
+        if self._run.is_main and os.getpid() == self._process:
             entry = Entry(text, record.levelno, getattr(record, "figures", None))
             self.each(lambda sink: sink.write(self._run, entry))
         elif record.levelno >= logging.WARNING:

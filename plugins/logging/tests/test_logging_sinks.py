@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -203,3 +205,25 @@ def test_the_plugins_are_imported_without_torch_or_rich():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_forked_worker_leaves_the_sinks_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    @plugin
+    class Worker:
+        """Forks, as a loader does, and logs from there."""
+
+        @hookimpl
+        def before_train_iter(self, run: Run) -> None:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of forks beside threads
+                child = os.fork()
+            if child == 0:
+                run.log.info("of no interest")
+                run.log.warning("a worker in trouble")
+                os._exit(0)
+            os.waitpid(child, 0)
+
+    tiny_run({"log": Log(), "worker": Worker()}, until="1 iters", work_dir=tmp_path)
+    assert "a worker in trouble" in capfd.readouterr().err
+    text = (tmp_path / "log.txt").read_text()
+    assert "worker" not in text
+    assert "no interest" not in text
