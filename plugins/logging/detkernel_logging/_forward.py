@@ -15,8 +15,8 @@ FORM = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
 
 
 class Forward(logging.Handler):
-    """Hands what is logged to every sink, on the first process; the others, and the loader's forked workers, only say on
-    standard error what went wrong.
+    """Hands what is logged to every sink, on the first process. The others, and the loader's forked workers, only say
+    on standard error what went wrong.
 
     Whether this is the first process is asked at every record: at the first ones, nobody knows yet.
     """
