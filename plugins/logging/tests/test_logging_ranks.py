@@ -55,7 +55,8 @@ class Model:
 
 @plugin
 class Stop:
-    '''One of the processes wants to stop; the other does not know yet.'''
+    '''One of the processes wants to stop; the other does not know yet. It stands in for an optimizer, which takes torch
+    seconds to import.'''
     @hookimpl
     def after_train_iter(self, run):
         if run.rank == 1 and run.iter == 4:
@@ -81,7 +82,8 @@ class Keep:
             kept.update(position=run.state_dict(), log=run.bus["log"].state_dict())
 
 def train(name, resume):
-    plugins = {"ranks": Ranks(), "model": Model(), "stop": Stop(), "log": Log(interval=2), "keep": Keep(resume=resume)}
+    plugins = {"ranks": Ranks(), "model": Model(), "optimizer": Stop(), "keep": Keep(resume=resume)}
+    plugins["log"] = Log(interval=2)
     tiny_run(plugins, until="6 iters", validate="4 iters", work_dir=f"{sys.argv[1]}/{name}{os.environ['RANK']}")
 
 kept = {}
