@@ -1,33 +1,35 @@
-"""What is installed: the entry points of the group `detkernel.plugins`.
+"""What is installed: the entry points of the groups `detkernel.plugins` and `detkernel.commands`.
 
 Listing imports no plugin: the one line about each is read from its source. A plugin is loaded only when a config names
-it. Two distributions that offer one name are an error that names both.
+it. Two distributions that offer one name, and one that needs another version of the kernel or of another plugin's
+distribution than is installed, are errors that name both.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
+import operator
 import re
 import sys
-from functools import cache, cached_property
-from importlib.machinery import ModuleSpec
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from detkernel.errors import CatalogError, did_you_mean, relative
+from detkernel.outline import outline
 from detkernel.plugin import is_plugin
 
-GROUP = "detkernel.plugins"
 _LOCAL = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
+_TARGET = re.compile(r"[\w.]+:[\w.]+")
 
 
 @attrs.frozen
 class Entry:
-    """An installed plugin: its name, where it lies (`module:Class`), and the distribution it came with."""
+    """An installed plugin or command: its name, where it lies (`module:Class`), and the distribution it came with."""
 
     name: str
     target: str
@@ -37,35 +39,47 @@ class Entry:
     def describe(self) -> tuple[str, str]:
         """(kind, first line of the docstring), read from the source without importing it.
 
-        The kind is the base class's name (`Dataset`, `Transform`, ...), or empty for a plugin that answers events.
+        The kind is the name of a part's base class (`Dataset`, `Transform`, ...), or empty for what is no part.
         """
-        module, _, name = self.target.partition(":")
-        node = _classes(module).get(name)
-        if node is None:
-            return "", ""
-        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        return (bases[0] if bases else ""), (ast.get_docstring(node) or "").partition("\n")[0]
+        return outline(self.target)
 
 
 class Catalog:
-    """The installed plugins, by name."""
+    """The installed plugins (or commands), by name."""
+
+    def __init__(self, kind: Literal["plugin", "command"] = "plugin") -> None:
+        self.kind = kind
+        self.group = f"detkernel.{kind}s"
 
     @cached_property
     def entries(self) -> dict[str, list[Entry]]:
         """Name -> the distributions that offer it (more than one is a conflict)."""
         found: dict[str, list[Entry]] = {}
-        for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
             entry = _entry(point)
             if entry not in found.setdefault(point.name, []):  # one distribution can be found twice on sys.path
                 found[point.name].append(entry)
         return found
+
+    @cached_property
+    def misfits(self) -> dict[str, str]:
+        """Distribution -> what it needs and does not get, such as `needs detkernel-kernel>=9, but 0.1.0 is installed`.
+
+        Only the kernel and the distributions in this catalogue are looked at: what else is missing, pip has said.
+        """
+        from detkernel import __version__
+
+        versions = {entry.distribution: entry.version for offers in self.entries.values() for entry in offers}
+        there = {_canonical(name): version for name, version in versions.items()}
+        there["detkernel-kernel"] = __version__
+        return {name: problem for name in versions if (problem := _misfit(name, there))}
 
     def find(self, name: str) -> Entry:
         """The one entry of a name. Raises `CatalogError` with a suggestion, or with both providers."""
         offers = self.entries.get(name)
         if not offers:
             raise CatalogError(
-                f"there is no plugin '{name}'{did_you_mean(name, self.entries)}; "
+                f"there is no {self.kind} '{name}'{did_you_mean(name, self.entries)}; "
                 "`detkernel plugins` lists what is installed"
             )
         if len(offers) > 1:
@@ -78,16 +92,18 @@ class Catalog:
         local = _LOCAL.fullmatch(name)
         if local:
             return _load_local((folder or Path.cwd()) / local[1], local[2])
+        return _checked(self.load_object(name), self._owner(self.find(name)))
+
+    def load_object(self, name: str) -> Any:
+        """What an installed name stands for, whatever it is."""
         entry = self.find(name)
-        owner = f"plugin '{name}' of {entry.distribution} {entry.version}"
-        module, _, attribute = entry.target.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            raise CatalogError(f"{owner} cannot be imported: {error}; is everything it needs installed?") from error
-        except AttributeError:
-            raise CatalogError(f"{owner}: its module {module} has no '{attribute}'") from None
-        return _checked(cls, owner)
+        owner = self._owner(entry)
+        misfit = self.misfits.get(entry.distribution)
+        if misfit:
+            raise CatalogError(f"{owner} {misfit}; install versions that fit each other")
+        if not _TARGET.fullmatch(entry.target):
+            raise CatalogError(f"{owner}: its entry point is '{entry.target}', expected module:Class")
+        return _imported(entry.target, owner)
 
     def absolute(self, name: str, folder: Path) -> str:
         """The name as any config may write it: a local file's path made absolute."""
@@ -95,12 +111,33 @@ class Catalog:
         return f"{(folder / local[1]).resolve()}:{local[2]}" if local else name
 
     def name_of(self, cls: type[Any]) -> str:
-        """The name under which a class is installed. Raises `CatalogError` if it is not."""
+        """The name that a config may use for a class. Raises `CatalogError` if there is none."""
         target = f"{cls.__module__}:{cls.__qualname__}"
         for name, offers in self.entries.items():
-            if any(entry.target == target for entry in offers):
+            if any(entry.target == target or _loaded(entry.target) is cls for entry in offers):
                 return name
-        raise CatalogError(f"{target} is not installed under any name; offer it as an entry point of {GROUP}")
+        file = _local_file(cls.__module__)
+        if file:
+            return f"{file}:{cls.__qualname__}"
+        raise CatalogError(f"{target} is not installed under any name; offer it as an entry point of {self.group}")
+
+    def _owner(self, entry: Entry) -> str:
+        return f"{self.kind} '{entry.name}' of {entry.distribution} {entry.version}"
+
+
+def _imported(target: str, owner: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise CatalogError(f"{owner} cannot be imported: {error}; is everything it needs installed?") from error
+    except Exception as error:
+        error.add_note(f"raised while {owner} was imported")
+        raise
+    try:
+        return operator.attrgetter(attribute)(found)
+    except AttributeError:
+        raise CatalogError(f"{owner}: its module {module} has no '{attribute}'") from None
 
 
 def _checked(cls: Any, owner: str) -> type[Any]:
@@ -110,11 +147,12 @@ def _checked(cls: Any, owner: str) -> type[Any]:
 
 
 def _load_local(path: Path, name: str) -> type[Any]:
-    path = path.resolve()
-    if not path.is_file():
-        raise CatalogError(f"{relative(path)}: no such file")
     from detkernel import local
 
+    try:
+        path = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
+        raise CatalogError(f"{relative(path)}: no such file") from None
     module = local.load(path)
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if is_plugin(value)]
@@ -122,30 +160,43 @@ def _load_local(path: Path, name: str) -> type[Any]:
     return _checked(getattr(module, name), relative(path))
 
 
+def _local_file(module: str) -> str:
+    from detkernel import local
+
+    return local.file_of(module)
+
+
+def _loaded(target: str) -> Any:
+    """What an entry point stands for, if its module has been imported."""
+    module, _, attribute = target.partition(":")
+    return getattr(sys.modules.get(module), attribute, None)
+
+
 def _entry(point: EntryPoint) -> Entry:
     dist = point.dist
-    return Entry(point.name, point.value, dist.name if dist else "?", dist.version if dist else "?")
+    target = point.value.partition("[")[0].strip()  # what follows are extras
+    return Entry(point.name, target, dist.name if dist else "?", dist.version if dist else "?")
 
 
-@cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    """The classes of a module's source, by name."""
-    source = _source(module)
-    body = ast.parse(source).body if source is not None else []
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+def _misfit(distribution: str, there: Mapping[str, str]) -> str:
+    """What a distribution needs of `there` (canonical name -> version) and does not get, or nothing."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        lines = requires(distribution) or []
+    except PackageNotFoundError:
+        lines = []
+    for line in lines:
+        try:
+            need = Requirement(line)
+        except InvalidRequirement:
+            continue
+        version = there.get(_canonical(need.name))
+        applies = version is not None and (need.marker is None or need.marker.evaluate({"extra": ""}))
+        if applies and version is not None and not need.specifier.contains(version, prereleases=True):
+            return f"needs {need.name}{need.specifier}, but {need.name} {version} is installed"
+    return ""
 
 
-def _source(module: str) -> str | None:
-    """The source text of a module, found without importing it or its parents."""
-    path: list[str] | None = None
-    spec: ModuleSpec | None = None
-    for depth in range(module.count(".") + 1):
-        name = ".".join(module.split(".")[: depth + 1])
-        spec = next((found for finder in sys.meta_path if (found := finder.find_spec(name, path))), None)
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or ())
-    assert spec is not None
-    if spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin).read_text(encoding="utf-8")
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -3,46 +3,62 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from detkernel import __version__
-from detkernel.errors import ConfigError, UserError
+from detkernel.errors import ConfigError, UserError, did_you_mean, relative
 
 if TYPE_CHECKING:
+    from detkernel.catalog import Catalog
     from detkernel.config import Config
     from detkernel.loop import Kernel
 
-COMMANDS = "detkernel.commands"
-
 
 class _Commands(click.Group):
-    """The kernel's commands, and those that installed distributions offer (entry points of `detkernel.commands`)."""
+    """The kernel's commands, and those that installed distributions offer (entry points of `detkernel.commands`).
+
+    Only the one that is called is imported: the help reads the first line about each from its source.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(self._offered())]
+        return [*super().list_commands(ctx), *(name for name in self._offered.entries if name not in self.commands)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        own = super().get_command(ctx, name)
-        if own is not None:
-            return own
-        offered = self._offered().get(name)
-        return None if offered is None else offered.load()
+        if name in self.commands or name not in self._offered.entries:
+            return super().get_command(ctx, name)
+        command = self._offered.load_object(name)
+        if not isinstance(command, click.Command):
+            raise UserError(f"{self._offered.find(name).target} is no command; decorate it with @click.command()")
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from detkernel.errors import did_you_mean
-
-        if args and self.get_command(ctx, args[0]) is None:
+        if args and args[0] not in self.list_commands(ctx):
             raise UserError(f"there is no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
-    @staticmethod
-    def _offered() -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=COMMANDS)}
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
+        for name, offers in self._offered.entries.items():
+            hidden = " (HIDDEN by the kernel's own)" if name in self.commands else ""
+            conflict = " (CONFLICT: offered twice)" if len(offers) > 1 else ""
+            rows += [(name, f"{entry.describe()[1]} [{entry.distribution}]{hidden}{conflict}") for entry in offers]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    @cached_property
+    def _offered(self) -> Catalog:
+        from detkernel.catalog import Catalog
+
+        return Catalog("command")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,7 +75,12 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @CONFIG
 @OVERRIDES
 @click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
-@click.option("--trace", type=int, metavar="N", help="print every event of the first N iterations, with its times")
+@click.option(
+    "--trace",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="print every event of the first N iterations, with its times",
+)
 def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, trace: int | None) -> None:
     """Train: CONFIG is a YAML file, or package:path for one that an installed package ships.
 
@@ -162,11 +183,15 @@ def schema(output: Path | None) -> None:
     from detkernel.config.schema import config_schema
     from detkernel.files import write_atomic
 
-    text = json.dumps(config_schema(Catalog()), indent=1) + "\n"
+    made = config_schema(Catalog())
+    if "$comment" in made:
+        click.echo(made["$comment"], err=True)
+    text = json.dumps(made, indent=1) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:
-        write_atomic(output, text)
+        with _writing(output):
+            write_atomic(output, text)
 
 
 @cli.command("new-plugin")
@@ -182,7 +207,8 @@ def new_plugin(name: str, kind: Any) -> None:
     """Start a plugin: a small, complete, tested project in a folder NAME."""
     from detkernel import scaffold
 
-    written = scaffold.new_plugin(name, kind, Path())
+    with _writing(Path(name)):
+        written = scaffold.new_plugin(name, kind, Path())
     for path in written:
         click.echo(f"wrote {path}")
     click.echo(f"next: cd {written[0].parent} && pip install -e .[test] && pytest")
@@ -213,8 +239,21 @@ def _value_places(config: Config) -> dict[str, str]:
     return {path: f"{where.file}:{where.line}" if where.text else where.file for path, where in places(config.root)}
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system says against writing a file is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{relative(path)}: cannot be written: {error.strerror}") from None
+
+
 def _launch(processes: str) -> None:
     """Become torchrun, which starts this very command once a process."""
+    if not re.fullmatch("[1-9][0-9]*|gpu|cpu|auto", processes):
+        raise UserError(f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{processes}'")
+    if find_spec("torch") is None:
+        raise UserError("--nproc-per-node: needs torch, which is not installed")
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     os.execv(sys.executable, [*torchrun, "-m", "detkernel", *sys.argv[1:]])
 

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console
-from rich.table import Table
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from detkernel.catalog import Catalog
+
+NARROWEST = 30
+"""Columns that the text which wraps gets on the narrowest terminal."""
 
 
 def plugin_list() -> str:
     """What is installed, by kind: name, distribution, version, one line. Imports no plugin."""
     catalog = Catalog()
-    rows = table("name", "kind", "what it does", "distribution", "version")
+    if not catalog.entries:
+        return "no plugins are installed; `pip install detkernel` brings the standard ones\n"
+    rows = []
     for name, offers in catalog.entries.items():
         for entry in offers:
             kind, line = entry.describe()
-            conflict = " (CONFLICT: offered twice)" if len(offers) > 1 else ""
-            rows.add_row(name, kind.lower() or "plugin", line + conflict, entry.distribution, entry.version)
-    if not catalog.entries:
-        return "no plugins are installed; `pip install detkernel` brings the standard ones\n"
-    return render(rows)
+            misfit = catalog.misfits.get(entry.distribution)
+            line += " (CONFLICT: offered twice)" if len(offers) > 1 else ""
+            line += f" (DOES NOT FIT: {misfit})" if misfit else ""
+            rows.append((name, kind.lower() or "plugin", line, entry.distribution, entry.version))
+    return table(("name", "kind", "what it does", "distribution", "version"), rows, wrap=2)
 
 
-def table(*columns: str) -> Table:
-    """A table without lines; the first column never breaks."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        made.add_column(column, no_wrap=number == 0, overflow="fold")
-    return made
-
-
-def render(rows: Table) -> str:
-    """The table at the terminal's width (wide where the output is no terminal), with colour only on a terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(file=io.StringIO(), width=200)
-    with console.capture() as capture:
-        console.print(rows)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, wrap: int) -> str:
+    """Columns as wide as what they hold; on a terminal, the column `wrap` is broken to its width."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if sys.stdout.isatty():
+        others = sum(widths) - widths[wrap] + 2 * (len(widths) - 1)
+        widths[wrap] = min(widths[wrap], max(shutil.get_terminal_size().columns - others, NARROWEST))
+    broken = [
+        [textwrap.wrap(cell, widths[wrap]) if column == wrap else [cell] for column, cell in enumerate(line)]
+        for line in lines
+    ]
+    parts = (part for cells in broken for part in zip_longest(*cells, fillvalue=""))
+    return "".join(f"{'  '.join(map(str.ljust, part, widths)).rstrip()}\n" for part in parts)

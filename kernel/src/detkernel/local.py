@@ -40,8 +40,13 @@ def load(path: Path) -> ModuleType:
         raise CatalogError(f"{relative(path)} cannot be imported: {error}") from error
 
 
+def file_of(module: str) -> str:
+    """The file of a module made here; empty for any other module."""
+    name = module.removeprefix(f"{__name__}.")
+    return "" if name == module else bytes.fromhex(name).decode()
+
+
 def source_of(module: str) -> str:
     """The file of a module made here, for messages; any other module's name as it is."""
-    if not module.startswith(f"{__name__}."):
-        return module
-    return relative(bytes.fromhex(module.rpartition(".")[2]).decode())
+    file = file_of(module)
+    return relative(file) if file else module

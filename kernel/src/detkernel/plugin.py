@@ -46,6 +46,9 @@ PRIORITIES: dict[str, int] = {
 }
 """Names of priorities, MMDetection's scale: the lower number runs first."""
 
+RESERVED = ("use", "priority")
+"""Keys of a config that are no options."""
+
 C = TypeVar("C", bound=type)
 
 
@@ -124,8 +127,8 @@ def plugin(cls: C) -> C:
     """Make a plugin of a class: `attrs.define(kw_only=True, eq=False)` and checks that its author did not slip.
 
     Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises TypeError for a class
-    without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an `option`, or
-    an unknown `priority`.
+    without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an `option`, an
+    option with a name that no config can set, or an unknown `priority`.
     """
     made: C = attrs.define(kw_only=True, eq=False, slots=False)(cls)
     if not inspect.getdoc(cls) or not cls.__dict__.get("__doc__"):
@@ -136,6 +139,8 @@ def plugin(cls: C) -> C:
                 f"{cls.__name__}.{field.name}: write it as option(..., help='...') so that it is documented, "
                 "or as state(...) if no config should set it"
             )
+        if field.init and (field.name in RESERVED or field.name.startswith("_")):
+            raise TypeError(f"{cls.__name__}.{field.name}: no option may have this name; choose another")
     priority = getattr(made, "priority", "normal")
     if priority not in PRIORITIES:
         raise TypeError(f"{cls.__name__}.priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}")

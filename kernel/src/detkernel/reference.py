@@ -13,7 +13,7 @@ from detkernel.catalog import Catalog
 from detkernel.config.dump import inline, plain
 from detkernel.config.types import is_base, members, option_fields, option_type, short
 from detkernel.errors import CatalogError
-from detkernel.listing import render, table
+from detkernel.listing import table
 from detkernel.local import source_of
 from detkernel.plugin import is_plugin
 
@@ -23,10 +23,7 @@ def plugin_page(name: str, cls: type[Any]) -> str:
     parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__})\n\n{inspect.getdoc(cls)}\n\n"]
     rows = list(option_rows(cls))
     if rows:
-        options = table("option", "type", "default", "meaning")
-        for row in rows:
-            options.add_row(*row)
-        parts.append(render(options))
+        parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3))
     else:
         parts.append("It has no options.\n")
     answers = {key: getattr(inspect.getattr_static(cls, key), "detkernel_impl", None) for key in dir(cls)}

@@ -42,7 +42,7 @@ class RunOptions:
         if self.until.count < 1:
             raise ValueError(f"until: expected at least 1 epoch or iteration, got '{self.until}'")
         if self.workflow is not None:
-            self.validate = _validation_of(self.workflow, self.validate)
+            self.validate, self.workflow = _validation_of(self.workflow, self.validate), None
 
 
 def _validation_of(workflow: list[tuple[Literal["train", "val"], int]], validate: Span | None) -> Span | None:

@@ -9,7 +9,8 @@ import attrs
 
 Unit = Literal["epochs", "iters"]
 
-_TEXT = re.compile(r"(?:every\s+)?([0-9][0-9_]*)\s*(epochs?|iters?|iterations?)", re.IGNORECASE)
+PATTERN = r"^(?:every +)?([0-9]{1,15}|[0-9]{1,3}(?:_[0-9]{3}){1,4}) *(epochs?|iters?|iterations?)$"
+_TEXT = re.compile(PATTERN)
 
 
 @attrs.frozen(order=False)
@@ -22,10 +23,10 @@ class Span:
     @classmethod
     def parse(cls, text: str) -> Span:
         """Read `12 epochs`, `1 epoch`, `500 iters` or `every 500 iters`. Raises ValueError with what was expected."""
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"expected a length with its unit, such as '12 epochs' or '500 iters', got '{text}'")
-        return cls(int(match[1]), "epochs" if match[2].lower().startswith("e") else "iters")
+        return cls(int(match[1]), "epochs" if match[2].startswith("e") else "iters")
 
     def iters(self, epoch_length: int) -> int:
         """How many iterations this is, where one epoch has `epoch_length` of them."""

@@ -16,6 +16,8 @@ from detkernel.plugin import Part, is_plugin
 from detkernel.span import Span
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./~+-][A-Za-z0-9_./+@ -]*(:[A-Za-z0-9_./+-]+)*")
+_BARE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON leaves as it is, but YAML takes for a line break or refuses."""
 WIDTH = 100
 
 
@@ -82,7 +84,7 @@ def inline(value: Plain) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(inline(item) for item in value) + "]"
     if isinstance(value, str):
-        return _text(value)
+        return _text(value.replace("${", "$${"))
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, float) and not math.isfinite(value):
@@ -93,4 +95,8 @@ def inline(value: Plain) -> str:
 def _text(value: str) -> str:
     """Text without quotes where it would read back as the same text, else as a JSON string."""
     safe = _PLAIN_TEXT.fullmatch(value) and scalar(value) == value and not value.endswith(" ") and value[0] not in "-~"
-    return value if safe and not value.startswith("- ") else json.dumps(value, ensure_ascii=False)
+    return value if safe else _BARE.sub(_escaped, json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"

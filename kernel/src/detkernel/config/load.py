@@ -72,10 +72,11 @@ def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | N
 
 
 def _priority(name: str, node: Node) -> str:
-    if node.value not in PRIORITIES:
-        near = did_you_mean(str(node.value), PRIORITIES)
-        raise node.error(f"expected {', '.join(PRIORITIES)}, got {kind(node)}{near}", f"{name}.priority")
-    return str(node.value)
+    if not isinstance(node.value, str) or node.value not in PRIORITIES:
+        near = did_you_mean(node.value, PRIORITIES) if isinstance(node.value, str) else ""
+        message = f"expected one of {', '.join(PRIORITIES)}, got {kind(node)}{near if '?' in near else ''}"
+        raise node.error(message, f"{name}.priority")
+    return node.value
 
 
 def _versions(catalog: Catalog, values: Plain) -> dict[str, str]:

@@ -15,26 +15,28 @@ from detkernel.config.types import is_base, members, option_fields, option_type
 from detkernel.errors import CatalogError
 from detkernel.plugin import PRIORITIES, Part, is_plugin
 from detkernel.run import RunOptions
-from detkernel.span import Span
+from detkernel.span import PATTERN, Span
 
 Schema = dict[str, Any]
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
-_SPAN = {"type": "string", "pattern": r"^(every +)?[0-9_]+ *(epochs?|iters?|iterations?)$", "examples": ["12 epochs"]}
+_LOCAL = {"type": "string", "pattern": r"\.py:[A-Za-z_]\w*$"}
+_SPAN = {"type": "string", "pattern": PATTERN, "examples": ["12 epochs"]}
 
 
 def config_schema(catalog: Catalog) -> Schema:
-    """The schema of a whole config. Plugins that cannot be imported are left out."""
+    """The schema of a whole config. Plugins that cannot be loaded are left out, and named in its `$comment`."""
     return _Builder(catalog).build()
 
 
 class _Builder:
     def __init__(self, catalog: Catalog) -> None:
         self.classes: dict[str, type[Any]] = {}
+        self.left_out: list[str] = []
         for name in catalog.entries:
             try:
                 self.classes[name] = catalog.load(name)
-            except CatalogError:
-                continue
+            except CatalogError as error:
+                self.left_out.append(str(error))
         self.catalog = catalog
         self.definitions: dict[str, Schema] = {}
 
@@ -49,13 +51,14 @@ class _Builder:
         ]
         top = {
             "anyOf": [{"type": "null"}, {"type": "object", "allOf": by_use}],
-            "properties": {"use": {"anyOf": [{"enum": sorted(tops)}, {"type": "string", "pattern": r"\.py:"}]}},
+            "properties": {"use": {"anyOf": [{"enum": sorted(tops)}, _LOCAL]}},
         }
         named = {name: {"if": _has_use(), "then": top, "else": self._key(name, cls)} for name, cls in tops.items()}
         files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
         return {
             "$schema": "http://json-schema.org/draft-07/schema#",
             "title": "detkernel config",
+            **({"$comment": "left out: " + "; ".join(self.left_out)} if self.left_out else {}),
             "type": "object",
             "properties": {
                 "base": {**files, "description": "file or files that this config builds on"},
@@ -138,9 +141,9 @@ class _Builder:
                 {"if": {"properties": {"use": {"const": use}}, "required": ["use"]}, "then": self._object(cls, use=use)}
                 for use, cls in parts.items()
             ]
-            use = {"anyOf": [{"enum": sorted(parts)}, {"type": "string", "pattern": r"\.py:"}]}
+            use = {"anyOf": [{"enum": sorted(parts)}, _LOCAL]}
             part = {"type": "object", "properties": {"use": use}, "allOf": cases}
-            self.definitions[name] = {"anyOf": [part, {"enum": sorted(parts)}]}
+            self.definitions[name] = {"anyOf": [part, use]}
         return {"$ref": f"#/definitions/{name}"}
 
 

@@ -19,10 +19,8 @@ from detkernel.catalog import Catalog
 from detkernel.config.tree import Node, kind
 from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
 from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean
-from detkernel.plugin import Origin, bound_problem, is_plugin
+from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
 from detkernel.span import Span
-
-RESERVED = ("use", "priority")
 
 
 class Structurer:
@@ -151,7 +149,7 @@ class Structurer:
             try:
                 return self._converter.structure(node, member)
             except ConfigError as error:
-                if member is not type(None) and _shape(member) is _shape_of(node):
+                if member is not type(None) and _meant(member, node):
                     failures.append(error)
         if len(failures) == 1:
             raise failures[0]
@@ -211,11 +209,9 @@ class Structurer:
     def _from_text(self, node: Node, wanted: Any) -> Any:
         if not isinstance(node.value, str):
             raise self._problem(node, f"expected {expected(wanted)}, got {kind(node)}")
-        if wanted is Path:
-            return Path(node.value).expanduser()
         try:
-            return Span.parse(node.value)
-        except ValueError as error:
+            return Path(node.value).expanduser() if wanted is Path else Span.parse(node.value)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: ~name, and there is no such user
             raise self._problem(node, str(error)) from error
 
     def _null(self, node: Node, _wanted: Any) -> None:
@@ -257,16 +253,15 @@ def places(node: Node, prefix: str = "") -> Iterator[tuple[str, Where]]:
         yield from places(child, f"{prefix}{key}.")
 
 
-def _shape(wanted: Any) -> type:
-    """Which kind of node a type is written as: dict, list, or str for any scalar."""
-    origin = typing.get_origin(wanted)
-    if origin in (list, tuple):
-        return list
-    return dict if origin is dict or is_base(wanted) or is_plugin(wanted) else str
-
-
-def _shape_of(node: Node) -> type:
-    return dict if isinstance(node.value, dict) else list if isinstance(node.value, list) else str
+def _meant(wanted: Any, node: Node) -> bool:
+    """Whether a node is written as a value of this type is: a map, a list, a scalar, or the name of a part."""
+    if typing.get_origin(wanted) in (list, tuple):
+        return isinstance(node.value, list)
+    if is_base(wanted):
+        return isinstance(node.value, (dict, str))
+    if typing.get_origin(wanted) is dict or is_plugin(wanted):
+        return isinstance(node.value, dict)
+    return not isinstance(node.value, (dict, list))
 
 
 def _scalar_hint(node: Node, wanted: Any) -> str:
