@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import TypeAlias
 
@@ -49,23 +51,30 @@ def _definitions(module: str) -> dict[str, Definition]:
 def _imports(module: str) -> dict[str, tuple[str, str]]:
     """Name -> the module and the name there that it was imported from."""
     found: dict[str, tuple[str, str]] = {}
+    spec = _spec(module)
+    package = spec.parent if spec else None
     for node in _body(module):
         if isinstance(node, ast.ImportFrom):
-            source = ".".join([*module.split(".")[: -node.level], node.module or ""]) if node.level else node.module
-            found |= {alias.asname or alias.name: (source or "", alias.name) for alias in node.names}
+            with suppress(ImportError):  # a relative one that leads out of its package
+                source = resolve_name("." * node.level + (node.module or ""), package)
+                found |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
     return found
 
 
 @cache
 def _body(module: str) -> list[ast.stmt]:
+    spec = _spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return []
     try:
-        return ast.parse(_source(module) or b"").body
+        return ast.parse(Path(spec.origin).read_bytes()).body
     except (SyntaxError, ValueError, OSError):  # importing it will say so
         return []
 
 
-def _source(module: str) -> bytes | None:
-    """The source of a module, found without importing it or its parents."""
+@cache
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module lies, found without importing it or its parents."""
     path: list[str] | None = None
     spec: ModuleSpec | None = None
     for depth in range(module.count(".") + 1):
@@ -74,7 +83,4 @@ def _source(module: str) -> bytes | None:
         if spec is None:
             return None
         path = list(spec.submodule_search_locations or ())
-    assert spec is not None
-    if spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin).read_bytes()
+    return spec
