@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -460,3 +461,20 @@ def test_fingerprint(load: Write, here: Path) -> None:
     (here / "pictures/c.bmp").rename(here / "pictures/d.bmp")
     found.append(load(lambda data: data["images"][2].update(file_name="d.bmp")).fingerprint())
     assert len({first, *found}) == 1 + len(changes) + 1
+
+
+def test_annotations_are_held_in_a_few_arrays(load: Write) -> None:
+    """A worker process that walks over objects in Python copies them all: their number must not grow with the data."""
+
+    def objects(copies: int) -> int:
+        def multiply(data: Any) -> None:
+            square = data["annotations"][1]
+            data["annotations"] = [{**square, "id": number} for number in range(copies)]
+
+        dataset = load(multiply)
+        assert len(dataset.annotations(0)) == copies
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects(1)
+    assert objects(3000) - objects(1000) < 100

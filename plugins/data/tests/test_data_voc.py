@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detkernel import DataError
 from detkernel.testing import DatasetContract
 from detkernel_data.voc import VOC_CLASSES, Voc
+from PIL import Image
 
 Refusal = Callable[[Voc], str]
 OBJECT = """\
@@ -398,3 +400,34 @@ def test_asks_to_be_loaded() -> None:
     assert len(voc()) == 0
     with pytest.raises(RuntimeError, match=r"Voc.load\(\) has not been called"):
         voc().annotations(0)
+
+
+def test_pictures_on_their_side(folder: Folder, picture: Callable[..., Path], refusal: Refusal) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(folder.root / "JPEGImages/a.jpg", 40, 30, exif=exif)  # 30 wide and 40 high once it is upright
+    dataset = loaded()
+    assert dataset.image(0).shape == (3, 30, 40)
+    assert dataset.notes[-1] == "1 picture with an EXIF orientation, ignored: VOC/JPEGImages/a.jpg"
+    folder.xml("a", f"<annotation><size><width>30</width><height>40</height></size>{CAT}</annotation>")
+    assert refusal(voc()) == (
+        "VOC/Annotations/a.xml: states a size of 30x40, but VOC/JPEGImages/a.jpg is 40x30; it carries EXIF "
+        "orientation 6: set `exif_orientation: apply` if its boxes were drawn on the upright picture"
+    )
+    dataset = loaded(exif_orientation="apply")
+    assert dataset.image(0).shape == (3, 40, 30)
+    assert list(dataset.notes) == ["no object here of bird"]
+
+
+def test_a_picture_that_is_cut_off_is_told_when_it_is_decoded(
+    folder: Folder, picture: Callable[..., Path], refusal: Refusal
+) -> None:
+    folder.xml("b", f"<annotation>{CAT}</annotation>")
+    path = picture(folder.root / "JPEGImages/b.jpg", 400, 300)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match=r"^VOC/JPEGImages/b.jpg: the picture is truncated or broken \(.+\); replace "):
+        loaded().image(1)
+    path.write_bytes(b"GIF")
+    assert refusal(voc()) == (
+        "VOC/JPEGImages/b.jpg: no picture that can be read; expected a JPEG, PNG or similar; replace the file"
+    )
