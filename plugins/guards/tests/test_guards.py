@@ -1,0 +1,219 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from detkernel import ConfigError, UserError, hookimpl, plugin
+from detkernel.testing import tiny_run
+from detkernel_guards.check_classes import CheckClasses
+from detkernel_guards.check_invalid_loss import CheckInvalidLoss
+from detkernel_guards.early_stopping import EarlyStopping
+from detkernel_guards.max_time import MaxTime, seconds
+from detkernel_guards.signals import Signals
+
+
+def breaking(at, value):
+    @plugin
+    class Breaking:
+        """Makes the loss invalid from an iteration on."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self, run):
+            losses = yield
+            return {**losses, "loss_bbox": losses["loss_bbox"] * value} if run.iter + 1 >= at else losses
+
+    return Breaking()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_invalid_loss_stops_the_run_before_the_weights_are_stepped(value, tmp_path):
+    kept = {}
+
+    @plugin
+    class Keep:
+        """Keeps the weights at the end."""
+
+        @hookimpl
+        def after_run(self, run):
+            kept["finite"] = all(bool(p.isfinite().all()) for p in run.model.parameters())
+
+    plugins = {"break": breaking(4, value), "check": CheckInvalidLoss(interval=2), "keep": Keep()}
+    with pytest.raises(UserError, match=r"iteration 4: loss_bbox is -?(nan|inf) \(pictures \d, \d\)"):
+        tiny_run(plugins, work_dir=tmp_path, until="8 iters")
+    assert kept["finite"]
+
+
+def test_the_first_iteration_is_always_checked(tmp_path):
+    with pytest.raises(UserError, match="iteration 1"):
+        tiny_run({"break": breaking(1, float("nan")), "check": CheckInvalidLoss()}, work_dir=tmp_path)
+
+
+def test_an_accuracy_may_be_nan(tmp_path):
+    @plugin
+    class Accuracy:
+        """Adds an accuracy of nothing."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self):
+            losses = yield
+            return {**losses, "acc": torch.tensor(float("nan"))}
+
+    assert tiny_run({"a": Accuracy(), "check": CheckInvalidLoss(interval=1)}, work_dir=tmp_path).iter == 4
+
+
+def test_a_model_of_another_class_count(tmp_path):
+    @plugin
+    class Wrong:
+        """Says that its head has 7 classes."""
+
+        @hookimpl
+        def prepare_model(self, run):
+            run.model[3].num_classes = 7
+
+    with pytest.raises(UserError, match=r"the model's 3 has 7 classes, but the data has 3 \(red, green, blue\)"):
+        tiny_run({"wrong": Wrong(), "check": CheckClasses()}, work_dir=tmp_path)
+
+
+def test_labels_beyond_the_classes_name_the_picture(tmp_path):
+    @plugin
+    class Shift:
+        """Counts labels from 1."""
+
+        priority = "high"
+
+        @hookimpl
+        def before_train_iter(self, batch):
+            for target in batch.targets:
+                target.labels += 1
+
+    with pytest.raises(UserError, match=r"picture \d: labels \[3\], but the data has 3 classes, counted from 0"):
+        tiny_run({"shift": Shift(), "check": CheckClasses(interval=1)}, work_dir=tmp_path)
+
+
+def test_early_stopping_waits_and_stops(tmp_path):
+    figures = iter([0.1, 0.3, 0.2, 0.3, float("nan"), 0.9])
+
+    @plugin
+    class Score:
+        """Publishes a metric."""
+
+        @hookimpl
+        def after_val_epoch(self, run):
+            run.metrics["mAP"] = next(figures)
+
+    run = tiny_run(
+        {"score": Score(), "stop": EarlyStopping(metric="mAP", patience=3)},
+        work_dir=tmp_path, until="20 iters", validate="every 1 iters",
+    )  # fmt: skip
+    assert run.iter == 5
+    assert run.stop_reason == "mAP has not improved for 3 validations (best: 0.3000)"
+    assert run.exit_status == 0
+
+
+def test_early_stopping_by_a_metric_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="no metric is named 'mAP'"):
+        tiny_run({"stop": EarlyStopping(metric="mAP")}, work_dir=tmp_path, validate="every 1 iters")
+
+
+def test_max_time_stops_with_the_status_to_come_back(tmp_path):
+    run = tiny_run({"time": MaxTime(limit="0.01 seconds")}, work_dir=tmp_path, until="100000 iters")
+    assert 0 < run.iter < 100000
+    assert (run.exit_status, run.stop_reason) == (75, "the time limit of 0.01 seconds is reached")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8 hours", 28800), ("1d 2h", 93600), ("90min", 5400), ("1.5 h", 5400)])
+def test_times(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["8", "hours", "8 parsecs", "", "1h!"])
+def test_no_times(text):
+    with pytest.raises(ValueError, match="expected a time such as '8 hours'"):
+        MaxTime(limit=text)
+
+
+def test_an_unknown_signal(tmp_path):
+    with pytest.raises(ConfigError, match="no signal is called 'SIGTRM', did you mean 'SIGTERM'"):
+        tiny_run({"signals": Signals(names=["SIGTRM"])}, work_dir=tmp_path)
+
+
+SCRIPT = """
+import sys
+from detkernel import hookimpl, plugin
+from detkernel.testing import tiny_run
+from detkernel_guards.signals import Signals
+
+@plugin
+class Say:
+    '''Says what happens.'''
+
+    @hookimpl
+    def after_train_iter(self, run):
+        print("iteration", run.iter, flush=True)
+
+    @hookimpl
+    def after_run(self, run):
+        print("after_run", run.iter, run.stop_reason, flush=True)
+
+    @hookimpl
+    def after_val_iter(self, run):
+        print("slow", flush=True)
+        import time
+        if len(sys.argv) > 2:
+            time.sleep(30)
+
+run = tiny_run({"signals": Signals(), "say": Say()}, until="1000000 iters", work_dir=sys.argv[1],
+               validate="every 3 iters" if len(sys.argv) > 2 else None)
+raise SystemExit(run.exit_status)
+"""
+
+
+def start(folder, *more):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("slow" if more else "iteration 2"):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_run_well(name, tmp_path):
+    process = start(tmp_path)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert out.splitlines()[-1].endswith(f"{name} was received")
+    assert "Traceback" not in err
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path):
+    process = start(tmp_path, "slow")
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # it would finish the validation
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode != 0
+    assert "after_run" in out
+    assert "KeyboardInterrupt" in err
+
+
+def test_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    tiny_run({"signals": Signals()}, work_dir=tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_early_stopping_remembers_in_a_resume():
+    first = EarlyStopping(metric="mAP", patience=2)
+    first._best, first._waited = 0.5, 1
+    second = EarlyStopping(metric="mAP", patience=2)
+    second.load_state_dict(first.state_dict())
+    assert (second._best, second._waited) == (0.5, 1)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from detkernel.detection import Detections
+from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
+from detkernel_report._sheet import colour, tile
+from detkernel_report.draw_predictions import DrawPredictions
+from PIL import Image
+
+
+def loaded(**options):
+    dataset = TinyDataset(**options)
+    dataset.load()
+    return dataset
+
+
+def detections(dataset, index=0, **extra):
+    box = torch.tensor(dataset.annotations(index).boxes, dtype=torch.float32)
+    return Detections(index, index, box, torch.tensor([0.9]), torch.tensor([index % 3]), **extra)
+
+
+def test_a_sheet_is_written_after_a_validation(tmp_path):
+    plugins = {
+        "draw": DrawPredictions(count=3, columns=2, side=64, score=0),
+        "data": TinyData(dataset=TinyDataset(size=8)),
+    }
+    tiny_run(plugins, work_dir=tmp_path, validate="every 4 iters")
+    with Image.open(tmp_path / "predictions.png") as sheet:
+        assert sheet.size == (2 * 70 + 6, 2 * 70 + 6)  # three pictures of 64 in rows of two
+
+
+def test_a_check_leaves_nothing(tmp_path):
+    tiny_kernel({"draw": DrawPredictions()}, work_dir=tmp_path, validate="every 4 iters").check()
+    assert not (tmp_path / "predictions.png").exists()
+
+
+def test_boxes_are_drawn_where_they_are():
+    dataset = loaded(side=64)
+    options = DrawPredictions(side=128, annotations=False)
+    pixels = np.asarray(tile(options, dataset, detections(dataset)))
+    x1, y1, x2, y2 = (round(2 * side) for side in dataset.annotations(0).boxes[0])
+    for x, y in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
+        assert tuple(pixels[y, x]) == colour(0)
+
+
+def test_annotations_are_drawn_in_white():
+    dataset = loaded(side=64)
+    nothing = Detections(0, 0, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    for shown in (True, False):
+        pixels = np.asarray(tile(DrawPredictions(side=64, annotations=shown), dataset, nothing))
+        assert bool((pixels == 255).all(2).any()) is shown
+
+
+def test_low_scores_are_not_drawn_and_masks_are():
+    dataset = loaded(side=64)
+    plain = np.asarray(tile(DrawPredictions(side=64, score=0.95, annotations=False), dataset, detections(dataset)))
+    assert (plain == dataset.image(0).permute(1, 2, 0).numpy()).all()
+    mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    mask[:, :, 50:] = 1
+    drawn = np.asarray(tile(DrawPredictions(side=64, annotations=False), dataset, detections(dataset, masks=mask)))
+    assert (drawn[:, 50:] != plain[:, 50:]).any(2).mean() > 0.9
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+    (tmp_path / "predictions.png").mkdir()
+    (tmp_path / "predictions.png" / "x").touch()
+    run = tiny_run({"draw": DrawPredictions(score=0)}, work_dir=tmp_path, validate="every 4 iters")
+    assert run.iter == 4
+    assert "predictions.png could not be written" in caplog.text
+    assert Path(tmp_path / "predictions.png" / "x").exists()
+
+
+def test_neighbouring_classes_have_colours_far_apart():
+    colours = np.array([colour(label) for label in range(20)])
+    assert len(np.unique(colours, axis=0)) == 20
+    assert (np.abs(np.diff(colours.astype(int), axis=0)).sum(1) > 100).all()
