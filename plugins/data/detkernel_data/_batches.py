@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -74,15 +75,17 @@ class Batches:
                     loaded = self.samples[position]
                 yield _batch(loaded)
             return
-        loader = DataLoader(
-            self.samples,
-            batch_size=None,
-            sampler=_Positions(self._positions(epoch, start)),
-            num_workers=self._workers,
-            prefetch_factor=self._prefetch,
-            pin_memory=self._pin,
-            generator=torch.Generator(),  # its own, or it would draw from the run's
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose as many
+            loader = DataLoader(
+                self.samples,
+                batch_size=None,
+                sampler=_Positions(self._positions(epoch, start)),
+                num_workers=self._workers,
+                prefetch_factor=self._prefetch,
+                pin_memory=self._pin,
+                generator=torch.Generator(),  # its own, or it would draw from the run's
+            )
         expected = self._positions(epoch, start)
         iterator = iter(loader)
         try:

@@ -1,0 +1,286 @@
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from detkernel import ConfigError, DataError, UserError, option, plugin
+from detkernel.detection import Annotations, Dataset, Transform
+from detkernel.testing import TinyDataset, tiny_kernel, tiny_run
+from detkernel_data._order import Order
+from detkernel_data.loader import Loader
+from detkernel_data.shapes import Shapes
+from detkernel_data.transforms import Color, Crop, Flip, Resize
+
+
+@plugin
+class Noise(Transform):
+    """Adds noise from all three generators."""
+
+    def __call__(self, sample):
+        noise = random.randrange(3) + int(np.random.randint(3)) + torch.randint(3, sample.image.shape)
+        sample.image = (sample.image + noise).clamp(0, 255).to(torch.uint8)
+        return sample
+
+
+@plugin
+class Sizes(Dataset):
+    """Pictures of given sizes; every other one is empty where wanted."""
+
+    sizes: list[tuple[int, int]] = option(help="heights and widths")
+    empty: bool = option(default=False, help="every other picture has no object")
+    names: tuple[str, ...] = option(default=("a", "b"), help="classes")
+    fail_at: int = option(default=-1, help="a picture that cannot be decoded")
+    error: str = option(default="data", help="how it fails")
+
+    def load(self):
+        self.classes = self.names
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def image(self, index):
+        if index == self.fail_at:
+            if self.error == "data":
+                raise DataError(f"picture-{index}.jpg: truncated")
+            if self.error == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ZeroDivisionError("a bug")
+        height, width = self.sizes[index]
+        return torch.full((height, width, 3), index + 1, dtype=torch.uint8).permute(2, 0, 1)
+
+    def annotations(self, index):
+        height, width = self.sizes[index]
+        count = 0 if self.empty and index % 2 else 3
+        flags = np.arange(count)
+        return Annotations(
+            image_id=f"id-{index}",
+            path=f"picture-{index}.jpg",
+            height=height,
+            width=width,
+            boxes=np.tile([1.0, 1, 9, 9], (count, 1)),
+            labels=np.zeros(count, dtype=np.int64),
+            area=np.full(count, 64.0),
+            crowd=flags == 1,
+            difficult=flags == 2,
+        )
+
+
+def batches(loader, epochs=1, start=0, **run_options):
+    """(picture positions, pixels, boxes) of every batch."""
+    kernel = tiny_kernel({"data": loader}, **run_options)
+    made = loader.build_loader(kernel.state, "train")
+    found = []
+    for epoch in range(epochs):
+        for batch in made.batches(epoch, start if epoch == 0 else 0):
+            boxes = torch.cat([target.boxes for target in batch.targets])
+            found.append((batch.indices, batch.images.clone(), boxes))
+    loader.after_run()
+    return found
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(
+        a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2]) for a, b in zip(one, other, strict=True)
+    )
+
+
+def shapes(workers):
+    transforms = [Flip(), Crop(), Color(probability=1), Resize(size=(48, 48)), Noise()]
+    return Loader(
+        train=Shapes(size=14, side=48, sizes=(8, 20)), batch_size=4, workers=workers, train_transforms=transforms
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return batches(shapes(0), epochs=2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_the_workers(workers, undisturbed):
+    assert equal(batches(shapes(workers), epochs=2), undisturbed)
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, 1), (2, 3)])
+def test_a_start_in_the_middle_gives_the_same_batches(workers, start, undisturbed):
+    assert equal(batches(shapes(workers), epochs=2, start=start), undisturbed[start:])
+
+
+def test_a_start_reads_nothing_of_what_lies_before():
+    dataset = Sizes(sizes=[(16, 16)] * 6)
+    loader = Loader(train=dataset, batch_size=1, workers=0)
+    made = loader.build_loader(tiny_kernel({"data": loader}).state, "train")
+    asked = []
+    plain = dataset.image
+    dataset.image = lambda index: asked.append(index) or plain(index)
+    order = made.order.batches(0)
+    next(iter(made.batches(0, start=4)))
+    assert asked == order[4]
+
+
+def test_epochs_and_seeds_differ(undisturbed):
+    assert not equal(undisturbed[:4], undisturbed[4:])
+    assert not equal(batches(shapes(0), seed=1), undisturbed[:4])
+
+
+def test_loading_in_the_main_process_leaves_its_random_numbers_alone():
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    expected = torch.rand(3), random.random(), np.random.rand()
+    torch.manual_seed(5), random.seed(5), np.random.seed(5)
+    batches(shapes(0))
+    found = torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(found[0], expected[0])
+    assert found[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_model_sees_the_same_dropout_with_any_workers(workers, tmp_path):
+    run = tiny_run({"data": Loader(train=TinyDataset(), workers=workers)}, work_dir=tmp_path, until="6 iters")
+    assert run.model[3].weight.sum().item() == pytest.approx(_reference_weights(tmp_path), abs=0)
+
+
+def _reference_weights(folder):
+    run = tiny_run({"data": Loader(train=TinyDataset(), workers=1)}, work_dir=folder / "reference", until="6 iters")
+    return run.model[3].weight.sum().item()
+
+
+def test_a_batch_is_padded_uint8_and_channels_last():
+    loader = Loader(train=Sizes(sizes=[(16, 20), (12, 24)]), batch_size=2, workers=0, shuffle=False)
+    batch = next(iter(loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)))
+    assert batch.images.shape == (2, 3, 16, 24)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.sizes == batch.original_sizes == [(16, 20), (12, 24)]
+    assert bool((batch.images[0, :, :, :20] == 1).all())
+    assert int(batch.images[0, :, :, 20:].sum()) == int(batch.images[1, :, 12:].sum()) == 0
+
+
+def test_crowds_and_difficult_objects_are_not_trained_on():
+    loader = Loader(train=Sizes(sizes=[(16, 16)]), workers=0)
+    batch = next(iter(loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)))
+    assert [len(target) for target in batch.targets] == [1]
+
+
+def test_portrait_and_landscape_do_not_share_a_batch():
+    sizes = [(16, 24), (24, 16)] * 5
+    found = batches(Loader(train=Sizes(sizes=sizes), batch_size=2, workers=0))
+    assert all(len({sizes[index] for index in indices}) == 1 for indices, _, _ in found)
+    assert sorted(index for indices, _, _ in found for index in indices) == list(range(10))
+
+
+def test_pictures_without_objects_are_left_out_with_a_count(caplog):
+    found = batches(Loader(train=Sizes(sizes=[(16, 16)] * 6, empty=True), batch_size=1, workers=0))
+    assert sorted(indices[0] for indices, _, _ in found) == [0, 2, 4]
+    assert "train data: 3 of 6 pictures have no object: not trained on" in caplog.text
+    kept = batches(Loader(train=Sizes(sizes=[(16, 16)] * 6, empty=True), batch_size=1, workers=0, skip_empty=False))
+    assert len(kept) == 6
+
+
+def test_nothing_to_train_on():
+    @plugin
+    class Empty(Sizes):
+        """No picture has an object."""
+
+        def annotations(self, index):
+            return super().annotations(1)
+
+    empty = Empty(sizes=[(16, 16)] * 2, empty=True)
+    with pytest.raises(DataError, match="none of the 2 pictures has an object to train on"):
+        batches(Loader(train=empty, workers=0))
+
+
+def test_no_pictures():
+    with pytest.raises(DataError, match="train data: no picture is left"):
+        batches(Loader(train=Sizes(sizes=[]), workers=0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_cannot_be_read_is_one_line(workers):
+    dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2)
+    with pytest.raises(DataError) as caught:
+        batches(Loader(train=dataset, workers=workers))
+    assert str(caught.value) == "picture-2.jpg: truncated"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
+    dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="bug")
+    with pytest.raises(RuntimeError, match=r"picture-2.jpg \(picture 2\) in Sizes: ZeroDivisionError: a bug") as caught:
+        batches(Loader(train=dataset, workers=workers))
+    assert 'raise ZeroDivisionError("a bug")' in str(caught.value)
+
+
+def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do():
+    dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="kill")
+    with pytest.raises(
+        UserError, match=r"a loader worker died \(.*\) around epoch 1, pictures picture-\d.jpg"
+    ) as caught:
+        batches(Loader(train=dataset, workers=1, batch_size=1))
+    assert "lower data.workers" in str(caught.value)
+
+
+def test_validation_classes_are_matched_by_name():
+    train = Sizes(sizes=[(16, 16)], names=("a", "b"))
+    loader = Loader(train=train, val=Sizes(sizes=[(16, 16)], names=("b", "a")), workers=0)
+    kernel = tiny_kernel({"data": loader}, validate="every 1 iters")
+    for mode in ("train", "val"):
+        kernel.state.loaders[mode] = loader.build_loader(kernel.state, mode)
+    assert kernel.state.loaders["val"].dataset.annotations(0).labels.tolist() == [1, 1, 1]
+    loader.val = Sizes(sizes=[(16, 16)], names=("a", "c"))
+    with pytest.raises(DataError, match="val data: it has the class 'c', which the training data has not"):
+        loader.build_loader(kernel.state, "val")
+
+
+def test_validation_takes_only_transforms_that_scale(tmp_path):
+    loader = Loader(train=TinyDataset(), val=TinyDataset(), val_transforms=[Resize(short=20), Flip()], workers=0)
+    with pytest.raises(ConfigError, match=r"Flip \(number 1\) moves objects"):
+        tiny_run({"data": loader}, work_dir=tmp_path)
+
+
+def test_a_validation_without_data(tmp_path):
+    with pytest.raises(ConfigError, match=r"run.validate asks for a validation, but there is no data set for it"):
+        tiny_run({"data": Loader(train=TinyDataset())}, work_dir=tmp_path, validate="every 1 iters")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_the_pictures(world_size):
+    group = np.arange(11)
+    orders = [Order([group], 2, 0, training=True, rank=rank, world_size=world_size) for rank in range(world_size)]
+    epoch = [order.batches(3) for order in orders]
+    assert len({len(batches) for batches in epoch}) == 1 == len({len(order) for order in orders})
+    assert len(orders[0]) == len(epoch[0])
+    assert {index for batches in epoch for batch in batches for index in batch} == set(range(11))
+    if world_size > 1:
+        assert {len(batch) for batches in epoch for batch in batches} == {2}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_validation_shows_each_picture_once(world_size):
+    group = np.arange(11)
+    orders = [Order([group], 2, 0, training=False, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [index for order in orders for batch in order.batches(0) for index in batch]
+    assert sorted(seen) == list(range(11))
+    assert all(len(order) == len(order.batches(0)) for order in orders)
+
+
+def test_one_process_of_many_sees_what_the_global_batch_holds():
+    group = np.arange(16)
+    alone = Order([group], 4, 0, training=True).batches(5)
+    pair = [Order([group], 2, 0, training=True, rank=rank, world_size=2).batches(5) for rank in range(2)]
+    assert [one + other for one, other in zip(*pair, strict=True)] == alone
+
+
+def test_drop_last_and_no_shuffle():
+    group = np.arange(5)
+    order = Order([group], 2, 0, training=True, shuffle=False, drop_last=True)
+    assert order.batches(0) == order.batches(1) == [[0, 1], [2, 3]]
+    assert len(order) == 2
+
+
+def test_workers_go_when_the_run_ends(tmp_path):
+    import multiprocessing
+
+    tiny_run({"data": Loader(train=TinyDataset(), workers=2)}, work_dir=tmp_path)
+    assert not multiprocessing.active_children()
