@@ -73,10 +73,11 @@ def decode(path: str, apply_exif: bool) -> Tensor:
 
 def turn_upright(image: Tensor, orientation: int) -> Tensor:
     """[3, H, W] as it is meant to be seen, by its EXIF orientation."""
+    pixels = image.permute(1, 2, 0)
     if orientation in _SIDEWAYS:
-        image = image.transpose(1, 2)
-    axes = [axis for axis, mirrored in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in mirrored]
-    return image.flip(axes) if axes else image
+        pixels = pixels.transpose(0, 1)
+    axes = [axis for axis, mirrored in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if orientation in mirrored]
+    return pixels.flip(axes).contiguous().permute(2, 0, 1) if orientation != 1 else image
 
 
 def picture_files(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from detkernel_data._voc_xml import VocFile, read_xml
 def read(*, images: Path, annotations: Path, splits: Path, split: Sequence[str] | None, origin: int) -> Table:
     """Everything that the annotation files of the split say. Raises `DataError` with all problems found."""
     with scan(annotations, "annotations") as entries:
-        known = {entry.name[:-4] for entry in entries if entry.name.lower().endswith(".xml")}
+        known = {entry.name[:-4] for entry in entries if entry.name.endswith(".xml")}
     pictures = _pictures_by_stem(images)
     listed = dict.fromkeys(sorted(known), annotations) if split is None else _listed(splits, split)
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")

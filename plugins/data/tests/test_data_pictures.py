@@ -98,7 +98,9 @@ def test_exif_orientation_is_applied_on_request_only(
     assert found[:3] == (30, 40, orientation)
     assert found.upright() == ((40, 30) if orientation >= 5 else (30, 40))
     assert torch.equal(decode(str(path), apply_exif=False), reference(path))
-    assert torch.equal(decode(str(path), apply_exif=True), reference(path, apply_exif=True))
+    upright = decode(str(path), apply_exif=True)
+    assert torch.equal(upright, reference(path, apply_exif=True))
+    assert upright.permute(1, 2, 0).is_contiguous(), "channels-last in memory"
 
 
 def test_tiffs_are_always_upright(here: Path, picture: Picture) -> None:
@@ -173,6 +175,7 @@ def test_bombs_are_refused_before_they_are_decoded(here: Path, side: int) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter(action)  # type: ignore[arg-type]
             assert refusal(here / "a.png") == message
+            assert [str(found) for found in read_headers(["a.png"])] == [message]
 
 
 def test_picture_files_of_a_folder(here: Path, picture: Picture) -> None:

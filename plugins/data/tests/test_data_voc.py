@@ -31,6 +31,8 @@ CAT, DOG = thing("cat", 1, 1, 21, 11), thing("dog", 11, 6, 41, 31)
 class Folder:
     """A folder in VOC form that a test fills; every picture is 40 wide and 30 high."""
 
+    suffix = "jpg"
+
     def __init__(self, root: Path, picture: Callable[..., Path]) -> None:
         self.root = root
         self._picture = picture
@@ -38,7 +40,7 @@ class Folder:
             (root / name).mkdir(parents=True)
 
     def add(self, name: str, *objects: str, size: str = "<width>40</width><height>30</height>") -> None:
-        self._picture(self.root / f"JPEGImages/{name}.jpg")
+        self._picture(self.root / f"JPEGImages/{name}.{self.suffix}")
         self.xml(name, f"<annotation>\n  <size>{size}</size>\n{''.join(objects)}</annotation>\n")
 
     def xml(self, name: str, text: str) -> None:
@@ -71,8 +73,12 @@ def loaded(**options: object) -> Voc:
 
 class TestContract(DatasetContract):
     @pytest.fixture(autouse=True)
-    def _files(self, folder: Folder) -> None:
-        self.root = folder.root
+    def _files(self, here: Path, picture: Callable[..., Path]) -> None:
+        made = Folder(here, picture)
+        made.suffix = "bmp"  # a fresh process imports torchvision for others, which takes seconds
+        made.add("a", CAT)
+        made.add("b", CAT, DOG, thing("dog", 0, 0, 99, 99))
+        self.root = here
 
     def dataset(self) -> Voc:
         return Voc(root=self.root, split=None)
