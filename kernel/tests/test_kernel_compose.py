@@ -82,6 +82,11 @@ class TestBases:
         write("c.yaml", f"base: {name}\n")
         assert refusal("c.yaml").startswith("c.yaml:1:7: base: ")
 
+    def test_links_in_a_circle(self, write: Write, folder: Path):
+        (folder / "loop.yaml").symlink_to("loop.yaml")
+        write("c.yaml", "base: loop.yaml\n")
+        assert refusal("c.yaml").startswith("c.yaml:1:7: base: loop.yaml: cannot be read: Too many levels of symbolic")
+
     def test_a_circle_is_shown(self, write: Write):
         write("a.yaml", "base: sub/b.yaml\n")
         write("sub/b.yaml", "base: ../a.yaml\n")

@@ -85,8 +85,7 @@ class Bus:
         self._manager = _Manager()
         # As an instance: registering the class makes pluggy warn at every call, at 30 us each.
         self._manager.add_hookspecs(cast(type, Events()))
-        for source in _event_sources(self.plugins.values()):
-            self._manager.add_hookspecs(source())
+        self._add_published()
         ordered = sorted(self.plugins, key=lambda name: PRIORITIES[self._priorities[name]])
         for name in reversed(ordered):  # pluggy calls the last registered first
             self._register(name)
@@ -129,9 +128,9 @@ class Bus:
         assert specification is not None
         return specification.function
 
-    def require_providers(self) -> None:
-        """Check that one plugin builds the model, and that loaders and steps have a provider."""
-        for event in NEEDED:
+    def require_providers(self, events: Iterable[str] = NEEDED) -> None:
+        """Check that each of these events has a plugin that answers it, and that one alone builds the model."""
+        for event in events:
             providers = [impl.name for impl in self.implementations(event) if impl.kind != "wrapper"]
             if not providers:
                 raise CatalogError(
@@ -200,16 +199,46 @@ class Bus:
                         f"event {impl.function.__name__}{place}"
                     )
                     return
+        if place:
+            error.add_note(f"raised outside of any plugin's event{place}")
 
     def _caller(self, event: str) -> pluggy.HookCaller:
         return cast(pluggy.HookCaller, getattr(self._manager.hook, event))
+
+    def _add_published(self) -> None:
+        """The events that plugins publish, each class of them once."""
+        owners = dict.fromkeys(self.event_names(), "the kernel")
+        seen: set[type] = set()
+        for name, plugin in self.plugins.items():
+            source = getattr(type(plugin), "events", None)
+            if not isinstance(source, type) or source in seen:
+                continue
+            seen.add(source)
+            for event in (key for key in dir(source) if hasattr(getattr(source, key), f"{PROJECT}_spec")):
+                if event in owners:
+                    raise CatalogError(f"plugin '{name}' publishes '{event}', an event of {owners[event]}; rename it")
+                owners[event] = f"plugin '{name}'"
+            self._manager.add_hookspecs(source())
 
     def _register(self, name: str) -> None:
         plugin = self.plugins[name]
         try:
             self._manager.register(plugin, name)
         except pluggy.PluginValidationError as error:
-            raise CatalogError(f"plugin '{name}' ({type(plugin).__qualname__}): {error}") from None
+            problem = self._unknown_argument(plugin) or " ".join(str(error).split())
+            raise CatalogError(f"plugin '{name}' ({type(plugin).__qualname__}): {problem}") from None
+
+    def _unknown_argument(self, plugin: object) -> str:
+        for event in self.event_names():
+            method = getattr(type(plugin), event, None)
+            if method is None or not self._caller(event).has_spec():
+                continue
+            known = [name for name in inspect.signature(self.spec(event)).parameters if name != "self"]
+            for argument in list(inspect.signature(method).parameters)[1:]:
+                if argument not in known:
+                    near = did_you_mean(argument, known)
+                    return f"{event} takes '{argument}', which this event does not give{near}"
+        return ""
 
     def _check_events(self) -> None:
         known = self.event_names()
@@ -221,7 +250,7 @@ class Bus:
                         declared = [name for name in known if self._caller(name).has_spec()]
                         raise CatalogError(
                             f"plugin '{impl.plugin_name}' ({type(impl.plugin).__qualname__}) implements '{event}', "
-                            f"which is no event{did_you_mean(event, declared)} `detkernel hooks` lists them all"
+                            f"which is no event{did_you_mean(event, declared)}; `detkernel hooks` lists them all"
                         )
 
 
@@ -229,17 +258,9 @@ _EXAMPLES = {
     "build_model": "`model: {use: faster_rcnn}`",
     "build_loader": "`data: {use: loader, train: {use: shapes}}`",
     "train_step": "`model: {use: faster_rcnn}`",
+    "val_step": "`model: {use: faster_rcnn}`",
 }
 
 
 def _replace(impl: Any, function: Callable[..., Any]) -> None:
     setattr(impl, "function", function)  # noqa: B010 - final to type checkers only
-
-
-def _event_sources(plugins: Iterable[object]) -> list[type]:
-    sources: list[type] = []
-    for plugin in plugins:
-        source = getattr(type(plugin), "events", None)
-        if isinstance(source, type) and source not in sources:
-            sources.append(source)
-    return sources

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import operator
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ class Catalog:
     def absolute(self, name: str, folder: Path) -> str:
         """The name as any config may write it: a local file's path made absolute."""
         local = _LOCAL.fullmatch(name)
-        return f"{(folder / local[1]).resolve()}:{local[2]}" if local else name
+        return f"{os.path.realpath(folder / local[1])}:{local[2]}" if local else name
 
     def name_of(self, cls: type[Any]) -> str:
         """The name that a config may use for a class. Raises `CatalogError` if there is none."""
@@ -149,10 +150,9 @@ def _checked(cls: Any, owner: str) -> type[Any]:
 def _load_local(path: Path, name: str) -> type[Any]:
     from detkernel import local
 
-    try:
-        path = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
-        raise CatalogError(f"{relative(path)}: no such file") from None
+    path = Path(os.path.realpath(path))
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it is false for a name that no file can have
+        raise CatalogError(f"{relative(path)}: no such file")
     module = local.load(path)
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if is_plugin(value)]

@@ -263,6 +263,8 @@ def report(error: UserError) -> None:
     label = click.style("error:", fg="red", bold=True)
     for problem in error.problems if isinstance(error, ConfigError) else [error]:
         click.echo(f"{label} {problem}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(note, err=True)
     if isinstance(error, ConfigError) and len(error.problems) > 1:
         click.echo(f"{len(error.problems)} problems; nothing was run", err=True)
 

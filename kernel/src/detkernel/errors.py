@@ -14,6 +14,7 @@ distribution, the event and the iteration.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,6 +99,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def relative(path: str | Path) -> str:
     """The path as a user would type it: relative to the current folder where it lies below it."""
     try:
-        return str(Path(path).resolve().relative_to(Path.cwd()))
+        return str(Path(os.path.realpath(path)).relative_to(Path.cwd()))
     except (ValueError, OSError):
         return str(path)

@@ -6,12 +6,13 @@ event at that place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from detkernel.bus import Bus
-from detkernel.errors import UserError
+from detkernel.bus import NEEDED, Bus
+from detkernel.errors import UserError, relative
 from detkernel.files import write_atomic
 from detkernel.run import Mode, Run, RunOptions
 
@@ -29,7 +30,7 @@ class Kernel:
         versions: Mapping[str, str] | None = None,
     ) -> None:
         bus = Bus(plugins, priorities)
-        bus.require_providers()
+        bus.require_providers([*NEEDED, "val_step"] if options.validate else NEEDED)
         self.state = Run(options=options, bus=bus, config=config or {}, versions=versions or {})
 
     def run(self) -> Run:
@@ -40,6 +41,7 @@ class Kernel:
 
     def test(self) -> Run:
         """Evaluate the model on the test data."""
+        self.state.bus.require_providers(["val_step"])
         with self._session("test") as run:
             evaluate(run, "test")
         return self.state
@@ -63,12 +65,22 @@ class Kernel:
         except BaseException as error:
             run.error = error
             run.bus.attribute(error, f", iteration {run.iter}")
-            run.bus.each("on_error", run=run, error=error)
+            _note(error, "on_error", run.bus.each("on_error", run=run, error=error))
             raise
         finally:
             failures = run.bus.each("after_run", run=run)
-            if failures and run.error is None:
+            if run.error is not None:
+                _note(run.error, "after_run", failures)
+            elif failures:
+                _note(failures[0], "after_run", failures[1:])
                 raise failures[0]
+
+
+def _note(error: BaseException, event: str, failures: Sequence[BaseException]) -> None:
+    """Keep what else went wrong while the run was ended, so that nothing that fails is silent."""
+    for failure in failures:
+        lines = traceback.format_exception(failure) if not isinstance(failure, UserError) else [str(failure)]
+        error.add_note(f"and then, in {event}: {''.join(lines).rstrip()}")
 
 
 def prepare(run: Run) -> None:
@@ -81,6 +93,8 @@ def prepare(run: Run) -> None:
         loader = run.hook.build_loader(run=run, mode=mode)
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
+        if len(loader) == 0:
+            raise UserError(f"the loader for '{mode}' has no batches: its data set is empty, or smaller than one batch")
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)
     run.hook.prepare_model(run=run)
@@ -88,11 +102,17 @@ def prepare(run: Run) -> None:
 
 
 def write_config(run: Run) -> None:
-    """Write the composed config to the work dir: every default filled in, and the versions of what is active."""
+    """Write the composed config to the work dir: every default filled in, and the versions of what is active.
+
+    Raises `UserError` for a work dir that cannot be written.
+    """
     from detkernel.config.dump import dump  # here, since `detkernel --help` imports this module but reads no config
 
     versions = "".join(f"# {name} {version}\n" for name, version in run.versions.items())
-    write_atomic(run.work_dir / "config.yaml", versions + dump(dict(run.config)))
+    try:
+        write_atomic(run.work_dir / "config.yaml", versions + dump(dict(run.config)))
+    except OSError as error:
+        raise UserError(f"run.work_dir: {relative(run.work_dir)} cannot be written: {error.strerror}") from None
 
 
 def train(run: Run) -> None:
@@ -119,6 +139,9 @@ def train_epoch(run: Run, limit: int | None = None) -> None:
             evaluate(run, "val")
         if run.done:
             break
+    else:
+        if run.batch != run.epoch_length:
+            raise RuntimeError(f"the train loader says it has {run.epoch_length} batches, but gave {run.batch}")
     if run.batch == run.epoch_length:
         run.end_epoch()
         hook.after_train_epoch(run=run)

@@ -58,7 +58,7 @@ def _exists(path: Path) -> bool:
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise for links in a circle
     if path in seen:
         raise UserError(f"{relative(path)} is its own base: {' -> '.join(relative(p) for p in (*seen, path))}")
     node = read_file(path)
