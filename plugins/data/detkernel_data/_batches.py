@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -84,16 +85,15 @@ class Batches:
                 num_workers=self._workers,
                 prefetch_factor=self._prefetch,
                 pin_memory=self._pin,
+                worker_init_fn=_leave_signals_to_the_run,
                 generator=torch.Generator(),  # its own, or it would draw from the run's
             )
-        expected = self._positions(epoch, start)
-        iterator = iter(loader)
+            iterator = iter(loader)
         try:
-            for position in expected:
+            for position in self._positions(epoch, start):
                 yield _batch(self._receive(iterator, position))
         finally:
-            with suppress(AttributeError):
-                iterator._shutdown_workers()  # type: ignore[attr-defined]
+            _dismiss(iterator)
 
     def _receive(self, iterator: Iterator[Any], position: tuple[int, list[int]]) -> Packed | Failure:
         try:
@@ -124,6 +124,20 @@ class _Positions:
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         return self._positions
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Ctrl-C and batch systems signal all processes; a worker that leaves would end the run before it is saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _dismiss(iterator: Any) -> None:
+    """Let the workers go; one that hangs (on a lost disk, say) is killed."""
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _batch(loaded: Packed | Failure) -> Batch:

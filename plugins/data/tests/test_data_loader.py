@@ -284,3 +284,18 @@ def test_workers_go_when_the_run_ends(tmp_path):
 
     tiny_run({"data": Loader(train=TinyDataset(), workers=2)}, work_dir=tmp_path)
     assert not multiprocessing.active_children()
+
+
+def test_signals_to_all_processes_leave_the_workers_at_work():
+    """What Ctrl-C in a terminal and batch systems do; the run itself decides when to stop."""
+    import multiprocessing
+
+    loader = Loader(train=Sizes(sizes=[(16, 16)] * 8), batch_size=1, workers=2, prefetch=1)
+    stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    assert len(list(stream)) == 7
+    loader.after_run()
+    assert not multiprocessing.active_children()
