@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +77,7 @@ class Batches:
                     loaded = self.samples[position]
                 yield _batch(loaded)
             return
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose as many
+        with _quiet():
             loader = DataLoader(
                 self.samples,
                 batch_size=None,
@@ -101,14 +101,15 @@ class Batches:
         except RuntimeError as error:
             if _DEAD not in str(error):
                 raise
-            raise UserError(self._obituary(str(error), position)) from None
+            raise UserError(self._obituary(iterator, position)) from None
         return loaded
 
-    def _obituary(self, error: str, position: tuple[int, list[int]]) -> str:
+    def _obituary(self, iterator: Any, position: tuple[int, list[int]]) -> str:
         epoch, indices = position
+        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode is not None]
+        reason = next((_signal_name(-code) for code in codes if code < 0), f"exit status {codes[0] if codes else '?'}")
         paths = [self.dataset.annotations(index).path for index in indices]
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-        reason = error.splitlines()[0].rstrip(".")
         return (
             f"data: a loader worker died ({reason}) around epoch {epoch + 1}, pictures {', '.join(paths[:_SHOWN])}"
             f"{more}. Most often memory ran out: lower data.workers, data.prefetch or data.batch_size; data.workers=0 "
@@ -144,6 +145,26 @@ def _batch(loaded: Packed | Failure) -> Batch:
     if isinstance(loaded, Failure):
         raise loaded.error()
     return loaded.unpack()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Make a loader as the user wants it, and without torch's handler for workers that die: it raises wherever the main
+    process happens to be, in the middle of a step. Without it, waiting for a batch finds out within five seconds."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose as many
+        yield
+    if main:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager

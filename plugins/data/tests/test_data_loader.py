@@ -215,7 +215,7 @@ def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
 def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do():
     dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="kill")
     with pytest.raises(
-        UserError, match=r"a loader worker died \(.*\) around epoch 1, pictures picture-\d.jpg"
+        UserError, match=r"a loader worker died \(SIGKILL\) around epoch 1, pictures picture-\d.jpg"
     ) as caught:
         batches(Loader(train=dataset, workers=1, batch_size=1))
     assert "lower data.workers" in str(caught.value)
