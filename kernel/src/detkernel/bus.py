@@ -89,6 +89,8 @@ class Bus:
         ordered = sorted(self.plugins, key=lambda name: PRIORITIES[self._priorities[name]])
         for name in reversed(ordered):  # pluggy calls the last registered first
             self._register(name)
+        for event in self.event_names():
+            self._sort(event, ordered)
         self._check_events()
         self.events = cast(Events, self._manager.hook)
 
@@ -113,7 +115,15 @@ class Bus:
         """Who answers an event, in the order in which they are called."""
         found = []
         for impl in reversed(self._caller(event).get_hookimpls()):
-            kind = "wrapper" if impl.wrapper else "first" if impl.tryfirst else "last" if impl.trylast else ""
+            kind = (
+                "wrapper"
+                if impl.wrapper or impl.hookwrapper
+                else "first"
+                if impl.tryfirst
+                else "last"
+                if impl.trylast
+                else ""
+            )
             found.append(Implementation(impl.plugin_name, event, self._priorities[impl.plugin_name], kind))
         return found
 
@@ -227,6 +237,14 @@ class Bus:
         except pluggy.PluginValidationError as error:
             problem = self._unknown_argument(plugin) or " ".join(str(error).split())
             raise CatalogError(f"plugin '{name}' ({type(plugin).__qualname__}): {problem}") from None
+
+    def _sort(self, event: str, ordered: Sequence[str]) -> None:
+        """Let plugins of one kind (`trylast`, say) run by priority: pluggy has its `trylast`s in reverse."""
+        impls: list[pluggy.HookImpl] = self._caller(event)._hookimpls
+        rank = {name: -place for place, name in enumerate(ordered)}
+        impls.sort(
+            key=lambda impl: (impl.wrapper or impl.hookwrapper, impl.tryfirst - impl.trylast, rank[impl.plugin_name])
+        )
 
     def _unknown_argument(self, plugin: object) -> str:
         for event in self.event_names():

@@ -108,13 +108,14 @@ class Samples(torch.utils.data.Dataset[Any]):
         """The objects to train on: neither crowds nor difficult ones."""
         keep = ~(notes.crowd | notes.difficult)
         masks = keypoints = None
-        if self.masks and notes.masks is not None:
+        if self.masks:
             from detkernel_data._masks import rasterise
 
-            chosen = [mask for mask, kept in zip(notes.masks, keep, strict=True) if kept]
+            given = _needed(notes, notes.masks, "masks")
+            chosen = [mask for mask, kept in zip(given, keep, strict=True) if kept]
             masks = rasterise(chosen, notes.height, notes.width)
-        if self.keypoints and notes.keypoints is not None:
-            keypoints = torch.from_numpy(notes.keypoints[keep].astype(np.float32))
+        if self.keypoints:
+            keypoints = torch.from_numpy(_needed(notes, notes.keypoints, "keypoints")[keep].astype(np.float32))
         boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)
         return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints)
 
@@ -126,6 +127,12 @@ class Samples(torch.utils.data.Dataset[Any]):
         )
         place = f" in {guilty}" if guilty else ""
         return f"{self.dataset.annotations(index).path} (picture {index}){place}: {type(error).__name__}: {error}"
+
+
+def _needed(notes: Annotations, value: Any, what: str) -> Any:
+    if value is None:
+        raise DataError(f"{notes.path}: it has no {what}, and the model is trained on them; use data that has")
+    return value
 
 
 def pack(samples: Sequence[Sample]) -> Packed:

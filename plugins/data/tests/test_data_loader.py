@@ -221,6 +221,17 @@ def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do():
     assert "lower data.workers" in str(caught.value)
 
 
+def test_data_without_the_masks_that_a_model_needs(tmp_path):
+    @plugin
+    class Needy:
+        """Needs masks."""
+
+        needs = ("masks",)
+
+    with pytest.raises(DataError, match=r"picture-0.jpg: it has no masks, and the model is trained on them"):
+        tiny_run({"data": Loader(train=Sizes(sizes=[(16, 16)]), workers=0), "needy": Needy()}, work_dir=tmp_path)
+
+
 def test_validation_classes_are_matched_by_name():
     train = Sizes(sizes=[(16, 16)], names=("a", "b"))
     loader = Loader(train=train, val=Sizes(sizes=[(16, 16)], names=("b", "a")), workers=0)
@@ -292,10 +303,10 @@ def test_signals_to_all_processes_leave_the_workers_at_work():
 
     loader = Loader(train=Sizes(sizes=[(16, 16)] * 8), batch_size=1, workers=2, prefetch=1)
     stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
-    next(stream)
+    seen = [next(stream), next(stream)]  # both workers are at work
     for worker in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(worker.pid, number)
-    assert len(list(stream)) == 7
+    assert len([*seen, *stream]) == 8
     loader.after_run()
     assert not multiprocessing.active_children()
