@@ -31,6 +31,11 @@ def body(name: str, line: str = "What it does.") -> str:
     return BODY.format(name=name, line=line)
 
 
+def rows(table: str) -> list[str]:
+    """The lines of a table, with single spaces."""
+    return [" ".join(line.split()) for line in table.splitlines()]
+
+
 def refusal(name: str) -> str:
     with pytest.raises(CatalogError) as caught:
         Catalog().load(name)
@@ -44,7 +49,7 @@ class TestListing:
         )
         result = detkernel("plugins")
         assert (result.returncode, result.stderr) == (0, "")
-        assert "alpha  plugin  What it does.  lists         1.0" in result.stdout.splitlines()
+        assert "alpha plugin What it does. lists 1.0" in rows(result.stdout)
 
     def test_the_kind_follows_the_base_classes(self, plant: Plant):
         plant(
@@ -77,8 +82,7 @@ class TestListing:
         plant("broken", {"broken_one.py": source}, plugins={"broken_one": "broken_one:X", "gone": "no_such_module:X"})
         result = detkernel("plugins")
         assert (result.returncode, result.stderr) == (0, "")
-        assert "broken_one  plugin" in result.stdout
-        assert "gone        plugin" in result.stdout
+        assert {"broken_one plugin broken 1.0", "gone plugin broken 1.0"} < set(rows(result.stdout))
 
     def test_what_is_installed_twice_on_the_path_is_one(
         self, plant: Plant, folder: Path, monkeypatch: pytest.MonkeyPatch

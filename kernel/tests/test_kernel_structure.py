@@ -48,14 +48,14 @@ class Net(Body):
 
 
 @plugin
-class Flip(Step):
+class Turn(Step):
     """Mirror some pictures."""
 
     prob: float = option(default=0.5, at_least=0, at_most=1, help="how many")
 
 
 @plugin
-class Resize(Step):
+class Shrink(Step):
     """Change the size."""
 
     side: int = option(above=0, help="the new side")
@@ -69,7 +69,7 @@ class Each(Step):
 
 
 @plugin
-class Sgd:
+class Sag:
     """Gradient descent."""
 
     lr: float = option(above=0, help="learning rate")
@@ -125,7 +125,7 @@ class Refuses:
 '''
 NAMES = {
     name: f"zoo:{name.capitalize()}"
-    for name in ("net", "flip", "resize", "each", "sgd", "types", "silent", "refuses", "norm")
+    for name in ("net", "turn", "shrink", "each", "sag", "types", "silent", "refuses", "norm")
 }
 RUN = "run: {until: 1 epoch}\n"
 
@@ -137,7 +137,7 @@ def zoo(plant: Plant) -> None:
 
 @pytest.fixture
 def config(write: Write) -> Callable[..., Config]:
-    """`config("sgd: {lr: 1}", "sgd.lr=2")`: a config with a `run` before it."""
+    """`config("sag: {lr: 1}", "sag.lr=2")`: a config with a `run` before it."""
 
     def make(text: str, *overrides: str) -> Config:
         write("c.yaml", RUN + text)
@@ -229,7 +229,7 @@ class TestValues:
             ("pair: x", "expected a list of 2: a whole number, text, got the text 'x'"),
             ("named: [1]", "expected a map to a number, got a list"),
             ("body: 3", "expected a body, such as {use: NAME, ...} or null, got the number 3"),
-            ("steps: flip", "expected a list, each a step, such as {use: NAME, ...}, got the text 'flip'"),
+            ("steps: turn", "expected a list, each a step, such as {use: NAME, ...}, got the text 'turn'"),
         ],
     )
     def test_none_is_made_to_fit(self, problems: Any, text: str, message: str):
@@ -250,7 +250,7 @@ class TestValues:
             ("named: {a: b}", "named.a", "expected a number, got the text 'b'"),
             ("norm: {eps: x}", "norm.eps", "expected a number, got the text 'x'"),
             ("body: {use: net, norm: {kind: b}}", "body.norm.kind", "expected 'bn' or 'gn', got the text 'b'"),
-            ("parts: {a: {use: resize}}", "parts.a.side", "missing: the new side (a whole number)"),
+            ("parts: {a: {use: shrink}}", "parts.a.side", "missing: the new side (a whole number)"),
             ("length: 12 weeks", "length", "expected a length with its unit"),
             ("length: ' 1 epoch'", "length", "expected a length with its unit"),
             ("length: 1_0 epochs", "length", "expected a length with its unit"),
@@ -264,17 +264,17 @@ class TestValues:
 
 class TestOptions:
     def test_an_unknown_one_gets_a_suggestion(self, problems: Any):
-        assert problems("sgd: {lr: 1, momentun: 0.9}") == [
-            "c.yaml:2:14: sgd.momentun: there is no option 'momentun', did you mean 'momentum'?"
+        assert problems("sag: {lr: 1, momentun: 0.9}") == [
+            "c.yaml:2:14: sag.momentun: there is no option 'momentun', did you mean 'momentum'?"
         ]
 
     def test_or_the_choices_where_nothing_is_near(self, problems: Any):
-        assert problems("sgd: {lr: 1, zzz: 0.9}") == [
-            "c.yaml:2:14: sgd.zzz: there is no option 'zzz' (expected one of: lr, momentum, nesterov)"
+        assert problems("sag: {lr: 1, zzz: 0.9}") == [
+            "c.yaml:2:14: sag.zzz: there is no option 'zzz' (expected one of: lr, momentum, nesterov)"
         ]
 
     def test_the_case_of_letters_matters_but_is_understood(self, problems: Any):
-        assert problems("sgd: {LR: 1, lr: 1}") == ["c.yaml:2:7: sgd.LR: there is no option 'LR', did you mean 'lr'?"]
+        assert problems("sag: {LR: 1, lr: 1}") == ["c.yaml:2:7: sag.LR: there is no option 'LR', did you mean 'lr'?"]
 
     def test_state_is_no_option(self, problems: Any, write: Write):
         write(
@@ -292,16 +292,16 @@ class TestOptions:
         ]
 
     def test_a_missing_one_says_what_it_is_for(self, problems: Any):
-        assert problems("sgd: {}") == ["c.yaml:2:6: sgd.lr: missing: learning rate (a number)"]
+        assert problems("sag: {}") == ["c.yaml:2:6: sag.lr: missing: learning rate (a number)"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("sgd: {lr: 0}", "sgd.lr: expected more than 0, got 0.0"),
-            ("sgd: {lr: .nan}", "sgd.lr: expected more than 0, got nan"),
-            ("sgd: {lr: 1, momentum: 1}", "sgd.momentum: expected less than 1, got 1.0"),
-            ("sgd: {lr: 1, momentum: -.1}", "sgd.momentum: expected at least 0, got -0.1"),
-            ("types: {step: {use: flip, prob: 1.5}}", "types.step.prob: expected at most 1, got 1.5"),
+            ("sag: {lr: 0}", "sag.lr: expected more than 0, got 0.0"),
+            ("sag: {lr: .nan}", "sag.lr: expected more than 0, got nan"),
+            ("sag: {lr: 1, momentum: 1}", "sag.momentum: expected less than 1, got 1.0"),
+            ("sag: {lr: 1, momentum: -.1}", "sag.momentum: expected at least 0, got -0.1"),
+            ("types: {step: {use: turn, prob: 1.5}}", "types.step.prob: expected at most 1, got 1.5"),
             ("types: {numbers: [1, -2]}", "types.numbers: expected at least 0, got -2.0"),
             ("types: {body: {use: net, depth: 34}}", "types.body.depth: expected one of 18, 50, got 34"),
         ],
@@ -310,7 +310,7 @@ class TestOptions:
         assert [line.partition(": ")[2] for line in problems(text)] == [message]
 
     def test_a_check_over_several_points_to_the_one_it_names(self, problems: Any):
-        assert problems("sgd: {lr: 1, nesterov: true}") == ["c.yaml:2:24: sgd.nesterov: needs a momentum above 0"]
+        assert problems("sag: {lr: 1, nesterov: true}") == ["c.yaml:2:24: sag.nesterov: needs a momentum above 0"]
 
     def test_one_that_names_none_points_to_the_plugin(self, problems: Any):
         assert problems("refuses: {a: 1}") == ["c.yaml:2:10: refuses: these options do not go together: at all"]
@@ -319,10 +319,10 @@ class TestOptions:
         write(
             "mine.py",
             """
-            from zoo import Sgd
+            from zoo import Sag
             from detkernel import option, plugin
             @plugin
-            class Mine(Sgd):
+            class Mine(Sag):
                 "More of it."
                 extra: int = option(default=1, help="more")
             """,
@@ -333,18 +333,18 @@ class TestOptions:
 
 class TestPlugins:
     def test_the_key_says_which_where_use_does_not(self, config: Any):
-        made = config("sgd: {lr: 1}\nsecond: {use: sgd, lr: 2}").plugins
-        assert list(made) == ["sgd", "second"]
-        assert [type(part).__name__ for part in made.values()] == ["Sgd", "Sgd"]
+        made = config("sag: {lr: 1}\nsecond: {use: sag, lr: 2}").plugins
+        assert list(made) == ["sag", "second"]
+        assert [type(part).__name__ for part in made.values()] == ["Sag", "Sag"]
 
-    @pytest.mark.parametrize("value", ["true", "1", "sgd", "[sgd]", "''"])
+    @pytest.mark.parametrize("value", ["true", "1", "sag", "[sag]", "''"])
     def test_its_value_is_a_map_of_options(self, problems: Any, value: str):
         assert problems(f"silent: {value}")[0].startswith("c.yaml:2:9: silent: expected a map of options, got ")
         assert problems(f"silent: {value}")[0].endswith("; write `silent: {}` for none")
 
     def test_an_unknown_one(self, problems: Any):
-        assert problems("sdg: {lr: 1}\nx: {use: neat}") == [
-            "c.yaml:2:6: sdg: there is no plugin 'sdg', did you mean 'sgd'?; "
+        assert problems("saag: {lr: 1}\nx: {use: neat}") == [
+            "c.yaml:2:7: saag: there is no plugin 'saag', did you mean 'sag'?; "
             "`detkernel plugins` lists what is installed",
             "c.yaml:3:10: x.use: there is no plugin 'neat', did you mean 'net'?; "
             "`detkernel plugins` lists what is installed",
@@ -355,38 +355,38 @@ class TestPlugins:
         assert problems(f"x: {{use: {use}}}")[0].startswith("c.yaml:2:10: x.use: expected a plugin's name, got ")
 
     def test_a_part_is_no_plugin(self, problems: Any):
-        assert problems("flip: {}") == [
-            "c.yaml:2:7: flip: 'flip' is a part, not a plugin: it belongs inside another one"
+        assert problems("turn: {}") == [
+            "c.yaml:2:7: turn: 'turn' is a part, not a plugin: it belongs inside another one"
         ]
 
     def test_a_priority(self, config: Any):
-        made = config("sgd: {lr: 1, priority: low}")
-        assert made.priorities == {"sgd": "low"}
-        assert made.plain["sgd"]["priority"] == "low"
+        made = config("sag: {lr: 1, priority: low}")
+        assert made.priorities == {"sag": "low"}
+        assert made.plain["sag"]["priority"] == "low"
 
     @pytest.mark.parametrize(
         ("value", "rest"), [("lo", "the text 'lo', did you mean 'low'?"), ("3", "the number 3"), ("[low]", "a list")]
     )
     def test_an_unknown_priority(self, problems: Any, value: str, rest: str):
-        found = problems(f"sgd: {{lr: 1, priority: {value}}}")
+        found = problems(f"sag: {{lr: 1, priority: {value}}}")
         assert found == [
-            "c.yaml:2:24: sgd.priority: expected one of highest, very_high, high, above_normal, normal, below_normal, "
+            "c.yaml:2:24: sag.priority: expected one of highest, very_high, high, above_normal, normal, below_normal, "
             f"low, very_low, lowest, got {rest}"
         ]
 
 
 class TestParts:
     def test_by_map_or_by_name_alone(self, config: Any):
-        made = config("types: {body: {use: net, depth: 50}, steps: [flip, {use: flip, prob: 1}]}").plugins["types"]
+        made = config("types: {body: {use: net, depth: 50}, steps: [turn, {use: turn, prob: 1}]}").plugins["types"]
         assert made.body.depth == 50
         assert [step.prob for step in made.steps] == [0.5, 1.0]
 
     def test_they_nest(self, config: Any):
-        made = config("types: {steps: [{use: each, steps: [flip, {use: each, steps: []}]}]}").plugins["types"]
-        assert [type(step).__name__ for step in made.steps[0].steps] == ["Flip", "Each"]
+        made = config("types: {steps: [{use: each, steps: [turn, {use: each, steps: []}]}]}").plugins["types"]
+        assert [type(step).__name__ for step in made.steps[0].steps] == ["Turn", "Each"]
 
     def test_an_option_below_a_name_alone(self, config: Any, write: Write):
-        text = "types: {body: net, steps: [flip, flip]}"
+        text = "types: {body: net, steps: [turn, turn]}"
         made = config(text, "types.steps.1.prob=1", "types.body.norm.kind=gn").plugins["types"]
         assert [step.prob for step in made.steps] == [0.5, 1.0]
         assert made.body.norm.kind == "gn"
@@ -401,29 +401,29 @@ class TestParts:
         ]
 
     def test_one_of_the_wrong_kind(self, problems: Any):
-        assert problems("types: {body: flip, steps: [{use: net}, sgd]}") == [
-            "c.yaml:2:15: types.body.use: 'flip' is a Step, not a Body",
+        assert problems("types: {body: turn, steps: [{use: net}, sag]}") == [
+            "c.yaml:2:15: types.body.use: 'turn' is a Step, not a Body",
             "c.yaml:2:35: types.steps.0.use: 'net' is a Body, not a Step",
-            "c.yaml:2:41: types.steps.1.use: 'sgd' is a plugin for events, not a Step",
+            "c.yaml:2:41: types.steps.1.use: 'sag' is a plugin for events, not a Step",
         ]
 
     def test_an_unknown_one(self, problems: Any):
-        assert problems("types: {steps: [flipp]}")[0].startswith(
-            "c.yaml:2:17: types.steps.0.use: there is no plugin 'flipp', did you mean 'flip'?"
+        assert problems("types: {steps: [turnp]}")[0].startswith(
+            "c.yaml:2:17: types.steps.0.use: there is no plugin 'turnp', did you mean 'turn'?"
         )
 
     def test_it_has_no_priority(self, problems: Any):
-        assert problems("types: {steps: [{use: flip, priority: low}]}") == [
+        assert problems("types: {steps: [{use: turn, priority: low}]}") == [
             "c.yaml:2:39: types.steps.0.priority: only plugins on the top level have a priority"
         ]
 
     def test_in_a_union_with_text(self, config: Any):
-        assert type(config("types: {step: {use: flip}}").plugins["types"].step).__name__ == "Flip"
-        assert type(config("types: {step: flip}").plugins["types"].step).__name__ == "Flip"
+        assert type(config("types: {step: {use: turn}}").plugins["types"].step).__name__ == "Turn"
+        assert type(config("types: {step: turn}").plugins["types"].step).__name__ == "Turn"
         assert config("types: {step: other}").plugins["types"].step == "other"
 
     def test_in_a_union_the_part_that_was_meant_is_reported(self, problems: Any):
-        assert problems("types: {step: {use: flip, prop: 1}}") == [
+        assert problems("types: {step: {use: turn, prop: 1}}") == [
             "c.yaml:2:27: types.step.prop: there is no option 'prop', did you mean 'prob'?"
         ]
 
@@ -442,19 +442,19 @@ class TestParts:
 class TestAllAtOnce:
     def test_every_problem_of_a_config_is_reported(self, problems: Any):
         text = """
-        sgd: {momentum: x, nestrov: true}
+        sag: {momentum: x, nestrov: true}
         types:
           pair: [x, 1]
-          steps: [flipp, {use: resize, side: 0}]
+          steps: [turnp, {use: shrink, side: 0}]
           parts: {a: 3}
         unknown: {}
         run2: 3
         """
         found = problems("\n".join(line[8:] for line in text.strip("\n").splitlines()))
         assert [line.split(": ")[1] for line in found] == [
-            "sgd.momentum",
-            "sgd.nestrov",
-            "sgd.lr",
+            "sag.momentum",
+            "sag.nestrov",
+            "sag.lr",
             "types.pair.0",
             "types.pair.1",
             "types.steps.0.use",
@@ -466,35 +466,35 @@ class TestAllAtOnce:
 
     def test_each_has_its_line_and_caret(self, config: Any):
         with pytest.raises(ConfigError) as caught:
-            config("sgd:\n  lr: fast\n")
+            config("sag:\n  lr: fast\n")
         assert str(caught.value) == (
-            "c.yaml:3:7: sgd.lr: expected a number, got the text 'fast'\n      lr: fast\n          ^"
+            "c.yaml:3:7: sag.lr: expected a number, got the text 'fast'\n      lr: fast\n          ^"
         )
 
     def test_a_value_is_reported_in_the_file_where_it_was_written(self, write: Write):
-        write("bases/a.yaml", "sgd: {lr: 1, momentum: fast}\ntypes: {whole: x}\n")
-        write("c.yaml", "base: bases/a.yaml\n" + RUN + "sgd: {lr: slow}\n")
+        write("bases/a.yaml", "sag: {lr: 1, momentum: fast}\ntypes: {whole: x}\n")
+        write("c.yaml", "base: bases/a.yaml\n" + RUN + "sag: {lr: slow}\n")
         with pytest.raises(ConfigError) as caught:
             load("c.yaml", ["types.flag=3"])
         places = {problem.path: str(problem.where) for problem in caught.value.problems}
         assert places == {
-            "sgd.lr": "c.yaml:3:11",
-            "sgd.momentum": "bases/a.yaml:1:24",
+            "sag.lr": "c.yaml:3:11",
+            "sag.momentum": "bases/a.yaml:1:24",
             "types.whole": "bases/a.yaml:2:16",
             "types.flag": "command line:1:12",
         }
 
     def test_the_command_line_is_shown_like_a_line_of_a_file(self, config: Any):
         with pytest.raises(ConfigError) as caught:
-            config("sgd: {lr: 1}", "sgd.lr=fast")
+            config("sag: {lr: 1}", "sag.lr=fast")
         assert str(caught.value) == (
-            "command line:1:8: sgd.lr: expected a number, got the text 'fast'\n    sgd.lr=fast\n           ^"
+            "command line:1:8: sag.lr: expected a number, got the text 'fast'\n    sag.lr=fast\n           ^"
         )
 
 
 class TestRun:
     def test_it_is_needed(self, write: Write):
-        write("c.yaml", "sgd: {lr: 1}\n")
+        write("c.yaml", "sag: {lr: 1}\n")
         with pytest.raises(ConfigError, match=r"c\.yaml:1:1: run: missing: how long to train, such as `run:"):
             load("c.yaml")
 
@@ -507,7 +507,7 @@ class TestRun:
             ("{until: 1 epoch, seed: -1}", "run.seed: expected at least 0, got -1"),
             ("{until: 1 epoch, seed: 9223372036854775808}", "run.seed: expected less than 9223372036854775808"),
             ("{until: 1 epoch, sed: 1}", "run.sed: there is no option 'sed', did you mean 'seed'?"),
-            ("{until: 1 epoch, use: sgd}", "run.use: this map takes no `use`"),
+            ("{until: 1 epoch, use: sag}", "run.use: this map takes no `use`"),
             ("[a]", "run: expected a map of until, validate,"),
             ("{until: 1 epoch, workflow: [[train, 1], [test, 1]]}", "run.workflow.1.0: expected 'train' or 'val'"),
             ("{until: 1 epoch, workflow: [[val, 1]]}", "run.workflow: expected [[train, N]] or [[train, N], [val, 1]]"),
@@ -527,7 +527,7 @@ class TestRun:
 
 class TestPlainValues:
     def test_every_default_is_filled_in(self, config: Any):
-        made = config("sgd: {lr: 1}\nx: {use: types, body: net, steps: [flip]}").plain
+        made = config("sag: {lr: 1}\nx: {use: types, body: net, steps: [turn]}").plain
         assert made["run"] == {
             "until": "1 epoch",
             "validate": None,
@@ -536,14 +536,14 @@ class TestPlainValues:
             "seed": 0,
             "work_dir": "runs/default",
         }
-        assert made["sgd"] == {"use": "sgd", "lr": 1.0, "momentum": 0.0, "nesterov": False}
+        assert made["sag"] == {"use": "sag", "lr": 1.0, "momentum": 0.0, "nesterov": False}
         assert made["x"]["body"] == {"use": "net", "depth": 18, "norm": {"kind": "bn", "eps": 1e-05}}
-        assert made["x"]["steps"] == [{"use": "flip", "prob": 0.5}]
+        assert made["x"]["steps"] == [{"use": "turn", "prob": 0.5}]
 
     @pytest.mark.parametrize(
         "text",
         [
-            "sgd: {lr: 1e-5, priority: high}\nx: {use: types, body: net, steps: [flip], choice: 3, named: {a: .inf}}",
+            "sag: {lr: 1e-5, priority: high}\nx: {use: types, body: net, steps: [turn], choice: 3, named: {a: .inf}}",
             "x: {use: types, text: '$${x} \\u2028 # no', anything: {'a b': ['- x', '~', 'null', '']}, length: 3 iters}",
         ],
     )
@@ -568,23 +568,23 @@ class TestPlainValues:
 
     def test_the_versions_of_what_is_used(self, config: Any, plant: Plant):
         plant("unused", {}, plugins={"other": "other:Other"}, version="9.9")
-        assert config("sgd: {lr: 1}").versions == {"detkernel-kernel": "0.1.0", "zoo": "1.0"}
+        assert config("sag: {lr: 1}").versions == {"detkernel-kernel": "0.1.0", "zoo": "1.0"}
 
 
 class TestLateErrors:
     def test_they_point_to_where_the_option_was_written(self, config: Any):
-        made = config("sgd:\n  lr: 1\ntypes: {steps: [{use: flip, prob: 1}]}").plugins
-        assert str(wrong(made["sgd"], "lr", "too fast")).splitlines()[0] == "c.yaml:3:7: sgd.lr: too fast"
+        made = config("sag:\n  lr: 1\ntypes: {steps: [{use: turn, prob: 1}]}").plugins
+        assert str(wrong(made["sag"], "lr", "too fast")).splitlines()[0] == "c.yaml:3:7: sag.lr: too fast"
         step = made["types"].steps[0]
         assert str(wrong(step, "prob", "no")).splitlines()[0] == "c.yaml:4:35: types.steps.0.prob: no"
 
     def test_or_to_the_plugin_where_it_was_not_written(self, config: Any):
-        made = config("sgd:\n  lr: 1").plugins["sgd"]
-        assert str(wrong(made, "momentum", "no")).splitlines()[0] == "c.yaml:3:3: sgd.momentum: no"
+        made = config("sag:\n  lr: 1").plugins["sag"]
+        assert str(wrong(made, "momentum", "no")).splitlines()[0] == "c.yaml:3:3: sag.momentum: no"
 
     def test_or_to_the_class_where_there_was_no_config(self, config: Any):
-        made = type(config("sgd: {lr: 1}").plugins["sgd"])(lr=1.0)
-        assert str(wrong(made, "lr", "no")) == "Sgd: lr: no"
+        made = type(config("sag: {lr: 1}").plugins["sag"])(lr=1.0)
+        assert str(wrong(made, "lr", "no")) == "Sag: lr: no"
 
 
 def test_types_in_words_and_in_short():

@@ -1,0 +1,498 @@
+"""Who is called, in which order, and to whom a failure is put down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import pytest
+from detkernel import CatalogError, UserError, hookimpl, hookspec, option, plugin
+from detkernel.bus import Bus
+from detkernel.hookspecs import Events
+from detkernel.plugin import PRIORITIES
+
+
+@plugin
+class Speaks:
+    """Says its name."""
+
+    name: str = option(default="", help="its name")
+    said: Any = option(default=None, help="where it is said")
+
+    @hookimpl
+    def setup(self) -> None:
+        self.said.append(self.name)
+
+
+@plugin
+class First(Speaks):
+    """Before all others."""
+
+    @hookimpl(tryfirst=True)
+    def setup(self) -> None:
+        self.said.append(self.name)
+
+
+@plugin
+class Last(Speaks):
+    """Behind all others."""
+
+    @hookimpl(trylast=True)
+    def setup(self) -> None:
+        self.said.append(self.name)
+
+
+@plugin
+class Wraps(Speaks):
+    """Around all others."""
+
+    @hookimpl(wrapper=True)
+    def setup(self) -> Iterator[None]:
+        self.said.append(f"{self.name} in")
+        yield
+        self.said.append(f"{self.name} out")
+
+
+@plugin
+class Builds:
+    """Builds a model."""
+
+    @hookimpl
+    def build_model(self) -> object:
+        return "model"
+
+
+@plugin
+class Loads:
+    """Makes a loader, and a step."""
+
+    @hookimpl
+    def build_loader(self) -> object:
+        return "loader"
+
+    @hookimpl
+    def train_step(self) -> dict[str, float]:
+        return {"loss": 1.0}
+
+
+def order(plugins: Mapping[str, tuple[type, str]]) -> list[str]:
+    """What is said when plugins of these classes and priorities are set up, in this order in the config."""
+    said: list[str] = []
+    made = {name: cls(name=name, said=said) for name, (cls, _) in plugins.items()}
+    bus = Bus(made, {name: priority for name, (_, priority) in plugins.items() if priority})
+    bus.events.setup(run=None)
+    return said
+
+
+def refusal(plugins: Mapping[str, object]) -> str:
+    with pytest.raises(CatalogError) as caught:
+        Bus(plugins).require_providers()
+    return str(caught.value)
+
+
+class TestOrder:
+    def test_by_priority(self):
+        names = list(PRIORITIES)
+        shuffled = names[::2] + names[1::2]
+        assert order({name: (Speaks, name) for name in shuffled}) == names
+
+    def test_ties_in_config_order(self):
+        assert order(dict.fromkeys("cab", (Speaks, ""))) == ["c", "a", "b"]
+        assert order({name: (Speaks, "low" if name in "xz" else "") for name in "xcyaz"}) == ["c", "y", "a", "x", "z"]
+
+    def test_the_config_overrides_the_class(self):
+        @plugin
+        class Late(Speaks):
+            """Late by itself."""
+
+            priority = "low"
+
+            @hookimpl
+            def setup(self) -> None:
+                self.said.append(self.name)
+
+        assert order({"late": (Late, ""), "a": (Speaks, "")}) == ["a", "late"]
+        assert order({"late": (Late, "high"), "a": (Speaks, "")}) == ["late", "a"]
+
+    def test_first_and_last_go_beyond_every_priority(self):
+        plugins = {"z": (Last, "highest"), "a": (Speaks, "highest"), "b": (Speaks, "lowest"), "y": (First, "lowest")}
+        assert order(plugins) == ["y", "a", "b", "z"]
+
+    def test_of_two_firsts_the_priority_decides(self):
+        assert order({"a": (First, "low"), "b": (First, "high"), "c": (First, "high")}) == ["b", "c", "a"]
+        assert order({"a": (Last, "low"), "b": (Last, "high"), "c": (Last, "high")}) == ["b", "c", "a"]
+
+    def test_a_wrapper_goes_around_all(self):
+        plugins = {"a": (Speaks, "highest"), "w": (Wraps, "low"), "v": (Wraps, "high"), "b": (First, "")}
+        assert order(plugins) == ["v in", "w in", "b", "a", "w out", "v out"]
+
+    def test_it_can_be_asked_for(self):
+        said: list[str] = []
+        classes = {"l": Last, "s": Speaks, "w": Wraps, "f": First}
+        bus = Bus({name: cls(name=name, said=said) for name, cls in classes.items()}, {"s": "low"})
+        assert [(impl.name, impl.priority, impl.kind) for impl in bus.implementations("setup")] == [
+            ("w", "normal", "wrapper"),
+            ("f", "normal", "first"),
+            ("s", "low", ""),
+            ("l", "normal", "last"),
+        ]
+
+    def test_the_first_result_wins(self):
+        @plugin
+        class Answers:
+            """Gives a loader, or not."""
+
+            value: Any = option(default=None, help="what")
+
+            @hookimpl
+            def build_loader(self, mode: str) -> Any:
+                return self.value if mode == "train" else None
+
+        bus = Bus({"a": Answers(), "b": Answers(value=0), "c": Answers(value=1)})
+        assert bus.events.build_loader(run=None, mode="train") == 0
+        assert bus.events.build_loader(run=None, mode="val") is None
+
+
+class TestMistakes:
+    def test_a_misspelt_event(self):
+        @plugin
+        class Typo:
+            """It has one."""
+
+            @hookimpl
+            def before_trian_iter(self) -> None: ...
+
+        assert refusal({"mine": Typo()}) == (
+            "plugin 'mine' (TestMistakes.test_a_misspelt_event.<locals>.Typo) implements 'before_trian_iter', "
+            "which is no event, did you mean 'before_train_iter'?; `detkernel hooks` lists them all"
+        )
+
+    def test_an_event_like_no_other(self):
+        @plugin
+        class Typo:
+            """It has one."""
+
+            @hookimpl
+            def qqqqq(self) -> None: ...
+
+        assert refusal({"mine": Typo()}).endswith(
+            "implements 'qqqqq', which is no event; `detkernel hooks` lists them all"
+        )
+
+    def test_an_argument_that_the_event_does_not_give(self):
+        @plugin
+        class Typo:
+            """It has one."""
+
+            @hookimpl
+            def after_train_iter(self, run: Any, bacth: Any) -> None: ...
+
+        assert refusal({"mine": Typo()}).endswith(
+            "Typo): after_train_iter takes 'bacth', which this event does not give, did you mean 'batch'?"
+        )
+
+    def test_a_wrapper_that_does_not_yield(self):
+        @plugin
+        class Stuck:
+            """It does not yield."""
+
+            @hookimpl(wrapper=True)
+            def setup(self) -> None: ...
+
+        message = refusal({"mine": Stuck()})
+        assert message.startswith("plugin 'mine' (TestMistakes.test_a_wrapper_that_does_not_yield.<locals>.Stuck): ")
+        assert "not a generator function" in message
+        assert "\n" not in message
+
+    def test_an_event_may_be_optional(self):
+        @plugin
+        class Optional:
+            """It answers what another plugin may publish."""
+
+            @hookimpl(optionalhook=True)
+            def metrics_ready(self, figures: Any) -> None: ...
+
+        Bus({"mine": Optional()})
+
+    def test_two_that_build_the_model(self):
+        assert refusal({"model": Builds(), "other": Builds(), "data": Loads()}) == (
+            "2 plugins build the model: 'model' and 'other'; keep one and remove the other with `other: null`"
+        )
+
+    def test_a_wrapper_builds_no_model(self):
+        @plugin
+        class Changes:
+            """It changes a model."""
+
+            @hookimpl(wrapper=True)
+            def build_model(self) -> Iterator[None]:
+                return f"changed {(yield)}"
+
+        bus = Bus({"model": Builds(), "changes": Changes(), "data": Loads()})
+        bus.require_providers()
+        assert bus.events.build_model(run=None) == "changed model"
+        assert "no active plugin provides build_model" in refusal({"changes": Changes(), "data": Loads()})
+
+    @pytest.mark.parametrize(
+        ("plugins", "event", "example"),
+        [
+            ({}, "build_model", "`model: {use: faster_rcnn}`"),
+            ({"data": Loads()}, "build_model", "`model: {use: faster_rcnn}`"),
+            ({"model": Builds()}, "build_loader", "`data: {use: loader, train: {use: shapes}}`"),
+        ],
+    )
+    def test_none_that_does_what_is_needed(self, plugins: dict[str, object], event: str, example: str):
+        assert refusal(plugins) == (
+            f"no active plugin provides {event}; active are {', '.join(plugins) or 'none'}. "
+            f"Add one to the config, such as {example}; `detkernel plugins` lists what is installed"
+        )
+
+    def test_only_the_class_is_looked_at_for_events(self):
+        @plugin
+        class Careful:
+            """Its property must not be asked for while it is registered."""
+
+            @property
+            def setup(self) -> None:
+                raise AssertionError
+
+        Bus({"careful": Careful()})
+
+
+class Ready:
+    @hookspec
+    def figures_ready(self, figures: Mapping[str, float]) -> None:
+        """The figures of a validation are there."""
+
+    @hookspec(firstresult=True)
+    def choose(self, name: str) -> str | None:
+        """Choose one."""
+
+
+@plugin
+class Publishes:
+    """It publishes events."""
+
+    events: ClassVar[type] = Ready
+
+
+@plugin
+class Hears:
+    """It answers them."""
+
+    heard: Any = option(default=None, help="what it heard")
+
+    @hookimpl
+    def figures_ready(self, figures: Mapping[str, float]) -> None:
+        self.heard.append(dict(figures))
+
+    @hookimpl
+    def choose(self, name: str) -> str:
+        return name.upper()
+
+
+class TestPublished:
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_events_of_a_plugin_reach_all_whatever_their_order(self, reverse: bool):
+        heard: list[Any] = []
+        plugins = {"hears": Hears(heard=heard), "publishes": Publishes()}
+        bus = Bus(dict(reversed(plugins.items())) if reverse else plugins)
+        bus.publish("figures_ready", figures={"ap": 0.5})
+        assert heard == [{"ap": 0.5}]
+        assert bus.publish("choose", name="a") == "A"
+
+    def test_they_are_listed_behind_the_kernels(self):
+        names = Bus({"publishes": Publishes()}).event_names()
+        assert names[-2:] == ["choose", "figures_ready"]
+        assert names[:2] == ["setup", "build_loader"]
+        assert Bus({"publishes": Publishes()}).spec("choose").__doc__ == "Choose one."
+
+    def test_without_the_publisher_they_are_no_events(self):
+        assert "implements 'choose', which is no event" in refusal({"hears": Hears()})
+
+    def test_two_plugins_of_one_class_publish_once(self):
+        heard: list[Any] = []
+        bus = Bus({"a": Publishes(), "b": Publishes(), "hears": Hears(heard=heard)})
+        bus.publish("figures_ready", figures={})
+        assert heard == [{}]
+
+    def test_two_that_publish_one_name(self):
+        class Other:
+            @hookspec
+            def choose(self, name: str) -> str:
+                """Another one."""
+
+        @plugin
+        class AlsoPublishes:
+            """It publishes an event of the same name."""
+
+            events: ClassVar[type] = Other
+
+        assert refusal({"first": Publishes(), "second": AlsoPublishes()}) == (
+            "plugin 'second' publishes 'choose', an event of plugin 'first'; rename it"
+        )
+
+    def test_one_that_publishes_an_event_of_the_kernel(self):
+        class Other:
+            @hookspec
+            def before_run(self, run: Any) -> None:
+                """Another one."""
+
+        @plugin
+        class AlsoPublishes:
+            """It publishes an event of the kernel's name."""
+
+            events: ClassVar[type] = Other
+
+        assert refusal({"mine": AlsoPublishes()}) == (
+            "plugin 'mine' publishes 'before_run', an event of the kernel; rename it"
+        )
+
+
+@plugin
+class Fails:
+    """It fails."""
+
+    error: Any = option(default=None, help="with this")
+
+    @hookimpl
+    def setup(self) -> None:
+        self.helper()
+
+    def helper(self) -> None:
+        raise self.error
+
+    @hookimpl
+    def after_run(self) -> None:
+        raise self.error
+
+
+class TestFailures:
+    def noted(self, plugins: Mapping[str, object], error: BaseException, place: str = "") -> list[str]:
+        bus = Bus(plugins)
+        with pytest.raises(type(error)) as caught:
+            bus.events.setup(run=None)
+        bus.attribute(caught.value, place)
+        return getattr(caught.value, "__notes__", [])
+
+    def test_they_name_plugin_class_event_and_iteration(self):
+        said: list[str] = []
+        plugins = {"w": Wraps(name="w", said=said), "a": Speaks(said=said), "mine": Fails(error=KeyError("x"))}
+        notes = self.noted(plugins, KeyError(), ", iteration 7")
+        assert notes == [f"raised in plugin 'mine' ({Fails.__module__}:Fails), event setup, iteration 7"]
+
+    def test_of_two_of_one_class_the_right_one(self):
+        @plugin
+        class Counts:
+            """Fails when its number comes up."""
+
+            number: int = option(default=0, help="its number")
+
+            @hookimpl
+            def setup(self, run: Any) -> None:
+                assert run != self.number
+
+        bus = Bus({"one": Counts(number=1), "two": Counts(number=2), "three": Counts(number=3)})
+        with pytest.raises(AssertionError) as caught:
+            bus.events.setup(run=2)
+        bus.attribute(caught.value)
+        assert caught.value.__notes__[-1].startswith("raised in plugin 'two' (")
+
+    def test_one_noted_already_is_left_alone(self):
+        bus = Bus({"mine": Fails(error=KeyError("x"))})
+        for _ in range(3):
+            with pytest.raises(KeyError) as caught:
+                bus.events.setup(run=None)
+            bus.attribute(caught.value)
+        assert len(caught.value.__notes__) == 1
+
+    def test_a_users_mistake_needs_no_plugin(self):
+        assert self.noted({"mine": Fails(error=UserError("your folder"))}, UserError()) == []
+
+    def test_one_outside_of_all_plugins(self):
+        error = KeyError("x")
+        Bus({}).attribute(error, ", iteration 3")
+        assert error.__notes__ == ["raised outside of any plugin's event, iteration 3"]
+
+
+class TestEach:
+    @pytest.mark.parametrize("event", ["on_error", "after_run"])
+    def test_every_plugin_is_reached(self, event: str):
+        reached: list[str] = []
+
+        @plugin
+        class Reached:
+            """It is reached, and fails."""
+
+            name: str = option(default="", help="its name")
+
+            @hookimpl
+            def on_error(self, error: BaseException) -> None:
+                reached.append(self.name)
+                raise RuntimeError(self.name)
+
+            @hookimpl
+            def after_run(self) -> None:
+                reached.append(self.name)
+                raise RuntimeError(self.name)
+
+        bus = Bus({name: Reached(name=name) for name in "abc"}, {"c": "high"})
+        arguments = {"run": None, "error": KeyError()} if event == "on_error" else {"run": None}
+        failures = bus.each(event, **arguments)
+        assert reached == [str(error) for error in failures] == ["c", "a", "b"]
+        assert [error.__notes__[0].split(" (")[0] for error in failures] == [f"raised in plugin '{n}'" for n in "cab"]
+
+
+class TestLookup:
+    def test_plugins_by_key_and_by_kind(self):
+        first, second = Builds(), Loads()
+        bus = Bus({"a": first, "b": second})
+        assert bus["a"] is first
+        assert list(bus.find(Loads)) == [("b", second)]
+
+    def test_those_with_state(self):
+        @plugin
+        class Keeps:
+            """It has state."""
+
+            def state_dict(self) -> dict[str, int]:
+                return {}
+
+            def load_state_dict(self, state: Mapping[str, int]) -> None: ...
+
+        kept = Keeps()
+        assert list(Bus({"a": Builds(), "k": kept}).stateful()) == [("k", kept)]
+
+    def test_every_event_of_the_kernel_is_there(self):
+        names = [name for name in vars(Events) if not name.startswith("_")]
+        assert Bus({}).event_names() == names
+        assert "on_error" in names
+
+
+class TestIntercept:
+    def test_calls_are_seen_and_let_go_again(self):
+        said: list[str] = []
+        seen: list[str] = []
+        bus = Bus({name: Speaks(name=name, said=said) for name in "ab"} | {"w": Wraps(name="w", said=said)})
+
+        from contextlib import contextmanager
+
+        @contextmanager
+        def event(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+            seen.append(f"{name} {sorted(arguments)}")
+            yield
+            seen.append(f"/{name}")
+
+        def implementation(name: str, function: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                seen.append(name)
+                return function(*arguments)
+
+            return call
+
+        undo = bus.intercept(event, implementation)
+        bus.events.setup(run=None)
+        undo()
+        bus.events.setup(run=None)
+        assert seen == ["setup ['run']", "a", "b", "/setup"]
+        assert said == ["w in", "a", "b", "w out"] * 2
