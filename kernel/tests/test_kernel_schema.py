@@ -199,7 +199,7 @@ def test_what_another_file_may_give_is_not_required(schema: dict[str, Any]):
 
 
 def test_everything_is_described(schema: dict[str, Any]):
-    garden = schema["properties"]["garden"]["else"]["anyOf"][1]
+    garden = schema["definitions"]["plugin:garden"]
     assert garden["description"] == "A garden, with a wall around it."
     assert garden["properties"]["size"]["description"] == "width and depth"
     assert garden["properties"]["size"]["default"] == [3, 4]

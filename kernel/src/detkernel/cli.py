@@ -157,20 +157,29 @@ def show(name: str) -> None:
     from detkernel.catalog import Catalog
     from detkernel.reference import plugin_page
 
-    click.echo(plugin_page(name, Catalog().load(name)), nl=False)
+    catalog = Catalog()
+    cls = catalog.load(name)
+    click.echo(plugin_page(name, cls, catalog.find(name) if name in catalog.entries else None), nl=False)
 
 
 @cli.command()
-@click.argument("config", required=False)
+@click.argument("config", required=False, metavar="[CONFIG|EVENT]")
 @OVERRIDES
 def hooks(config: str | None, overrides: tuple[str, ...]) -> None:
-    """List every event in the order in which it fires; with CONFIG, who runs at it, in which order."""
+    """List every event in the order in which it fires, or one EVENT; with CONFIG, who runs at each, in which order."""
     from detkernel.bus import Bus
-    from detkernel.reference import event_list
+    from detkernel.reference import event_list, event_page
 
-    loaded = _load(config, overrides) if config else None
-    bus = Bus(loaded.plugins, loaded.priorities) if loaded else Bus({})
-    click.echo(event_list(bus, with_plugins=loaded is not None), nl=False)
+    events = Bus({}).event_names()
+    if config is None:
+        click.echo(event_list(Bus({}), with_plugins=False), nl=False)
+    elif config in events:
+        click.echo(event_page(config), nl=False)
+    elif config.isidentifier() and not Path(config).exists():
+        raise UserError(f"'{config}' is neither a config nor an event{did_you_mean(config, events)}")
+    else:
+        loaded = _load(config, overrides)
+        click.echo(event_list(Bus(loaded.plugins, loaded.priorities), with_plugins=True), nl=False)
 
 
 @cli.command()

@@ -19,6 +19,7 @@
                     after_val_iter(run, batch, detections)
                 after_val_epoch(run)            metrics are published
         after_train_epoch(run)
+    summary(run) -> lines                       under `detkernel check` only, after one batch of each kind
     after_run(run)
     on_error(run, error)                        on a failure; after_run still fires, for every plugin
 
@@ -26,8 +27,10 @@ Loaders come before the model, since the class count comes from the data. A resu
 remain: when it starts inside an epoch, that epoch's `before_train_epoch` is not fired a second time. `detkernel test`
 fires the validation's events with `run.mode == "test"`, so that an evaluator is written once.
 
-An implementation names only the arguments it wants. Order: `priority`, then the order in the config. `@hookimpl` takes
-pluggy's options: `wrapper=True` brackets the others, `tryfirst` and `trylast` go before and behind every priority.
+An implementation names only the arguments it wants, as in the example that ends each event's description. Order:
+`priority`, then the order in the config. `@hookimpl` takes pluggy's options: `wrapper=True` brackets the others,
+`tryfirst` and `trylast` go before and behind every priority. At `on_error` and `after_run`, every plugin is called for
+itself, so that none can keep another from its turn: there, a wrapper brackets nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +50,14 @@ class Events:
 
     @hookspec
     def setup(self, run: Run) -> None:
-        """First of all: seeds, device, log sinks, reading data sets. No model, no loader yet."""
+        """First of all: seeds, device, log sinks, reading data sets. No model, no loader yet.
+
+        For example:
+
+            @hookimpl
+            def setup(self, run):
+                run.log.info("seed %d, results in %s", run.seed, run.work_dir)
+        """
 
     @hookspec(firstresult=True)
     def build_loader(self, run: Run, mode: Mode) -> Loader | None:
@@ -55,74 +65,197 @@ class Events:
 
         Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". The first
         that is not None wins.
+
+        For example:
+
+            @hookimpl
+            def build_loader(self, run, mode):
+                return MyLoader(mode, seed=run.seed)
         """
 
     @hookspec(firstresult=True)
     def build_model(self, run: Run) -> Any:
-        """Make the model, a `torch.nn.Module`, for `run.classes`. Exactly one active plugin may implement this."""
+        """Make the model, a `torch.nn.Module`, for `run.classes`. Exactly one active plugin may implement this.
+
+        For example:
+
+            @hookimpl
+            def build_model(self, run):
+                return MyDetector(num_classes=len(run.classes))
+        """
 
     @hookspec
     def prepare_model(self, run: Run) -> None:
-        """`run.model` is there: load weights, move it, convert its norms, compile it, wrap it."""
+        """`run.model` is there: load weights, move it, convert its norms, compile it, wrap it.
+
+        For example:
+
+            @hookimpl
+            def prepare_model(self, run):
+                for name, parameter in run.model.named_parameters():
+                    parameter.requires_grad = not name.startswith("backbone.")
+        """
 
     @hookspec
     def before_run(self, run: Run) -> None:
         """Everything is built, nothing has run. Make optimizers and other state here; a resume, applied by the
-        checkpoint plugin behind all others (`trylast`), overwrites that state."""
+        checkpoint plugin behind all others (`trylast`), overwrites that state.
+
+        For example:
+
+            @hookimpl
+            def before_run(self, run):
+                run.scalars["progress"] = lambda: run.iter / run.max_iters
+        """
 
     @hookspec
     def before_train_epoch(self, run: Run) -> None:
-        """An epoch begins; `run.epoch` counts those complete. Not fired again when a resume starts inside it."""
+        """An epoch begins; `run.epoch` counts those complete. Not fired again when a resume starts inside it.
+
+        For example:
+
+            @hookimpl
+            def before_train_epoch(self, run):
+                run.log.info("epoch %d of %d", run.epoch + 1, run.max_epochs)
+        """
 
     @hookspec
     def before_train_iter(self, run: Run, batch: Batch) -> None:
-        """A batch has arrived; it may be changed in place (`device` moves it here, before all others)."""
+        """A batch has arrived; it may be changed in place (`device` moves it here, before all others).
+
+        For example:
+
+            @hookimpl
+            def before_train_iter(self, run, batch):
+                run.log.debug("pictures %s", batch.image_ids)
+        """
 
     @hookspec(firstresult=True)
     def train_step(self, run: Run, batch: Batch) -> Losses:
-        """Forward only: return named losses, scalar tensors. The first that is not None wins."""
+        """Forward only: return named losses, scalar tensors. The first that is not None wins.
+
+        For example:
+
+            @hookimpl(wrapper=True)  # around the model's own: halve one of its losses
+            def train_step(self, run, batch):
+                losses = yield
+                return {**losses, "loss_bbox": losses["loss_bbox"] / 2}
+        """
         return {}
 
     @hookspec
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
         """The iteration is counted in `run.iter`. Stepping plugins go backward and step here (`above_normal`);
-        at `normal` the step is done."""
+        at `normal` the step is done.
+
+        For example:
+
+            @hookimpl
+            def after_train_iter(self, run, losses):
+                if run.iter == 1:
+                    run.log.info("the losses are %s", ", ".join(losses))
+        """
 
     @hookspec
     def before_val_epoch(self, run: Run) -> None:
-        """A validation begins."""
+        """A validation begins.
+
+        For example:
+
+            @hookimpl
+            def before_val_epoch(self):
+                self._found = 0
+        """
 
     @hookspec
     def before_val_iter(self, run: Run, batch: Batch) -> None:
-        """A batch for validation has arrived."""
+        """A batch for validation has arrived.
+
+        For example:
+
+            @hookimpl
+            def before_val_iter(self, run, batch):
+                run.log.debug("sizes %s", batch.sizes)
+        """
 
     @hookspec(firstresult=True)
     def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
-        """Detect: one `Detections` a picture, in the coordinates of the file. Runs without gradients."""
+        """Detect: one `Detections` a picture, in the coordinates of the file. Runs without gradients.
+
+        For example:
+
+            @hookimpl
+            def val_step(self, run, batch):
+                return run.model.detect(batch.images)
+        """
         return []
 
     @hookspec
     def after_val_iter(self, run: Run, batch: Batch, detections: Sequence[Detections]) -> None:
-        """A batch was detected; evaluators collect here."""
+        """A batch was detected; evaluators collect here.
+
+        For example:
+
+            @hookimpl
+            def after_val_iter(self, detections):
+                self._found += sum(len(found.boxes) for found in detections)
+        """
 
     @hookspec
     def after_val_epoch(self, run: Run) -> None:
-        """A validation is complete; evaluators (`high`) put their figures in `run.metrics`, others read them."""
+        """A validation is complete; evaluators (`high`) put their figures in `run.metrics`, others read them.
+
+        For example:
+
+            @hookimpl
+            def after_val_epoch(self, run):
+                run.metrics["mine/boxes"] = float(self._found)
+        """
 
     @hookspec
     def after_train_epoch(self, run: Run) -> None:
-        """A whole epoch is complete and counted in `run.epoch`. Not fired for an epoch that the run ends inside."""
+        """A whole epoch is complete and counted in `run.epoch`. Not fired for an epoch that the run ends inside.
+
+        For example:
+
+            @hookimpl
+            def after_train_epoch(self, run):
+                if run.metrics.get("mine/boxes") == 0:
+                    run.stop("nothing is detected any more")
+        """
 
     @hookspec
     def after_run(self, run: Run) -> None:
-        """The run ends, well or not (`run.error`). Fires for every plugin, even when one of them fails here."""
+        """The run ends, well or not (`run.error`). Fires for every plugin, even when one of them fails here.
+
+        For example:
+
+            @hookimpl
+            def after_run(self, run):
+                run.log.info("%d iterations, %s", run.iter, "failed" if run.error else "complete")
+        """
 
     @hookspec
     def on_error(self, run: Run, error: BaseException) -> None:
-        """The run failed with `error`, which is raised again once `after_run` has fired."""
+        """The run failed with `error`, which is raised again once `after_run` has fired.
+
+        For example:
+
+            @hookimpl
+            def on_error(self, run, error):
+                run.log.error("failed in iteration %d: %s", run.iter, error)
+        """
 
     @hookspec
     def summary(self, run: Run) -> list[Mapping[str, str]]:
         """Lines for `detkernel check`, after one batch went forward and backward: what the run is and will cost. Each
-        plugin returns one map, such as {"parameters": "32.1 M, 31.9 M trainable"}; the kernel joins them."""
+        plugin returns one map, such as {"parameters": "32.1 M, 31.9 M trainable"}; the kernel joins them.
+
+        For example:
+
+            @hookimpl
+            def summary(self, run):
+                count = sum(parameter.numel() for _, parameter in run.model.named_parameters())
+                return {"parameters": f"{count / 1e6:.1f} M"}
+        """
         return []

@@ -8,30 +8,35 @@ from typing import Any
 
 import attrs
 
+from detkernel import hookspecs
 from detkernel.bus import Bus
-from detkernel.catalog import Catalog
+from detkernel.catalog import Catalog, Entry
 from detkernel.config.dump import inline, plain
 from detkernel.config.types import is_base, members, option_fields, option_type, short
 from detkernel.errors import CatalogError
 from detkernel.listing import table
 from detkernel.local import source_of
-from detkernel.plugin import is_plugin
+from detkernel.plugin import PROJECT, Part, is_plugin
 
 
-def plugin_page(name: str, cls: type[Any]) -> str:
-    """One plugin: what it does, its options as a table, the events it answers."""
-    parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__})\n\n{inspect.getdoc(cls)}\n\n"]
+def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
+    """One plugin: what it does, its options as a table, the events it answers and publishes."""
+    owner = f", {entry.distribution} {entry.version}" if entry else ""
+    parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__}{owner})\n\n{inspect.getdoc(cls)}\n\n"]
+    kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
+    if kinds:
+        parts.append(f"a {kinds[-1].lower()}, for options of that type: {{use: {name}, ...}}\n\n")
     rows = list(option_rows(cls))
-    if rows:
-        parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3))
-    else:
-        parts.append("It has no options.\n")
-    answers = {key: getattr(inspect.getattr_static(cls, key), "detkernel_impl", None) for key in dir(cls)}
-    events = {impl["specname"] or key for key, impl in answers.items() if impl is not None}
+    parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3) if rows else "It has no options.\n")
+    events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), f"{PROJECT}_impl")]
     if events:
         order = [event for event in Bus({}).event_names() if event in events]
-        order += sorted(events - set(order))
+        order += [event for event in events if event not in order]
         parts.append(f"\nanswers: {', '.join(order)} (priority {getattr(cls, 'priority', 'normal')})\n")
+    published = vars(getattr(cls, "events", object))
+    for spec in published.values():
+        if hasattr(spec, f"{PROJECT}_spec"):
+            parts.append(f"\npublishes {_entry(spec)}")
     return "".join(parts)
 
 
@@ -64,23 +69,52 @@ def _use(cls: type[Any]) -> str:
         return cls.__name__
 
 
+def loop_text(event: str = "") -> str:
+    """The loop as pseudo-code, every event in its place; an arrow points to one of them."""
+    lines = (inspect.getdoc(hookspecs) or "").split("\n\n")[1].splitlines()
+    return "".join(f"{'->' if event and line.strip().startswith(f'{event}(') else '  '}{line}\n" for line in lines)
+
+
 def event_list(bus: Bus, *, with_plugins: bool) -> str:
-    """Every event in the order in which it fires: arguments, meaning, and who runs at it, in which order."""
-    lines: list[str] = []
-    for event in bus.event_names():
-        spec = bus.spec(event)
-        arguments = ", ".join(name for name in inspect.signature(spec).parameters if name != "self")
-        lines.append(f"{event}({arguments})")
-        implementations = bus.implementations(event)
-        if not with_plugins:
-            lines.extend(f"    {line}" for line in (inspect.getdoc(spec) or "").splitlines())
-        elif not implementations:
-            lines.append("    -")
-        for number, impl in enumerate(implementations if with_plugins else (), start=1):
-            cls = type(bus[impl.name])
-            place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
-            lines.append(f"    {number}. {impl.name:<20} {place:<20} {source_of(cls.__module__)}:{cls.__qualname__}")
-    return "\n".join(lines) + "\n"
+    """Every event in the order in which it fires: either what it is, or who runs at it, in which order."""
+    if with_plugins:
+        return "".join(_answers(bus, event) for event in bus.event_names())
+    return loop_text() + "".join(f"\n{_entry(bus.spec(event))}" for event in bus.event_names())
+
+
+def event_page(event: str) -> str:
+    """One event of the kernel: its place in the loop, its arguments and result, what it is for, an example."""
+    return f"{loop_text(event)}\n{_entry(Bus({}).spec(event))}"
+
+
+def signature(spec: Any) -> str:
+    """`build_loader(run: Run, mode: Mode) -> Loader | None`, with a note where only the first result counts."""
+    found = inspect.signature(spec)
+    named = [parameter for name, parameter in found.parameters.items() if name != "self"]
+    text = ", ".join(f"{item.name}: {_annotation(item.annotation)}" for item in named)
+    only = ", the first that is not None" if getattr(spec, f"{PROJECT}_spec")["firstresult"] else ""
+    return f"{spec.__name__}({text}) -> {_annotation(found.return_annotation)}{only}"
+
+
+def _annotation(annotation: Any) -> str:
+    if annotation is inspect.Signature.empty:
+        return "Any"
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _entry(spec: Any) -> str:
+    lines = (inspect.getdoc(spec) or "").splitlines()
+    return f"{signature(spec)}\n" + "".join(f"    {line}".rstrip() + "\n" for line in lines)
+
+
+def _answers(bus: Bus, event: str) -> str:
+    arguments = ", ".join(name for name in inspect.signature(bus.spec(event)).parameters if name != "self")
+    lines = [f"{event}({arguments})"]
+    for number, impl in enumerate(bus.implementations(event), start=1):
+        cls = type(bus[impl.name])
+        place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
+        lines.append(f"    {number}. {impl.name:<20} {place:<20} {source_of(cls.__module__)}:{cls.__qualname__}")
+    return "\n".join(lines if len(lines) > 1 else [*lines, "    -"]) + "\n"
 
 
 def _bounds(metadata: Any) -> str:

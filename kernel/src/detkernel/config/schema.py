@@ -42,18 +42,21 @@ class _Builder:
 
     def build(self) -> Schema:
         tops = {name: cls for name, cls in self.classes.items() if not issubclass(cls, Part)}
+        for name, cls in tops.items():
+            self.definitions[f"plugin:{name}"] = self._object(cls, use=name, top=True)
         by_use = [
             {
                 "if": {"properties": {"use": {"const": name}}, "required": ["use"]},
-                "then": self._object(cls, use=name, top=True),
+                "then": {"$ref": f"#/definitions/plugin:{name}"},
             }
-            for name, cls in tops.items()
+            for name in tops
         ]
-        top = {
+        self.definitions["plugin"] = {
             "anyOf": [{"type": "null"}, {"type": "object", "allOf": by_use}],
             "properties": {"use": {"anyOf": [{"enum": sorted(tops)}, _LOCAL]}},
         }
-        named = {name: {"if": _has_use(), "then": top, "else": self._key(name, cls)} for name, cls in tops.items()}
+        top = {"$ref": "#/definitions/plugin"}
+        named = {name: {"if": _has_use(), "then": top, "else": self._key(name)} for name in tops}
         files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
         return {
             "$schema": "http://json-schema.org/draft-07/schema#",
@@ -69,9 +72,9 @@ class _Builder:
             "definitions": self.definitions,
         }
 
-    def _key(self, name: str, cls: type[Any]) -> Schema:
+    def _key(self, name: str) -> Schema:
         """A key that is a plugin's name and has no `use`: its options, some of which a base file may give."""
-        return {"anyOf": [{"type": "null"}, self._object(cls, use=name, top=True)]}
+        return {"anyOf": [{"type": "null"}, {"$ref": f"#/definitions/plugin:{name}"}]}
 
     def _object(self, cls: type[Any], use: str = "", top: bool = False) -> Schema:
         properties: Schema = {}
