@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ def rasterise(masks: Sequence[Any], height: int, width: int) -> Tensor:
     if not masks:
         return torch.zeros(0, height, width, dtype=torch.uint8)
     runs = [_runs(mask, height, width) for mask in masks]
-    pixels = coco.decode(runs)  # [H, W, N] in Fortran order: [N, W, H] in memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 and NumPy 2 disagree on `copy`
+        pixels = coco.decode(runs)  # [H, W, N] in Fortran order: [N, W, H] in memory
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

@@ -1,0 +1,47 @@
+"""Every recipe is sound, has its modeline, and what it names exists; the schema beside them is up to date."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from detkernel.config import load
+from detkernel.config.read import read_text
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    config = load(path, [])
+    assert {"model", "data", "optimizer", "checkpoint", "evaluation", "log"} <= set(config.plugins)
+    assert config.options.work_dir.name == path.stem
+    best = config.plugins["checkpoint"].best
+    assert best is not None
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_editors_know_its_schema(path: Path) -> None:
+    depth = len(path.relative_to(CONFIGS).parts) - 1
+    assert path.read_text().splitlines()[0] == f"# yaml-language-server: $schema={'../' * depth}schema.json"
+
+
+def test_the_schema_is_that_of_the_standard_plugins() -> None:
+    command = [sys.executable, "-m", "detkernel", "schema"]
+    made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    kept = json.loads((CONFIGS / "schema.json").read_text())
+    jsonschema.Draft7Validator.check_schema(kept)
+    assert kept == made, "run `detkernel schema -o configs/schema.json` with the standard plugins installed"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_the_schema_takes_it(path: Path) -> None:
+    schema = json.loads((CONFIGS / "schema.json").read_text())
+    jsonschema.validate(read_text(path.read_text(), path.name).plain(), schema)
