@@ -484,6 +484,11 @@ class TestAllAtOnce:
             "types.flag": "command line:1:12",
         }
 
+    def test_what_is_missing_is_missing_where_its_plugin_was_written(self, config: Any):
+        with pytest.raises(ConfigError) as caught:
+            config("sag: {}", "sag.momentum=0.5")
+        assert str(caught.value).startswith("c.yaml:2:6: sag.lr: missing: learning rate")
+
     def test_the_command_line_is_shown_like_a_line_of_a_file(self, config: Any):
         with pytest.raises(ConfigError) as caught:
             config("sag: {lr: 1}", "sag.lr=fast")

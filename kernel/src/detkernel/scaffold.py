@@ -5,9 +5,11 @@ from __future__ import annotations
 import keyword
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from detkernel.catalog import Catalog
 from detkernel.errors import UserError, relative
 from detkernel.files import write_atomic
 
@@ -32,11 +34,12 @@ _USAGE: dict[Kind, str] = {
 
 
 def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
-    """Write the project into `folder/NAME`; return its files. Raises `UserError` for a bad name or a folder in use."""
+    """Write the project into `folder/NAME`; return its files. Raises `UserError` for a name or a folder in use."""
     words = [word for word in re.split(r"[-_ .]+", name.lower()) if word]
     module = "_".join(words)
-    if not module.isidentifier() or keyword.iskeyword(module):
+    if not re.fullmatch("[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise UserError(f"'{name}': expected a name of letters, digits and dashes, such as my-plugin")
+    _check_free(module, kind)
     root = folder / "-".join(words)
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{relative(root)} exists and is not empty; choose another name, or remove it")
@@ -67,3 +70,14 @@ def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
         write_atomic(path, text)
         written.append(path)
     return written
+
+
+def _check_free(module: str, kind: Kind) -> None:
+    """A module, or a plugin, that hides another one breaks both."""
+    spec = find_spec(module)
+    if spec is not None and spec.origin is not None:
+        raise UserError(f"there is a Python module '{module}' ({spec.origin}); choose another name")
+    name = module.replace("_", "-") if kind == "command" else module
+    offers = Catalog("command" if kind == "command" else "plugin").entries.get(name)
+    if offers:
+        raise UserError(f"{offers[0].distribution} {offers[0].version} offers '{name}'; choose another name")

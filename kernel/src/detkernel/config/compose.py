@@ -130,7 +130,7 @@ def _set(node: Node | None, path: list[str], value: Node, where: Where, done: tu
         items[int(key)] = _merge(items[int(key)], _set(items[int(key)], rest, value, where, (*done, key)))
         return attrs.evolve(node, value=items)
     below = _set(node.child(key) if node else None, rest, value, where, (*done, key))
-    patch = Node({key: below}, where, {key: where})
+    patch = Node({key: below}, where if node is None else node.where, {key: where})
     return patch if node is None else _merge(node, patch, top=not done, key=done[0] if len(done) == 1 else None)
 
 

@@ -165,8 +165,8 @@ class _Converter:
 
 def _place(name: str, text: str, position: int) -> Where:
     """The place of a character that ends the reading; its line is not shown, since it cannot be printed."""
-    before = text[:position]
-    return Where(name, before.count("\n") + 1, position - before.rfind("\n"))
+    lines = f"{text[:position]}^".splitlines()
+    return Where(name, len(lines), len(lines[-1]))
 
 
 def _where(name: str, lines: list[str], mark: yaml.Mark) -> Where:

@@ -1,0 +1,155 @@
+"""`detkernel new-plugin`: a project that installs, is listed, and passes its own tests as written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Plant = Callable[..., Path]
+Write = Callable[[str, str], Path]
+Detkernel = Callable[..., subprocess.CompletedProcess[str]]
+
+KINDS = ["model", "dataset", "transform", "evaluator", "hook", "command"]
+LISTED = {
+    "model": "plugin A detector of one box a picture",
+    "dataset": "dataset Pictures listed in a CSV file",
+    "transform": "transform Darken or brighten some pictures.",
+    "evaluator": "plugin Share of the annotated boxes",
+    "hook": "plugin Stop the run when the loss",
+}
+
+
+@pytest.fixture
+def install(plant: Plant, folder: Path) -> Callable[[str], None]:
+    """Install a project as `pip install -e` would, by what its pyproject.toml says."""
+
+    def install(name: str) -> None:
+        project = tomllib.loads((folder / name / "pyproject.toml").read_text())
+        points = project["project"]["entry-points"]
+        plant(
+            project["project"]["name"],
+            {},
+            version=project["project"]["version"],
+            plugins=points.get("detkernel.plugins"),
+            commands=points.get("detkernel.commands"),
+            requires=tuple(project["project"]["dependencies"]),
+        )
+        for file in project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]:
+            (folder / "site" / file).symlink_to(folder / name / file)
+
+    return install
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_a_whole_project(detkernel: Detkernel, folder: Path, kind: str):
+    result = detkernel("new-plugin", "Box-Counter 2", "--kind", kind)
+    assert (result.returncode, result.stderr) == (0, "")
+    root = folder / "box-counter-2"
+    files = sorted(path.name for path in root.iterdir())
+    assert files == ["README.md", "box_counter_2.py", "pyproject.toml", "test_box_counter_2.py"]
+    assert result.stdout.splitlines() == [
+        *(f"wrote box-counter-2/{name}" for name in ("pyproject.toml", "README.md", "box_counter_2.py")),
+        "wrote box-counter-2/test_box_counter_2.py",
+        "next: cd box-counter-2 && pip install -e .[test] && pytest",
+    ]
+    for name in files:
+        text = (root / name).read_text()
+        assert not any(mark in text.lower() for mark in ("my_plugin", "my-plugin", "myplugin"))
+        assert "@" not in text or name.endswith(".py")
+
+
+@pytest.mark.parametrize("kind", list(LISTED))
+def test_it_is_listed_and_shown(detkernel: Detkernel, install: Callable[[str], None], kind: str):
+    detkernel("new-plugin", "box-counter", "--kind", kind)
+    install("box-counter")
+    result = detkernel("plugins")
+    assert (result.returncode, result.stderr) == (0, "")
+    row = next(" ".join(line.split()) for line in result.stdout.splitlines() if line.startswith("box_counter "))
+    assert row.startswith(f"box_counter {LISTED[kind]}")
+    assert row.endswith(" box-counter 0.1.0")
+    page = detkernel("plugins", "show", "box_counter")
+    assert page.returncode == 0
+    assert page.stdout.startswith("box_counter (box_counter:BoxCounter, box-counter 0.1.0)")
+
+
+def test_its_tests_pass_as_written(detkernel: Detkernel, install: Callable[[str], None], folder: Path):
+    """Of the kind that needs no torch; the tests of the whole system install every kind with pip, and run it."""
+    detkernel("new-plugin", "box-counter", "--kind", "command")
+    install("box-counter")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=folder / "box-counter",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(folder / "site")},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 passed" in result.stdout
+
+
+def test_its_readme_shows_a_config_that_loads(
+    detkernel: Detkernel, install: Callable[[str], None], folder: Path, write: Write
+):
+    detkernel("new-plugin", "box-counter", "--kind", "hook")
+    install("box-counter")
+    block = (folder / "box-counter" / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    write("c.yaml", f"run: {{until: 1 epoch}}\n{block}")
+    result = detkernel("config", "c.yaml")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "threshold: 0.2" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["", "-", "12", "class", "a/b", "../up", "é", "a b!", "none?"])
+def test_a_name_that_is_none(detkernel: Detkernel, folder: Path, name: str):
+    result = detkernel("new-plugin", "--", name)
+    assert result.returncode == 2
+    assert result.stderr == f"error: '{name}': expected a name of letters, digits and dashes, such as my-plugin\n"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["json", "detkernel", "sys", "Click"])
+def test_a_name_that_hides_a_module(detkernel: Detkernel, name: str):
+    result = detkernel("new-plugin", name)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: there is a Python module '{name.lower()}' (")
+    assert result.stderr.endswith("); choose another name\n")
+
+
+def test_a_name_that_is_taken(detkernel: Detkernel, plant: Plant):
+    plant("counters", {}, plugins={"box_counter": "c:C"}, commands={"box-lister": "c:c"}, version="3.0")
+    result = detkernel("new-plugin", "box-counter")
+    assert (result.returncode, result.stderr) == (2, "error: counters 3.0 offers 'box_counter'; choose another name\n")
+    assert detkernel("new-plugin", "box-counter", "--kind", "command").returncode == 0
+    result = detkernel("new-plugin", "box-lister", "--kind", "command")
+    assert (result.returncode, result.stderr) == (2, "error: counters 3.0 offers 'box-lister'; choose another name\n")
+
+
+def test_a_folder_in_use(detkernel: Detkernel, folder: Path, write: Write):
+    write("box-counter/mine.txt", "mine")
+    result = detkernel("new-plugin", "box_counter")
+    assert result.returncode == 2
+    assert result.stderr == "error: box-counter exists and is not empty; choose another name, or remove it\n"
+    assert os.listdir(folder / "box-counter") == ["mine.txt"]  # noqa: PTH208
+    (folder / "box-counter" / "mine.txt").unlink()
+    assert detkernel("new-plugin", "box_counter").returncode == 0
+
+
+def test_a_file_of_that_name(detkernel: Detkernel, write: Write):
+    write("box-counter", "mine")
+    result = detkernel("new-plugin", "box-counter")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: box-counter")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_kind(detkernel: Detkernel):
+    result = detkernel("new-plugin", "box-counter", "--kind", "thing")
+    assert result.returncode == 2
+    assert "Invalid value for '--kind': 'thing' is not one of 'model', 'dataset'" in result.stderr
