@@ -40,6 +40,8 @@ def test_configs_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.Monkey
     from detkernel.config import load
 
     (tmp_path / "my_plugin.py").write_text(_my_plugin())
+    (tmp_path / "detkernel_configs").symlink_to(ROOT / "configs")  # as an installed detkernel has it
+    monkeypatch.syspath_prepend(tmp_path)
     if text.startswith("part: "):  # a value of the loader's, shown on its own
         option, _, value = text.removeprefix("part: ").partition("\nvalue: ")
         text = f"run: {{until: 1 iters}}\ndata:\n  use: loader\n  {option}: {value}"
@@ -59,4 +61,5 @@ def _my_plugin() -> str:
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+            made = "reference/" in target  # when the site is built, whose build checks links into it
+            assert made or (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
