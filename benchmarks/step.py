@@ -124,9 +124,8 @@ def main() -> None:
                 theirs.append(pair["plain"])
         run.hook.after_run(run=run)
     where = torch.cuda.get_device_name() if run.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    print(
-        f"{options.model} R{options.depth}, {options.batch} pictures of {options.side} px, {where}, torch {torch.__version__}"
-    )
+    what = f"{options.model} R{options.depth}, {options.batch} pictures of {options.side} px"
+    print(f"{what}, {where}, torch {torch.__version__}")
     print(f"plain torchvision {statistics.median(theirs) * 1000:8.1f} ms")
     print(f"detkernel         {statistics.median(ours) * 1000:8.1f} ms")
     low, middle, high = statistics.quantiles(ratios, n=4)

@@ -72,7 +72,11 @@ MISTAKES = {
         "2 plugins build the model: 'model' and 'other'",
     ),
     "no model": (
-        lambda p: edit(p / "config.yaml", "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}", ""),
+        lambda p: edit(
+            p / "config.yaml",
+            "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}",
+            "",
+        ),
         "no active plugin provides build_model",
     ),
     "a missing folder": (

@@ -1,10 +1,10 @@
-"""Kills a whole run at random instants and resumes it each time; prints, as JSON, whether its end is the undisturbed one.
+"""Kills a whole run at random instants, resumes it each time, and says as JSON whether its end is the undisturbed one.
 
     python tests/torture.py FOLDER SEED KILLS PROCESSES
 
-The run is the real thing: loader workers (0 to 3, other ones after each kill), random augmentation, dropout, accumulation,
-bf16, clipping, an average of the weights, a schedule, validations, a log, and checkpoints in the background. It is forked
-from a process that has torch loaded, since starting Python takes longer than the run.
+The run is the real thing: loader workers (0 to 3, other ones after each kill), random augmentation, dropout,
+accumulation, bf16, clipping, an average of the weights, a schedule, validations, a log, and checkpoints in the
+background. It is forked from a process that has torch loaded, since starting Python takes longer than the run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Tiny(Backbone):
 '''
 CONFIG = """
 run: {until: 4 epochs, validate: every 9 iters, seed: 3}
-device: {timeout: 2, threads: 1}
+device: {timeout: 0.5, threads: 1}
 data:
   use: loader
   train: {use: shapes, size: 20, side: 64, sizes: [12, 40]}

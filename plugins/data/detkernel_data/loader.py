@@ -21,7 +21,7 @@ class Loader:
     follow from (seed, epoch, position) alone.
     """
 
-    resume_neutral: ClassVar[tuple[str, ...]] = ("workers", "prefetch", "pin_memory", "val", "test", "val_batch_size")
+    resume_neutral: ClassVar[tuple[str, ...]] = ("workers", "prefetch", "pin_memory", "test", "val_batch_size")
 
     train: Dataset | None = option(default=None, help="what is trained on")
     val: Dataset | None = option(default=None, help="what is validated on during training")

@@ -112,7 +112,7 @@ class Stepping:
         return {"optimizer": f"{name}, lr {self.lr:g}, {many}, {self.precision}"}
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, the loss scale, and gradients that are being accumulated."""
+        """The optimizer's state, the loss scale, gradients that are being accumulated, and the norm at the last step."""
         run = self._run
         partial = run.iter % self.accumulate != 0
         gradients = {name: p.grad for name, p in run.bare_model.named_parameters() if p.grad is not None}
@@ -120,6 +120,7 @@ class Stepping:
             "optimizer": run.optimizer.state_dict(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "gradients": gradients if partial else {},
+            "grad_norm": self._norm,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,6 +128,7 @@ class Stepping:
         run.optimizer.load_state_dict(state["optimizer"])
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])
+        self._norm = state["grad_norm"]
         parameters = dict(run.bare_model.named_parameters())
         for name, gradient in state["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device, copy=True)
