@@ -1,9 +1,9 @@
 """Microseconds of CPU that a training framework adds to an iteration, over a plain loop that does the same work.
 
 The work: one small step (a torch linear layer, forward, backward, SGD) and ten plugins, each of which counts
-something before and after it. The plain loop calls the same twenty functions itself. Beside detkernel stand mmengine and Lightning
-where they are installed (`pip install mmengine lightning`); each framework is measured in turn, several rounds in one
-process, and the smallest difference to the plain loop of its round counts.
+something before and after it. The plain loop calls the same twenty functions itself. Beside detkernel stand mmengine
+and Lightning where they are installed (`pip install mmengine lightning`); each framework is measured in turn, several
+rounds in one process, and the smallest difference to the plain loop of its round counts.
 
     python benchmarks/overhead.py [--iterations 2000] [--rounds 5]
 """

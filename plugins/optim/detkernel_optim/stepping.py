@@ -112,7 +112,7 @@ class Stepping:
         return {"optimizer": f"{name}, lr {self.lr:g}, {many}, {self.precision}"}
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, the loss scale, gradients that are being accumulated, and the norm at the last step."""
+        """The optimizer's state, the loss scale, gradients in accumulation, and the norm at the last step."""
         run = self._run
         partial = run.iter % self.accumulate != 0
         gradients = {name: p.grad for name, p in run.bare_model.named_parameters() if p.grad is not None}
