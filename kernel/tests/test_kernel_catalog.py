@@ -130,6 +130,7 @@ class TestLoading:
         [
             ("import no_such_thing\n", "bad_a:X", "cannot be imported: No module named 'no_such_thing'; is everything"),
             ("from math import no_such\n", "bad_b:X", "cannot be imported: cannot import name 'no_such' from 'math'"),
+            ("raise ImportError('broken\\nat length')\n", "bad_k:X", "cannot be imported: broken; is everything"),
             ("def f(:\n", "bad_c:X", "cannot be imported: invalid syntax"),
             ("", "bad_d:X", ": its module bad_d has no 'X'"),
             ("class X: ...\n", "bad_e:X.Y", ": its module bad_e has no 'X.Y'"),

@@ -121,6 +121,7 @@ def test_a_key_may_be_any_text_in_quotes():
         ("a: 1\nb: 2\na: 3", "c.yaml:3:1: 'a' is given twice (first in line 1)"),
         ("a: {b: 1, c: 2, b: 3}", "c.yaml:1:17: 'b' is given twice (first in line 1)"),
         ("a: 1\n'a': 2", "c.yaml:2:1: 'a' is given twice (first in line 1)"),
+        ('"a\\nb": 1\n"a\\nb": 2', "c.yaml:2:1: 'a\\nb' is given twice (first in line 1)"),
         ("1: a", "c.yaml:1:1: a key must be text; put it in quotes if it is meant as one"),
         ("true: a", "c.yaml:1:1: a key must be text; put it in quotes if it is meant as one"),
         ("null: a", "c.yaml:1:1: a key must be text; put it in quotes if it is meant as one"),

@@ -262,6 +262,17 @@ class TestValues:
         assert f": types.{path}: {message}" in found[0]
 
 
+class TestMessages:
+    def test_text_in_them_stays_on_one_line_and_short(self, problems: Any):
+        assert problems('types: {whole: "a\\nb", "x\\ty": 1, named: {"a\\nb": c}}') == [
+            "c.yaml:2:16: types.whole: expected a whole number, got the text 'a\\nb'",
+            "c.yaml:2:24: types.x\\ty: there is no option 'x\\ty'",
+            "c.yaml:2:49: types.named.a\\nb: expected a number, got the text 'c'",
+        ]
+        found = problems(f"types: {{whole: {'x' * 500}}}")
+        assert found == [f"c.yaml:2:16: types.whole: expected a whole number, got the text '{'x' * 77}...'"]
+
+
 class TestOptions:
     def test_an_unknown_one_gets_a_suggestion(self, problems: Any):
         assert problems("sag: {lr: 1, momentun: 0.9}") == [

@@ -131,7 +131,8 @@ def _imported(target: str, owner: str) -> Any:
     try:
         found = importlib.import_module(module)
     except (ImportError, SyntaxError) as error:
-        raise CatalogError(f"{owner} cannot be imported: {error}; is everything it needs installed?") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise CatalogError(f"{owner} cannot be imported: {reason}; is everything it needs installed?") from error
     except Exception as error:
         error.add_note(f"raised while {owner} was imported")
         raise

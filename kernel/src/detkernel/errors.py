@@ -41,6 +41,11 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, torn, or does not fit this run."""
 
 
+def one_line(text: str) -> str:
+    """Text of a user's as it may stand in a message: what cannot be printed, a line break say, is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 @attrs.frozen
 class Where:
     """A place in a config: file, line and column (both from 1). `line` 0: no place (built in Python)."""
@@ -67,7 +72,7 @@ class Problem:
     """One thing that is wrong with a config. `path` is the option's dotted path, such as `model.backbone.depth`."""
 
     where: Where
-    path: str
+    path: str = attrs.field(converter=one_line)
     message: str
 
     def __str__(self) -> str:

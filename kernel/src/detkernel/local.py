@@ -37,7 +37,8 @@ def load(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise CatalogError(f"{relative(path)}:{error.lineno}:{error.offset}: {error.msg}") from None
     except ImportError as error:
-        raise CatalogError(f"{relative(path)} cannot be imported: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise CatalogError(f"{relative(path)} cannot be imported: {reason}") from error
 
 
 def file_of(module: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from detkernel.config.tree import Node, Scalar
-from detkernel.errors import ConfigError, Problem, UserError, Where, relative
+from detkernel.errors import ConfigError, Problem, UserError, Where, one_line, relative
 
 MAX_NODES = 100_000
 MAX_DEPTH = 50
@@ -141,7 +141,8 @@ class _Converter:
         for key_node, value_node in node.value:
             key, place = self._key(key_node)
             if key in values:
-                raise ConfigError([Problem(place, "", f"'{key}' is given twice (first in line {keys[key].line})")])
+                message = f"'{one_line(key)}' is given twice (first in line {keys[key].line})"
+                raise ConfigError([Problem(place, "", message)])
             keys[key] = place
             values[key] = self.convert(value_node, depth + 1)
         return Node(values, where, keys)

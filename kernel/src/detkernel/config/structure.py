@@ -16,9 +16,10 @@ import attrs
 import cattrs
 
 from detkernel.catalog import Catalog
+from detkernel.config.read import scalar
 from detkernel.config.tree import Node, kind
 from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
-from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean
+from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, one_line
 from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
 from detkernel.span import Span
 
@@ -78,7 +79,7 @@ class Structurer:
             if key in RESERVED:
                 continue
             if key not in fields:
-                message = f"there is no option '{key}'{did_you_mean(key, fields)}"
+                message = f"there is no option '{one_line(key)}'{did_you_mean(key, fields)}"
                 problems.append(Problem(node.keys.get(key, child.where), self._dotted(key), message))
                 continue
             with self._collect(problems), self._at(key):
@@ -269,6 +270,6 @@ def _scalar_hint(node: Node, wanted: Any) -> str:
         return f"; write {str(str(node.value).lower() in ('yes', 'on')).lower()}"
     if wanted is str and not isinstance(node.value, (dict, list)):
         return "; put it in quotes if it is meant as text"
-    if wanted in (int, float) and isinstance(node.value, str) and node.quoted:
+    if wanted in (int, float) and isinstance(node.value, str) and isinstance(scalar(node.value), (int, float)):
         return "; leave out the quotes"
     return ""

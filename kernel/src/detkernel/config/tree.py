@@ -6,8 +6,10 @@ from typing import TypeAlias
 
 import attrs
 
-from detkernel.errors import ConfigError, Problem, Where
+from detkernel.errors import ConfigError, Problem, Where, one_line
 
+LONGEST = 80
+"""Characters of a text that a message repeats."""
 Scalar: TypeAlias = "bool | int | float | str | None"
 Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
 
@@ -38,7 +40,7 @@ class Node:
 
     def error(self, message: str, path: str = "") -> ConfigError:
         """A mistake at this place."""
-        return ConfigError([Problem(self.where, path, message)])
+        return ConfigError([Problem(self.where, path, one_line(message))])
 
 
 def kind(node: Node) -> str:
@@ -51,5 +53,5 @@ def kind(node: Node) -> str:
     if isinstance(value, (int, float)):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the text '{value}'"
+        return f"the text '{value if len(value) <= LONGEST else value[: LONGEST - 3] + '...'}'"
     return "a list" if isinstance(value, list) else "a map"
