@@ -225,10 +225,10 @@ def test_a_hang_names_the_rank_and_the_place(tmp_path: Path):
             @hookimpl
             def before_train_iter(self, run):
                 if run.rank == 1 and run.iter == 3:
-                    time.sleep(8)
+                    time.sleep(14)
 
-        kernel(Device(device="cpu", timeout=0.1), hang=Sleep()).run()
-    """, timeout=40)  # fmt: skip
+        kernel(Device(device="cpu", timeout=0.2), hang=Sleep()).run()
+    """, timeout=90)  # fmt: skip
     assert "nothing has moved for" in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.strip().startswith("rank 1: iteration 3"))
     assert "script.py" in line

@@ -46,9 +46,8 @@ def resnet(options: Resnet) -> nn.Module:
     names = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable] + (["bn1"] if trainable == 5 else [])
     freeze(parameter for name, parameter in model.named_parameters() if not name.startswith(tuple(names)))
     width = model.inplanes // 8
-    return Body(
-        model, ["layer1", "layer2", "layer3", "layer4"], [width, 2 * width, 4 * width, 8 * width], [4, 8, 16, 32]
-    )
+    kept = range(options.stages)
+    return Body(model, [f"layer{n + 1}" for n in kept], [width * 2**n for n in kept], [4 * 2**n for n in kept])
 
 
 def mobilenet(options: MobilenetV3) -> nn.Module:

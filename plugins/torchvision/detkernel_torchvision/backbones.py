@@ -15,7 +15,7 @@ Norm = Literal["frozen", "eval", "batch", "group"]
 
 @plugin
 class Resnet(Backbone):
-    """A ResNet (He et al. 2016) from torchvision: maps at strides 4, 8, 16 and 32.
+    """A ResNet (He et al. 2016) from torchvision: maps at strides 4, 8, 16 and 32, one a stage.
 
     Without weights, everything is trained and batch norm is ordinary; with weights, the stem and the first stage are
     frozen and so is batch norm, as in every published recipe.
@@ -24,6 +24,7 @@ class Resnet(Backbone):
     depth: Literal[18, 34, 50, 101, 152] = option(default=50, help="number of layers")
     groups: int = option(default=1, at_least=1, help="groups of the 3x3 convolutions: 32 makes a ResNeXt (50 and more)")
     width_per_group: int = option(default=64, at_least=1, help="channels of a group in the first stage: 4 for ResNeXt")
+    stages: Literal[1, 2, 3, 4] = option(default=4, help="stages kept: with 3, a quarter faster")
     weights: str | None = option(
         default=None, help="torchvision's by name, such as IMAGENET1K_V1 or DEFAULT; a file; null: random"
     )
