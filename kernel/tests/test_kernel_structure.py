@@ -267,7 +267,7 @@ class TestMessages:
         assert problems('types: {whole: "a\\nb", "x\\ty": 1, named: {"a\\nb": c}}') == [
             "c.yaml:2:16: types.whole: expected a whole number, got the text 'a\\nb'",
             "c.yaml:2:24: types.x\\ty: there is no option 'x\\ty'",
-            "c.yaml:2:49: types.named.a\\nb: expected a number, got the text 'c'",
+            "c.yaml:2:51: types.named.a\\nb: expected a number, got the text 'c'",
         ]
         found = problems(f"types: {{whole: {'x' * 500}}}")
         assert found == [f"c.yaml:2:16: types.whole: expected a whole number, got the text '{'x' * 77}...'"]
