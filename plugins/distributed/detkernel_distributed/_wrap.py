@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from detkernel import Run, UserError, wrong
+from detkernel.detection import Batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _UNREDUCED = "Expected to have finished reduction in the prior iteration"
 _INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")
 _SHOWN = 12
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def prepare(options: Device, run: Run) -> nn.Module:
@@ -76,4 +78,20 @@ def explained(options: Device, run: Run, error: RuntimeError) -> UserError | Non
         "find_unused_parameters",
         f"{len(unused) or 'some'} parameters took no part in the loss of iteration {run.iter} on rank {run.rank}: "
         f"{shown}. Freeze them (requires_grad: false), use them, or set find_unused_parameters: true",
+    )
+
+
+def out_of_memory(run: Run, batch: Batch, error: RuntimeError) -> UserError | None:
+    """The message for memory that ran out, with the batch that it ran out with; None for any other error."""
+    on_cpu = _NO_MEMORY in str(error)
+    if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+        return None
+    pictures = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
+    objects = sum(len(target) for target in batch.targets)
+    advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
+    shown = ", ".join(pictures[:_SHOWN])
+    return UserError(
+        f"{run.device} ran out of memory in epoch {run.epoch + 1}, iteration {run.iter}, with {len(batch)} pictures "
+        f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
+        f"batch_size (with the optimizer's accumulate, steps stay the same), smaller pictures{advice}"
     )

@@ -94,13 +94,23 @@ class Device:
         self._receive(run, batch)
 
     @hookimpl(wrapper=True)
-    def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
+    def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
         try:
             return (yield)
         except RuntimeError as error:
             from detkernel_distributed import _wrap
 
-            raise _wrap.explained(self, run, error) or error from None
+            raise _wrap.explained(self, run, error) or _wrap.out_of_memory(run, batch, error) or error from None
+
+    @hookimpl(wrapper=True, specname="after_train_iter")
+    def _backward(self, run: Run, batch: Batch) -> Generator[None, None, None]:
+        """Around the stepping plugin, whose backward pass is where memory is at its peak."""
+        try:
+            yield
+        except RuntimeError as error:
+            from detkernel_distributed import _wrap
+
+            raise _wrap.out_of_memory(run, batch, error) or error from None
 
     @hookimpl(wrapper=True)
     def val_step(self) -> Generator[None, Sequence[Detections], Sequence[Detections]]:

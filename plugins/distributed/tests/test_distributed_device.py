@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detkernel import ConfigError, hookimpl, plugin, state
+from detkernel import ConfigError, UserError, hookimpl, plugin, state
 from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_distributed.device import Device
 
@@ -187,3 +187,30 @@ def test_weights_are_channels_last_unless_told(tmp_path: Path):
     for wanted in (True, False):
         run = tiny_run({"device": Device(channels_last=wanted)}, until="1 iter", work_dir=tmp_path)
         assert run.model[0][0].weight.is_contiguous(memory_format=torch.channels_last) is wanted
+
+
+@pytest.mark.parametrize("event", ["train_step", "after_train_iter"])
+def test_memory_that_runs_out_names_the_pictures(event: str, tmp_path: Path):
+    def allocate() -> None:
+        torch.empty(2**50, dtype=torch.uint8)
+
+    @plugin
+    class Forward:
+        """Wants a petabyte in forward."""
+
+        @hookimpl
+        def train_step(self) -> None:
+            allocate()
+
+    @plugin
+    class Backward:
+        """Wants a petabyte in backward."""
+
+        @hookimpl
+        def after_train_iter(self) -> None:
+            allocate()
+
+    hungry = Forward() if event == "train_step" else Backward()
+    message = r"cpu ran out of memory in epoch 1, .* with 2 pictures of up to 32x32 and 2 objects: \d \(32x32\)"
+    with pytest.raises(UserError, match=message):
+        tiny_run({"device": Device(device="cpu"), "hungry": hungry}, work_dir=tmp_path)
