@@ -60,4 +60,5 @@ def catalog_page(*, parts: bool) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Markdown shows the backslash that would keep a bar from ending the cell."""
+    return text.replace(" | ", " or ").replace("|", "/").replace("\n", " ")

@@ -13,7 +13,6 @@ distribution, the event and the iteration.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,6 +90,8 @@ class ConfigError(UserError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'momentum'?`, or the choices when nothing is near and they are few, or nothing."""
+    import difflib  # here, since only a mistake needs it
+
     known = sorted(known)
     folded = {choice.lower(): choice for choice in known}
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
