@@ -31,6 +31,11 @@ def body(name: str, line: str = "What it does.") -> str:
     return BODY.format(name=name, line=line)
 
 
+def _numbered(*cases: tuple[str, tuple[str, str]]) -> list[tuple[int, str, tuple[str, str]]]:
+    """Each with a number, since what is read of a module is remembered by its name."""
+    return [(number, *case) for number, case in enumerate(cases)]
+
+
 def rows(table: str) -> list[str]:
     """The lines of a table, with single spaces."""
     return [" ".join(line.split()) for line in table.splitlines()]
@@ -83,6 +88,26 @@ class TestListing:
         result = detkernel("plugins")
         assert (result.returncode, result.stderr) == (0, "")
         assert {"broken_one plugin broken 1.0", "gone plugin broken 1.0"} < set(rows(result.stdout))
+
+    @pytest.mark.parametrize(
+        ("number", "source", "wanted"),
+        _numbered(
+            (
+                "class X(\n    Part,\n):  # a comment\n    '''It is 'quoted'.\n\n    More.\n    '''\n",
+                ("X", "It is 'quoted'."),
+            ),
+            ('class X(Part, metaclass=make("x")):\n    """It has an odd head."""\n', ("X", "It has an odd head.")),
+            ('class X(Part):\n    a: int = 3\n\n    def f(self):\n        """Not this."""\n', ("X", "")),
+            ('class XY(Part):\n    """Not this."""\nclass X(Part): ...\n', ("X", "")),
+            ('class X:\n    """A first."""\nclass X(Part):\n    """A second."""\n', ("X", "A second.")),
+            ('class X(Part): "In one line."\n', ("X", "In one line.")),
+            ('"""A module."""\nx = 1\n', ("", "")),
+        ),
+    )
+    def test_the_line_is_the_docstrings_first(self, plant: Plant, number: int, source: str, wanted: tuple[str, str]):
+        module = f"heads_{number}"
+        plant("heads", {f"{module}.py": f"from detkernel import Part\n{source}"}, plugins={"x": f"{module}:X"})
+        assert Catalog().entries["x"][0].describe() == wanted
 
     def test_what_is_installed_twice_on_the_path_is_one(
         self, plant: Plant, folder: Path, monkeypatch: pytest.MonkeyPatch
