@@ -130,10 +130,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_clear_line(name: str, project: Path, detkernel: Detkernel) -> None:
+def test_a_mistake_is_one_clear_line(name: str, project: Path, detkernel_here: Detkernel) -> None:
     spoil, expected = MISTAKES[name]
     spoil(project)
-    result = detkernel("run", "config.yaml")
+    result = detkernel_here("run", "config.yaml")
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert expected in result.stderr
@@ -142,13 +142,22 @@ def test_a_mistake_is_one_clear_line(name: str, project: Path, detkernel: Detker
     assert not list((project / "work").rglob("*.tmp*"))
 
 
-def test_boxes_that_cannot_be_used_are_counted_and_listed(project: Path, detkernel: Detkernel) -> None:
+def test_boxes_that_cannot_be_used_are_counted_and_listed(project: Path, detkernel_here: Detkernel) -> None:
     edit(project / "data/Annotations/b.xml", "<xmax>30", "<xmax>5")
-    result = detkernel("run", "config.yaml")
+    result = detkernel_here("run", "config.yaml")
     assert result.returncode == 0, result.stderr
     log = (project / "work/log.txt").read_text()
     assert "1 box without area dropped: data/Annotations/b.xml:3: object 1 'cat'" in log
     assert "1 of 2 pictures have no object: not trained on" in log
+
+
+def test_a_process_says_it_alike(project: Path, detkernel: Detkernel) -> None:
+    spoil, expected = MISTAKES["a broken XML"]
+    spoil(project)
+    result = detkernel("run", "config.yaml")
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_offline_weights_are_one_line(project: Path, detkernel: Detkernel) -> None:
