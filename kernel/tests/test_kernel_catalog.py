@@ -239,3 +239,39 @@ class TestVersions:
         plant("fits", {"fits_one.py": body("One")}, plugins={"fits": "fits_one:One"}, requires=(need,))
         assert Catalog().load("fits").__name__ == "One"
         assert "fits" not in Catalog().misfits
+
+
+REQUIRES = """
+from detkernel import plugin
+
+
+@plugin
+class Eater:
+    '''Needs others to be active.'''
+
+    requires = ("cook", "table")
+
+
+@plugin
+class Cook:
+    '''Cooks.'''
+"""
+
+
+def test_a_plugin_that_requires_others(plant: Plant, write: Write):
+    from detkernel import ConfigError
+    from detkernel.config import load
+
+    plant("meal", {"meal_parts.py": REQUIRES}, plugins={"eater": "meal_parts:Eater", "cook": "meal_parts:Cook"})
+    write("c.yaml", "run: {until: 1 epoch}\neater: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load("c.yaml")
+    assert [str(problem).splitlines()[0] for problem in caught.value.problems] == [
+        "c.yaml:2:8: eater: requires the plugin 'cook': add `cook: {}` to the config",
+        "c.yaml:2:8: eater: requires the plugin 'table': install it, and add `table: {}` to the config; "
+        "no installed plugin has that name",
+    ]
+    write("d.yaml", "run: {until: 1 epoch}\neater: {}\nchef: {use: cook}\n")
+    with pytest.raises(ConfigError) as caught:
+        load("d.yaml")
+    assert len(caught.value.problems) == 1

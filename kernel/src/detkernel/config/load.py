@@ -60,6 +60,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | N
     if "run" not in root.value:
         message = "missing: how long to train, such as `run: {until: 12 epochs}`"
         problems.append(Problem(root.where, "run", message))
+    problems.extend(_unmet(plugins, root, catalog))
     if problems:
         raise ConfigError(problems)
     assert options is not None
@@ -69,6 +70,20 @@ def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | N
         if name in priorities:
             values[name] |= {"priority": priorities[name]}
     return Config(plugins, options, priorities, _versions(catalog, values), values, root)
+
+
+def _unmet(plugins: Mapping[str, Any], root: Node, catalog: Catalog) -> Iterator[Problem]:
+    """A plugin may require others to be active: `requires: ClassVar[tuple[str, ...]]`, by their installed names."""
+    assert isinstance(root.value, dict)
+    active = {catalog.name_of(type(plugin)) for plugin in plugins.values()}
+    for name, plugin in plugins.items():
+        for needed in getattr(type(plugin), "requires", ()):
+            if needed not in active:
+                here = f"add `{needed}: {{}}` to the config"
+                what = (
+                    here if needed in catalog.entries else f"install it, and {here}; no installed plugin has that name"
+                )
+                yield Problem(root.value[name].where, name, f"requires the plugin '{needed}': {what}")
 
 
 def _priority(name: str, node: Node) -> str:
