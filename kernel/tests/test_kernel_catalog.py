@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from detkernel import CatalogError
+from detkernel import CatalogError, ConfigError
 from detkernel.catalog import Catalog
+from detkernel.config import load
 
 Plant = Callable[..., Path]
 Write = Callable[[str, str], Path]
@@ -259,9 +260,6 @@ class Cook:
 
 
 def test_a_plugin_that_requires_others(plant: Plant, write: Write):
-    from detkernel import ConfigError
-    from detkernel.config import load
-
     plant("meal", {"meal_parts.py": REQUIRES}, plugins={"eater": "meal_parts:Eater", "cook": "meal_parts:Cook"})
     write("c.yaml", "run: {until: 1 epoch}\neater: {}\n")
     with pytest.raises(ConfigError) as caught:
