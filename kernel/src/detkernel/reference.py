@@ -113,7 +113,7 @@ def _answers(bus: Bus, event: str) -> str:
     for number, impl in enumerate(bus.implementations(event), start=1):
         cls = type(bus[impl.name])
         place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
-        lines.append(f"    {number}. {impl.name:<20} {place:<20} {source_of(cls.__module__)}:{cls.__qualname__}")
+        lines.append(f"    {number}. {impl.name:<20} {place:<21} {source_of(cls.__module__)}:{cls.__qualname__}")
     return "\n".join(lines if len(lines) > 1 else [*lines, "    -"]) + "\n"
 
 

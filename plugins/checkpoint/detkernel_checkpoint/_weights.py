@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 8
 
 
-def load_weights(model: nn.Module, path: Path, allow_mismatch: bool) -> str:
+def load_weights(model: nn.Module, path: Path, allow_mismatch: bool, classes: Sequence[str]) -> str:
     """Load a checkpoint's or any state dict's weights. Returns one line that says what was loaded.
 
-    Raises CheckpointError for a file that cannot be read, for one that fits nowhere, and, unless `allow_mismatch`, for
-    every tensor of another shape, missing or unexpected.
+    Raises CheckpointError for a file that cannot be read, for one that fits nowhere, for one of other classes than the
+    data's, and, unless `allow_mismatch`, for every tensor of another shape, missing or unexpected.
     """
-    weights = _weights(_file.load(path), path)
+    content = _file.load(path)
+    if not allow_mismatch:
+        check_classes(content, path, classes)
+    weights = _weights(content, path)
     own = model.state_dict()
     problems = {
         "of another shape": [
@@ -42,6 +45,19 @@ def load_weights(model: nn.Module, path: Path, allow_mismatch: bool) -> str:
         raise CheckpointError(f"{relative(path)}: {len(fitting)} of the model's {len(own)} tensors fit; {advice}{said}")
     model.load_state_dict(fitting, strict=False)
     return f"{len(fitting)} of {len(own)} tensors from {relative(path)}{said}"
+
+
+def check_classes(content: Any, path: Path, classes: Sequence[str]) -> None:
+    """Outputs go by position: weights of other classes, or of these in another order, would name things wrongly."""
+    trained = content.get("classes") if isinstance(content, Mapping) else None
+    if not isinstance(trained, list) or trained == list(classes):
+        return
+    same = sorted(map(str, trained)) == sorted(classes)
+    what = "the same classes in another order" if same else "other classes"
+    raise CheckpointError(
+        f"{relative(path)} is of {what}: {_listed(list(map(str, trained)))}; the data has {_listed(list(classes))}. "
+        f"Give the data `class_names` in the checkpoint's order{'' if same else ', or set allow_mismatch: true'}"
+    )
 
 
 def _weights(content: Any, path: Path) -> dict[str, Tensor]:

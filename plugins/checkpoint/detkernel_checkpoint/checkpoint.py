@@ -76,6 +76,9 @@ class Checkpoint:
         elif training:
             _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
         else:
+            from detkernel_checkpoint._weights import check_classes
+
+            check_classes(self._found.content, self._found.path, run.classes)
             run.bare_model.load_state_dict(self._found.content["model"])
             run.log.info("testing the weights of %s", relative(self._found.path))
 
@@ -191,7 +194,8 @@ class Checkpoint:
         from detkernel_checkpoint._weights import load_weights
 
         if self.load_from is not None:
-            run.log.info("loaded %s", load_weights(run.bare_model, self.load_from, self.allow_mismatch))
+            what = run.bare_model, self.load_from, self.allow_mismatch, run.classes
+            run.log.info("loaded %s", load_weights(*what))
         elif run.mode == "test":
             run.log.warning("no checkpoint in %s: testing the model as it was built", relative(self._folder(run).path))
 

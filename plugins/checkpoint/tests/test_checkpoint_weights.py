@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from detkernel import CheckpointError
-from detkernel.testing import tiny_run
+from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 
 
@@ -105,3 +105,23 @@ def test_a_run_that_is_resumed_does_not_load_them_again(trained: Path, tmp_path:
     finally:
         trained.with_name("moved.pt").rename(trained)
     assert run.iter == 8
+
+
+@pytest.mark.parametrize("mode", ["load_from", "test"])
+def test_weights_of_classes_in_another_order_are_refused(trained: Path, tmp_path: Path, mode: str):
+    class Reordered(TinyDataset):
+        def load(self) -> None:
+            super().load()
+            self.classes = ("green", "red", "blue")
+
+    data = TinyData(dataset=Reordered())
+    message = r"is of the same classes in another order: red, green, blue; the data has green, red, blue"
+
+    def start() -> None:
+        if mode == "test":
+            tiny_kernel({"checkpoint": Checkpoint(), "data": data}, work_dir=trained.parents[1]).test()
+        else:
+            tiny_run({"checkpoint": Checkpoint(load_from=trained), "data": data}, work_dir=tmp_path)
+
+    with pytest.raises(CheckpointError, match=message):
+        start()
