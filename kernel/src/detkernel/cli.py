@@ -69,12 +69,13 @@ def cli() -> None:
 
 CONFIG = click.argument("config", metavar="CONFIG")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
 
 
 @cli.command()
 @CONFIG
 @OVERRIDES
-@click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
+@PROCESSES
 @click.option(
     "--trace",
     type=click.IntRange(min=1),
@@ -86,8 +87,7 @@ def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, tra
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
-    if nproc_per_node is not None and "LOCAL_RANK" not in os.environ:
-        _launch(nproc_per_node)
+    _launch(nproc_per_node)
     kernel = _kernel(_load(config, overrides))
     if trace is not None:
         from detkernel.trace import Tracer
@@ -99,10 +99,12 @@ def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, tra
 @cli.command()
 @CONFIG
 @OVERRIDES
-def test(config: str, overrides: tuple[str, ...]) -> None:
+@PROCESSES
+def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
     """Evaluate on the test data (the validation data, if there is none): checkpoint.load_from=FILE says what."""
+    _launch(nproc_per_node)
     state = _kernel(_load(config, overrides)).test()
-    for name, value in state.metrics.items():
+    for name, value in state.metrics.items() if state.is_main else ():
         click.echo(f"{name}: {value:.4f}")
 
 
@@ -257,8 +259,10 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"{relative(path)}: cannot be written: {error.strerror}") from None
 
 
-def _launch(processes: str) -> None:
-    """Become torchrun, which starts this very command once a process."""
+def _launch(processes: str | None) -> None:
+    """Become torchrun, which starts this very command once a process; in one that it started, go on."""
+    if processes is None or "LOCAL_RANK" in os.environ:
+        return
     if not re.fullmatch("[1-9][0-9]*|gpu|cpu|auto", processes):
         raise UserError(f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{processes}'")
     if find_spec("torch") is None:
