@@ -54,7 +54,13 @@ def _draw_boxes(draw: ImageDraw.ImageDraw, classes: Sequence[str], found: Detect
         high = 13
         top = y1 - high if y1 >= high else y1
         draw.rectangle([x1, top, x1 + draw.textlength(text, font) + 4, top + high], fill=colour(label))
-        draw.text((x1 + 2, top), text, fill=(0, 0, 0), font=font)
+        draw.text((x1 + 2, top), text, fill=_ink(colour(label)), font=font)
+
+
+def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is read more easily (ITU-R BT.601 luma)."""
+    red, green, blue = paper
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else (255, 255, 255)
 
 
 def _with_masks(picture: Image.Image, found: Detections) -> Image.Image:
