@@ -26,6 +26,8 @@ _END = 22
 """Bytes of a zip archive's last record without its comment; the last two are the comment's length."""
 _CHUNK = 1 << 20
 _FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origin": dict}
+_PLAIN = ("position", "classes", "origin")
+_DEEPEST = 60
 _COUNTS = ("epoch", "iter", "batch", "validated")
 
 
@@ -147,9 +149,23 @@ def read(path: Path) -> dict[str, Any]:
     for name, kind in _FORM.items():
         if not isinstance(content.get(name), kind):
             raise CheckpointError(f"{relative(path)}: '{name}' is missing or is no {kind.__name__}")
+    if not isinstance(content.get("training_model"), (dict, type(None))):
+        raise CheckpointError(f"{relative(path)}: 'training_model' is no dict")
+    for name in _PLAIN:
+        if not _is_plain(content.get(name)):
+            raise CheckpointError(f"{relative(path)}: '{name}' holds more than plain values")
     counts = [content["position"].get(name) for name in _COUNTS]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
     if not all(isinstance(state, dict) for state in content["ranks"]):
         raise CheckpointError(f"{relative(path)}: its processes have no states")
     return content
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is what JSON could hold, not nested without end: it can be compared and printed."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in value)
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -54,7 +54,9 @@ def test_damaged_bytes(sound: Path, data: st.DataObject) -> None:
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value in a tree."""
+    """The path of every value in a tree, but for what is inside of a plugin's own state, which it checks itself."""
+    if path[:1] == ("plugins",) and len(path) == 2:
+        return []
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
     return [place for key, value in items for place in [(*path, key), *places(value, (*path, key))]]
 

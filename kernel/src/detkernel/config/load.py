@@ -75,7 +75,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | N
 def _unmet(plugins: Mapping[str, Any], root: Node, catalog: Catalog) -> Iterator[Problem]:
     """A plugin may require others to be active: `requires: ClassVar[tuple[str, ...]]`, by their installed names."""
     assert isinstance(root.value, dict)
-    active = {catalog.name_of(type(plugin)) for plugin in plugins.values()}
+    active = {plugin.__detkernel_origin__.use for plugin in plugins.values()}
     for name, plugin in plugins.items():
         for needed in getattr(type(plugin), "requires", ()):
             if needed not in active:
