@@ -98,8 +98,8 @@ class Batches:
     def _receive(self, iterator: Iterator[Any], position: tuple[int, list[int]]) -> Packed | Failure:
         try:
             loaded: Packed | Failure = next(iterator)
-        except RuntimeError as error:
-            if _DEAD not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if _DEAD not in str(error) and not _somebody_died(iterator, error):
                 raise
             raise UserError(self._obituary(iterator, position)) from None
         return loaded
@@ -158,6 +158,15 @@ def _quiet() -> Iterator[None]:
         yield
     if main:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def _somebody_died(iterator: Any, error: Exception) -> bool:
+    """Whether a connection broke because a worker died while it handed over a tensor."""
+    if isinstance(error, RuntimeError):
+        return False
+    for worker in iterator._workers:
+        worker.join(timeout=0.5)
+    return any(not worker.is_alive() for worker in iterator._workers)
 
 
 def _signal_name(number: int) -> str:
