@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import attrs
 import numpy as np
 from detkernel import DataError, Run
 from detkernel.detection import Annotations, Dataset
@@ -136,8 +137,7 @@ class Relabelled(Dataset):
 
     def annotations(self, index: int) -> Annotations:
         notes = self._dataset.annotations(index)
-        notes.labels = self._labels[notes.labels]
-        return notes
+        return attrs.evolve(notes, labels=self._labels[notes.labels])
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()

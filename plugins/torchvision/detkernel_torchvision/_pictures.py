@@ -36,11 +36,16 @@ class Normalise(nn.Module):
     losses are equal bit for bit. A float batch has been normalised by a transform and is left as it is.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], size_divisible: int, check: Callable[[Sequence[Size]], None]
     ) -> None:
         super().__init__()
         self.mean, self.std = list(mean), list(std)
+        for name, values in (("_mean", mean), ("_std", std)):  # on the model's device, and in no checkpoint
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.size_divisible = size_divisible
         self._check = check
 
@@ -48,8 +53,7 @@ class Normalise(nn.Module):
         self._check(pictures.sizes)
         tensor = pictures.tensor
         if not tensor.is_floating_point():
-            mean, std = (tensor.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
-            tensor = tensor.float().div_(255).sub_(mean).div_(std)
+            tensor = tensor.float().div_(255).sub_(self._mean).div_(self._std)
             _clear(tensor, pictures.sizes)
         return ImageList(self._padded(tensor), pictures.sizes), targets
 
