@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import attrs
@@ -70,6 +71,8 @@ class Dataset(Part, ABC):
     """Class names in label order, known after `load`."""
     notes: Sequence[str] = ()
     """What `load` left out and why, one line each with its count; the loader logs them."""
+    category_ids: Mapping[str, int] = MappingProxyType({})
+    """The file's own number of each class, by name, where its form has them (COCO's, with gaps)."""
     keypoint_names: Sequence[str] = ()
     """Names of the keypoints in their order, where the data set has some: a flip swaps `left_*` and `right_*`."""
 

@@ -123,7 +123,7 @@ class Relabelled(Dataset):
 
     def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
         self._dataset, self.classes, self.notes = dataset, tuple(classes), dataset.notes
-        self.keypoint_names = dataset.keypoint_names
+        self.keypoint_names, self.category_ids = dataset.keypoint_names, dict(dataset.category_ids)
         self._labels = np.array([self.classes.index(name) for name in dataset.classes])
 
     def load(self) -> None:

@@ -25,8 +25,11 @@ class Category(NamedTuple):
     keypoints: tuple[str, ...]
 
 
-def read(path: Path, images: Path, *, masks: bool) -> tuple[Table, tuple[str, ...]]:
-    """Everything that the file says, and the names of the keypoints. Raises `DataError` with all problems found."""
+def read(path: Path, images: Path, *, masks: bool) -> tuple[Table, dict[str, int], tuple[str, ...]]:
+    """Everything that the file says, its category ids by name, and the names of the keypoints.
+
+    Raises `DataError` with all problems found.
+    """
     source = relative(path)
     data = Entry(source, _parse(path, masks))
     categories = _categories(data, source)
@@ -34,7 +37,7 @@ def read(path: Path, images: Path, *, masks: bool) -> tuple[Table, tuple[str, ..
     table = _empty_table(source, [categories[number].name for number in sorted(categories)])
     positions = _add_images(table, data, images)
     _Objects(table, categories, positions, len(keypoint_names), masks).add_all(data.list("annotations"))
-    return table, keypoint_names
+    return table, {category.name: number for number, category in categories.items()}, keypoint_names
 
 
 def _parse(path: Path, masks: bool) -> Any:

@@ -30,5 +30,5 @@ class Coco(FileDataset):
     def load(self) -> None:
         from detkernel_data._coco import read
 
-        table, self.keypoint_names = read(self.annotation_file, self.image_folder, masks=self.masks)
+        table, self.category_ids, self.keypoint_names = read(self.annotation_file, self.image_folder, masks=self.masks)
         self._settle(table, self.class_names)

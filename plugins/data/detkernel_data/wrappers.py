@@ -48,6 +48,7 @@ class Concat(Dataset):
         self.classes = self._joined_classes()
         self.notes = [f"data set {n}: {note}" for n, part in enumerate(self.datasets) for note in part.notes]
         self.keypoint_names = _same_keypoints(self.datasets)
+        self.category_ids = _same_numbers(self.datasets)
         self._labels = [np.array([self.classes.index(name) for name in part.classes]) for part in self.datasets]
         self._ends = list(accumulate(len(part) for part in self.datasets))
         ids = [str(part.annotations(index).image_id) for part in self.datasets for index in range(len(part))]
@@ -105,7 +106,7 @@ class Repeat(Dataset):
     def load(self) -> None:
         self.dataset.load()
         self.classes, self.notes = self.dataset.classes, self.dataset.notes
-        self.keypoint_names = _same_keypoints([self.dataset])
+        self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
 
     def __len__(self) -> int:
         return len(self.dataset) * self.times
@@ -143,7 +144,7 @@ class Subset(Dataset):
 
         self.dataset.load()
         self.classes = self.dataset.classes
-        self.keypoint_names = _same_keypoints([self.dataset])
+        self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
         self._chosen = np.array(self._choose(len(self.dataset)), dtype=np.int64)
         self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} pictures"]
 
@@ -189,10 +190,16 @@ def _position(index: int, length: int) -> int:
 
 
 def _same_keypoints(datasets: Sequence[Dataset]) -> tuple[str, ...]:
-    found = {tuple(getattr(dataset, "keypoint_names", ())) for dataset in datasets}
+    found = {tuple(dataset.keypoint_names) for dataset in datasets}
     if len(found) > 1:
         raise DataError("concat: the data sets have different keypoints; expected the same in all of them")
     return found.pop()
+
+
+def _same_numbers(datasets: Sequence[Dataset]) -> dict[str, int]:
+    """The category ids of all, or none where two number a class differently."""
+    pairs = {pair for dataset in datasets for pair in dataset.category_ids.items()}
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
 
 
 def _join(parts: Sequence[str]) -> str:

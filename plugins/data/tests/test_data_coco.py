@@ -99,6 +99,7 @@ class TestContract(DatasetContract):
 def test_classes_go_by_id_and_ids_may_have_gaps(load: Write) -> None:
     dataset = load()
     assert dataset.classes == ("person", "dog", "toothbrush")
+    assert dataset.category_ids == {"person": 1, "dog": 18, "toothbrush": 90}
     assert [dataset.annotations(index).image_id for index in range(3)] == [7, 3, 5]
     notes = dataset.annotations(1)
     assert notes.path == "pictures/more/b.bmp"

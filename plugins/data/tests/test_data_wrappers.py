@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from detkernel import option, plugin
 from detkernel.detection import Dataset
 from detkernel.testing import DatasetContract, TinyDataset
 from detkernel_data.shapes import Shapes
@@ -171,3 +172,35 @@ def test_fingerprints() -> None:
 def test_those_that_are_not_loaded_are_empty() -> None:
     made = [Concat(datasets=[shapes()]), Subset(dataset=shapes(), first=1)]
     assert [len(dataset) for dataset in made] == [0, 0]
+
+
+def test_category_ids_reach_through_wrappers_and_processes() -> None:
+    import pickle
+
+    from detkernel_data._build import Relabelled
+
+    @plugin
+    class Numbered(TinyDataset):
+        """Classes with numbers of their own."""
+
+        first: int = option(default=7, help="number of the first class")
+
+        def load(self) -> None:
+            super().load()
+            self.category_ids = {name: self.first + 10 * n for n, name in enumerate(self.classes)}
+
+    wanted = {"red": 7, "green": 17, "blue": 27}
+    for dataset in (
+        Repeat(dataset=Numbered(), times=2),
+        Subset(dataset=Numbered(), first=2),
+        Concat(datasets=[Numbered()]),
+    ):
+        dataset.load()
+        assert dataset.category_ids == wanted
+    assert Relabelled(dataset, ("blue", "red", "green")).category_ids == wanted
+    joined = Concat(datasets=[Numbered(), Numbered(first=1)])
+    joined.load()
+    assert joined.category_ids == {}  # they contradict each other
+    plain = Repeat(dataset=TinyDataset(), times=2)
+    plain.load()
+    assert pickle.loads(pickle.dumps(plain)).category_ids == {}

@@ -112,7 +112,7 @@ class CocoMap(Evaluator):
         from detkernel_evaluation._coco_results import write
 
         dataset = run.loaders[run.mode].dataset
-        categories = getattr(dataset, "category_ids", None) or range(1, len(dataset.classes) + 1)
+        categories = [dataset.category_ids.get(name, label + 1) for label, name in enumerate(dataset.classes)]
         for kind in self.kinds:
             path = run.work_dir / save
             path = path if len(self.kinds) == 1 else path.with_suffix(f".{kind}{path.suffix}")

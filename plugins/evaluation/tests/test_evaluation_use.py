@@ -122,7 +122,7 @@ def test_each_kind_is_saved_in_a_file_that_gives_the_same_detections(tmp_path: P
     truth, results = random_coco(4)
     with_masks(truth, results)
     case = from_coco(truth, results)
-    case[0].category_ids = [3, 7, 20, 21]
+    case[0].category_ids = dict(zip(case[0].classes, [3, 7, 20, 21], strict=True))
     evaluated(CocoMap(kinds=["bbox", "segm"], save=tmp_path / "results.json"), case)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.bbox.json", "results.segm.json"]
     saved = json.loads((tmp_path / "results.segm.json").read_text())
