@@ -118,7 +118,7 @@ def missing_folder(folder: Path, what: str, error: OSError | None = None) -> str
     if isinstance(error, PermissionError):
         return f"{relative(folder)}: the folder of the {what} cannot be read ({error.strerror}); check its permissions"
     above = next((parent for parent in folder.parents if parent.is_dir()), Path())
-    names = sorted(f"{entry.name}/" for entry in above.iterdir() if entry.is_dir())[:12]
+    names = sorted(f"{entry.name}/" for entry in above.glob("[!.]*") if entry.is_dir())[:12]
     there = f"has {', '.join(names)}" if names else "has no folders"
     return f"{relative(folder)}: there is no such folder of {what}; {relative(above)} {there}"
 
