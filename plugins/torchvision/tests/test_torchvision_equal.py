@@ -1,5 +1,7 @@
 """The numbers equal torchvision's own, on the same weights and pictures."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision.models.detection as reference
@@ -12,6 +14,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 CLASSES = 3  # those of TinyDataset
 FPN_18 = {"backbone": Resnet(depth=18)}
+FEW: Any = {
+    "rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16,
+    "box_detections_per_img": 10,
+}  # fmt: skip
+"""The heads of mask and keypoint R-CNN take seconds for each hundred proposals."""
 
 
 def resnet18(returned=(1, 2, 3, 4), extra=None):
@@ -27,18 +34,18 @@ def p6p7():
 
 CASES = {
     "faster_rcnn": (
-        lambda: FasterRcnn(**FPN_18, rpn_post_nms_top_n_train=50),
-        lambda: reference.FasterRCNN(resnet18(), CLASSES + 1, rpn_post_nms_top_n_train=50),
+        lambda: FasterRcnn(**FPN_18, **FEW),
+        lambda: reference.FasterRCNN(resnet18(), CLASSES + 1, **FEW),
         (64, 96),
     ),
     "mask_rcnn": (
-        lambda: MaskRcnn(**FPN_18, rpn_post_nms_top_n_train=50),
-        lambda: reference.MaskRCNN(resnet18(), CLASSES + 1, rpn_post_nms_top_n_train=50),
+        lambda: MaskRcnn(**FPN_18, **FEW),
+        lambda: reference.MaskRCNN(resnet18(), CLASSES + 1, **FEW),
         (64, 96),
     ),
     "keypoint_rcnn": (
-        lambda: KeypointRcnn(**FPN_18, rpn_post_nms_top_n_train=50, num_keypoints=5),
-        lambda: reference.KeypointRCNN(resnet18(), CLASSES + 1, rpn_post_nms_top_n_train=50, num_keypoints=5),
+        lambda: KeypointRcnn(**FPN_18, **FEW, num_keypoints=5),
+        lambda: reference.KeypointRCNN(resnet18(), CLASSES + 1, **FEW, num_keypoints=5),
         (64, 96),
     ),
     "retinanet": (
