@@ -105,25 +105,3 @@ def test_metrics_on_two_processes_equal_those_on_one(trained: Path, tmp_path: Pa
         found.append({key: value for key, value in figures[-1].items() if key.startswith("coco/")})
     assert found[0] == found[1]
     assert found[0]["coco/bbox_mAP"] is not None
-
-
-def test_two_processes_train_and_one_that_is_killed_takes_the_run_down(tmp_path: Path) -> None:
-    """The other ends with an error, and the next start goes on from the last checkpoint."""
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("threads: 1", "threads: 1, timeout: 1"))
-    command = [sys.executable, "-m", "detkernel", "run", "--nproc-per-node", "2", "config.yaml", "run.until=400 iters"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    folder = tmp_path / "work/checkpoints"
-    while not any(folder.glob("iter_*.pt")):
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        time.sleep(0.05)
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    subprocess.run(["kill", "-9", ranks[-1]], check=True)
-    process.communicate(timeout=120)
-    assert process.returncode not in (0, 75)
-    last = max(int(path.stem[5:]) for path in folder.glob("iter_*.pt"))
-    again = subprocess.run(
-        [*command[:-1], f"run.until={last + 2} iters", "checkpoint.accept_changes=true"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert f"iteration {last}" in again.stderr

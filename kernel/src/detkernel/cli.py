@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from detkernel import __version__
+from detkernel import __version__, launch
 from detkernel.errors import ConfigError, UserError, did_you_mean, relative
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def cli() -> None:
 
 CONFIG = click.argument("config", metavar="CONFIG")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes with torchrun (a number, or 'gpu')")
+PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes (a number, or 'gpu'), as torchrun does")
 
 
 @cli.command()
@@ -77,23 +76,35 @@ PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes 
 @OVERRIDES
 @PROCESSES
 @click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="with --nproc-per-node: when a process dies, start all again from the last checkpoint, up to N times",
+)
+@click.option(
     "--trace",
     type=click.IntRange(min=1),
     metavar="N",
     help="print every event of the first N iterations, with its times",
 )
-def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, trace: int | None) -> None:
+def run(
+    config: str, overrides: tuple[str, ...], nproc_per_node: str | None, max_restarts: int | None, trace: int | None
+) -> None:
     """Train: CONFIG is a YAML file, or package:path for one that an installed package ships.
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
-    _launch(nproc_per_node)
-    kernel = _kernel(_load(config, overrides))
+    loaded = _load(config, overrides)
+    _launch(nproc_per_node, max_restarts)
+    kernel = _kernel(loaded)
     if trace is not None:
         from detkernel.trace import Tracer
 
         Tracer(kernel.state, trace)
-    sys.exit(kernel.run().exit_status)
+    status = kernel.run().exit_status
+    if status:
+        launch.report(status)
+    sys.exit(status)
 
 
 @cli.command()
@@ -102,8 +113,9 @@ def run(config: str, overrides: tuple[str, ...], nproc_per_node: str | None, tra
 @PROCESSES
 def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
     """Evaluate on the test data (the validation data, if there is none): checkpoint.load_from=FILE says what."""
+    loaded = _load(config, overrides)
     _launch(nproc_per_node)
-    state = _kernel(_load(config, overrides)).test()
+    state = _kernel(loaded).test()
     for name, value in state.metrics.items() if state.is_main else ():
         click.echo(f"{name}: {value:.4f}")
 
@@ -243,6 +255,14 @@ def _kernel(config: Config) -> Kernel:
     )
 
 
+def _launch(processes: str | None, restarts: int | None = None) -> None:
+    """Start this very command once a process and end as they do; in one that was started so, go on."""
+    if processes is None and restarts is not None:
+        raise UserError("--max-restarts: needs --nproc-per-node (1 will do): one process cannot start itself again")
+    if processes is not None and not launch.is_rank():
+        sys.exit(launch.launch(processes, restarts or 0, sys.argv[1:]))
+
+
 def _value_places(config: Config) -> dict[str, str]:
     """Dotted path -> `file:line` of every value that was written somewhere."""
     from detkernel.config.structure import places
@@ -259,27 +279,14 @@ def _writing(path: Path) -> Iterator[None]:
         raise UserError(f"{relative(path)}: cannot be written: {error.strerror}") from None
 
 
-def _launch(processes: str | None) -> None:
-    """Become torchrun, which starts this very command once a process; in one that it started, go on."""
-    if processes is None or "LOCAL_RANK" in os.environ:
-        return
-    if not re.fullmatch("[1-9][0-9]*|gpu|cpu|auto", processes):
-        raise UserError(f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{processes}'")
-    if find_spec("torch") is None:
-        raise UserError("--nproc-per-node: needs torch, which is not installed")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    os.execv(sys.executable, [*torchrun, "-m", "detkernel", *sys.argv[1:]])
-
-
-def report(error: UserError) -> None:
-    """Print a user's mistake on standard error."""
+def rendered(error: UserError) -> str:
+    """A user's mistake as it is printed on standard error."""
     label = click.style("error:", fg="red", bold=True)
-    for problem in error.problems if isinstance(error, ConfigError) else [error]:
-        click.echo(f"{label} {problem}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        click.echo(note, err=True)
-    if isinstance(error, ConfigError) and len(error.problems) > 1:
-        click.echo(f"{len(error.problems)} problems; nothing was run", err=True)
+    problems: list[Any] = error.problems if isinstance(error, ConfigError) else [error]
+    lines = [*(f"{label} {problem}" for problem in problems), *getattr(error, "__notes__", ())]
+    if len(problems) > 1:
+        lines.append(f"{len(problems)} problems; nothing was run")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -287,14 +294,21 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except UserError as error:
-        report(error)
-        sys.exit(2)
+        _end(2, error, rendered(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _end(130, error, "interrupted")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        _end(1, error, "".join(traceback.format_exception(error)).rstrip())
+
+
+def _end(status: int, error: BaseException, text: str) -> NoReturn:
+    """Print the text, unless this is one of several processes, whose launcher does."""
+    if not launch.report(status, error, text):
+        click.echo(text, err=True)
+    sys.exit(status)

@@ -40,6 +40,20 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, torn, or does not fit this run."""
 
 
+_FOLLOWS = "this process failed because another did: "
+
+
+def follow(error: BaseException, first: str) -> None:
+    """Note on an error that another process failed first, and how; this one's is what followed from it."""
+    error.add_note(f"{_FOLLOWS}{first}")
+
+
+def followed(error: BaseException) -> str | None:
+    """How another process failed first, where an error only followed from that; else None."""
+    notes = (note for note in getattr(error, "__notes__", ()) if note.startswith(_FOLLOWS))
+    return next((note.removeprefix(_FOLLOWS) for note in notes), None)
+
+
 def one_line(text: str) -> str:
     """Text of a user's as it may stand in a message: what cannot be printed, a line break say, is escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

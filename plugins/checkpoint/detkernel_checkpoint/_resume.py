@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import attrs
 from detkernel import CheckpointError, Run, UserError
 from detkernel.errors import relative
+from detkernel.launch import restarts
 
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Entry, Folder
@@ -36,10 +36,9 @@ class Found:
 def find(run: Run, folder: Folder, resume: str) -> Found | None:
     """The checkpoint to resume: a given one, or the newest sound one in the folder, or None to start afresh.
 
-    A process that torchrun has restarted takes the newest whatever `resume` says: it is the same run.
+    A process that was started again takes the newest whatever `resume` says: it is the same run.
     """
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if resume == "auto" or restarted:
+    if resume == "auto" or restarts() > 0:
         found = _newest(run, folder)
         if found is not None or resume == "auto":
             return found

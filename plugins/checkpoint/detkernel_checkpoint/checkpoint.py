@@ -130,16 +130,14 @@ class Checkpoint:
         from detkernel_checkpoint import _ranks
 
         self._writer.settle(wait=True)
-        if run.error is None:
-            here = self._saved == run.state_dict() and self._writer.failure is None
-            if not _ranks.from_main(run, lambda: here):
-                self._save(run)
-        self._writer.close()
-        if run.error is None and self._writer.failure is not None:
-            raise CheckpointError(
-                f"the run ended at iteration {run.iter}, but {self._writer.failure}. {self._writer.safety()}: "
-                "make room, and run again to go on from there"
-            )
+        if run.error is not None:
+            self._writer.close()
+            return
+        here = self._saved == run.state_dict() and self._writer.failure is None
+        if not _ranks.from_main(run, lambda: here):
+            self._save(run)
+        # Everybody waits: a launcher takes down what still runs when the first process has left.
+        _ranks.from_main(run, lambda: self._finish(run))
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
@@ -166,6 +164,16 @@ class Checkpoint:
             self._writer.start(Entry(path, run.iter, best), content(run, ranks, self._origin))
             if not self.asynchronous:
                 self._writer.settle(wait=True)
+
+    def _finish(self, run: Run) -> None:
+        """See that the last checkpoint is written."""
+        assert self._writer is not None
+        self._writer.close()
+        if self._writer.failure is not None:
+            raise CheckpointError(
+                f"the run ended at iteration {run.iter}, but {self._writer.failure}. {self._writer.safety()}: "
+                "make room, and run again to go on from there"
+            )
 
     def _judge(self, run: Run) -> tuple[bool, float | None]:
         """Whether this validation is the best so far, and the best figure including it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ import attrs
 import torch
 import torch.distributed as dist
 from detkernel import Run, UserError
+from detkernel.errors import follow
+from detkernel.launch import restarts
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 _runs = itertools.count()
 """One process may run several times (train, then test): each has its own corner of the store."""
+_LOST = re.compile(r"gloo/transport|remote process exited|[Cc]onnection (closed|reset) by peer")
+"""What torch's back ends say when a process at the other end has gone without a word."""
 _BRIEF = timedelta(seconds=5)
 """How long a failing process tries to tell the others."""
 
@@ -74,7 +79,8 @@ class Group:
         backend = "nccl" if run.device.type == "cuda" else "gloo"
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-            store = PrefixStore(f"detkernel/{next(_runs)}", store)
+            # torchrun keeps its store over a restart, and with it the addresses of processes that are gone
+            store = PrefixStore(f"detkernel/{restarts()}/{world_size}/{next(_runs)}", store)
             device = run.device if backend == "nccl" else None
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
@@ -108,8 +114,9 @@ class Group:
         except dist.DistError:
             first = text  # the process that held the store is gone, and its message with it
         if first != text:
-            error.add_note(f"this process failed because another did: {first}")
-            run.log.error("rank %d stops, because %s", self._rank, first)
+            follow(error, first)
+        elif _LOST.search(str(error)):
+            follow(error, "the connection to another process broke off: it was killed, or its machine is gone")
         self.close(failed=True)
 
     def close(self, failed: bool = False) -> None:

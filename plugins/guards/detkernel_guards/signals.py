@@ -34,15 +34,16 @@ class Signals:
                 raise wrong(
                     self, "names", f"no signal is called '{name}'{did_you_mean(name, signal.Signals.__members__)}"
                 )
-        if threading.current_thread() is not threading.main_thread() or run.checking:
-            return
+        if threading.current_thread() is not threading.main_thread() or run.checking or run.mode == "test":
+            return  # in a test there is nothing to save: a signal ends it at once, as it does any program
         self._run = run
         for name in self.names:
             number = signal.Signals[name]
             self._before[number] = signal.signal(number, self._receive)
 
-    @hookimpl
+    @hookimpl(trylast=True)
     def after_run(self) -> None:
+        """Behind all others: a signal that comes while the last checkpoint is saved must not end the process."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -50,7 +51,8 @@ class Signals:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         again = "; once more leaves at once" if number == signal.SIGINT else ""
-        self._run.log.warning("%s: stopping after this iteration%s", name, again)
+        if self._run.is_main:  # a launcher tells them all
+            self._run.log.warning("%s: stopping after this iteration%s", name, again)
         self._run.stop(f"{name} was received", self.exit_status)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)

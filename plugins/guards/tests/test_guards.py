@@ -6,8 +6,8 @@ import time
 
 import pytest
 import torch
-from detkernel import ConfigError, UserError, hookimpl, plugin
-from detkernel.testing import tiny_run
+from detkernel import ConfigError, UserError, hookimpl, plugin, state
+from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_guards.check_classes import CheckClasses
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_guards.early_stopping import EarlyStopping
@@ -142,8 +142,8 @@ def test_an_unknown_signal(tmp_path):
 
 SCRIPT = """
 import sys
-from detkernel import hookimpl, plugin
-from detkernel.testing import tiny_run
+from detkernel import hookimpl, plugin, state
+from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_guards.signals import Signals
 
 @plugin
@@ -209,6 +209,40 @@ def test_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     tiny_run({"signals": Signals()}, work_dir=tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_the_end_is_saved_ends_nothing(tmp_path):
+    @plugin
+    class SaveSlowly:
+        """Is told to stop in the midst of its save, as a launcher does when another process has left."""
+
+        priority = "lowest"
+        saved: bool = state(default=False)
+
+        @hookimpl
+        def after_run(self):
+            signal.raise_signal(signal.SIGTERM)
+            self.saved = True
+
+    slow = SaveSlowly()
+    tiny_run({"signals": Signals(), "slow": slow}, work_dir=tmp_path)
+    assert slow.saved
+
+
+def test_a_test_is_ended_by_a_signal_as_any_program_is(tmp_path):
+    @plugin
+    class Look:
+        """Reads the handler."""
+
+        handler: object = state(default=None)
+
+        @hookimpl
+        def before_run(self):
+            self.handler = signal.getsignal(signal.SIGINT)
+
+    look, before = Look(), signal.getsignal(signal.SIGINT)
+    tiny_kernel({"signals": Signals(), "look": look}, work_dir=tmp_path).test()
+    assert look.handler is before
 
 
 def test_early_stopping_remembers_in_a_resume():

@@ -7,7 +7,7 @@ import time
 
 import torch
 from detkernel import Run
-from detkernel.errors import relative
+from detkernel.errors import followed, relative
 
 from detkernel_logging._lines import duration
 from detkernel_logging.progress import Progress
@@ -40,8 +40,8 @@ def _ended(run: Run, progress: Progress) -> str:
     if isinstance(run.error, KeyboardInterrupt):
         return f"interrupted at iteration {run.iter}, after {took}"
     if run.error is not None:
-        reason = (str(run.error).splitlines() or [""])[0]
-        return f"failed at iteration {run.iter}, after {took}: {type(run.error).__name__}: {reason}"
+        own = f"{type(run.error).__name__}: {(str(run.error).splitlines() or [''])[0]}"
+        return f"failed at iteration {run.iter}, after {took}: {followed(run.error) or own}"
     if run.stop_reason is not None:
         return f"stopped at iteration {run.iter}, after {took}: {run.stop_reason}"
     return f"done after {took}"

@@ -211,6 +211,11 @@ class Fcos(PyramidDetector):
     detections_per_img: int = option(default=100, at_least=1, help="detections a picture")
     topk_candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS")
 
+    def __attrs_post_init__(self) -> None:
+        if self.neck_channels % 32:
+            found = self.neck_channels
+            raise ValueError(f"neck_channels: FCOS normalises in 32 groups: expected a multiple of 32, got {found}")
+
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors
 

@@ -185,6 +185,11 @@ def test_what_is_wrong_with_a_detector(plugin, message, tmp_path):
         built(plugin, tmp_path)
 
 
+def test_channels_that_fcos_cannot_normalise_are_refused():
+    with pytest.raises(ValueError, match=r"neck_channels: .* expected a multiple of 32, got 48"):
+        Fcos(backbone=Resnet(depth=18), neck_channels=48)
+
+
 def test_weights_of_a_detector_from_a_file(tmp_path):
     first = built(Fcos(backbone=MobilenetV3(size="small"), neck_channels=32), tmp_path)
     with torch.no_grad():

@@ -1,0 +1,243 @@
+"""Several processes of one run on this machine: torch's elastic agent starts them, what fails is told once.
+
+The agent is the one under torchrun. What is added to it are the ends of a run: a signal reaches every process, which
+then finishes its iteration and saves; the process that failed first is the one whose error is shown; and the exit
+status is the run's own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from types import FrameType
+from typing import Any
+
+import attrs
+import click
+
+from detkernel.errors import UserError, followed
+from detkernel.files import write_atomic
+
+_REPORTS = "DETKERNEL_REPORTS"
+"""The folder where the processes of a launch leave word of how they ended."""
+_RESTARTS = "DETKERNEL_RESTARTS"
+_PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
+_CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
+"""What ends a process from outside or below: no error of another process leads to it."""
+_AT_ONCE = 5.0
+"""Seconds until a second Ctrl-C kills what does not leave: a process that waits for others hears no signal."""
+_POLL = 0.05
+
+
+@attrs.frozen
+class Report:
+    """How one process ended, where that was not well: its exit status, and what it would have printed."""
+
+    rank: int
+    status: int
+    text: str = ""
+    follows: bool = False
+    """It failed only because another process did."""
+    mended: bool = False
+    """Starting again would help nothing: it was told to stop, or the user has something to mend."""
+
+
+def is_rank() -> bool:
+    """Whether this is one of the processes that a launcher (this one, or torchrun) has started."""
+    return "LOCAL_RANK" in os.environ
+
+
+def restarts() -> int:
+    """How often the processes of this run have been started again, by this launcher or by torchrun."""
+    return max(int(os.environ.get(name) or 0) for name in (_RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
+
+
+def report(status: int, error: BaseException | None = None, text: str = "") -> bool:
+    """Leave word of how this process ends. False where nobody reads it: then the process prints it itself.
+
+    Under torchrun it is told as well, in the file from which torchrun takes the message of its summary.
+    """
+    folder, file = os.environ.get(_REPORTS), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    try:
+        if is_rank() and folder:
+            rank = int(os.environ["RANK"])
+            final = error is None or isinstance(error, (UserError, KeyboardInterrupt))
+            made = Report(rank, status, text, error is not None and followed(error) is not None, final)
+            write_atomic(Path(folder) / f"{rank}.json", json.dumps(attrs.asdict(made)))
+            return True
+        if file and error is not None and followed(error) is None:
+            about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+            message = {"message": f"{type(error).__name__}: {error}", "extraInfo": about}
+            write_atomic(Path(file), json.dumps({"message": message}))
+    except OSError:
+        pass  # the message matters more than who prints it
+    return False
+
+
+def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
+    """Run `detkernel ARGUMENTS` in so many processes; returns the exit status of the run.
+
+    `processes`: a number, or `gpu`, `cpu` or `auto` for as many as there are. A process that dies takes the others
+    down; all are then started again, up to `restarts` times. Raises `UserError` for processes that cannot be had.
+    """
+    count = _count(processes)
+    signals = _Signals()
+    logging.disable(logging.CRITICAL)  # torch's account of the same
+    with signals.held():
+        for attempt in range(restarts + 1):
+            os.environ[_RESTARTS] = str(attempt)
+            with tempfile.TemporaryDirectory(prefix="detkernel-") as folder:
+                os.environ[_REPORTS] = folder
+                failures = _attempt(count, arguments, Path(folder), signals)
+                end = _end(failures, [Report(**json.loads(path.read_text())) for path in Path(folder).glob("*.json")])
+            if signals.impatient:
+                end = Report(end.rank, 128 + signal.SIGINT, "interrupted", mended=True)
+            if end.text:
+                click.echo(end.text, err=True)
+            if end.status == 0 or end.mended or signals.received or attempt == restarts:
+                return end.status
+            click.echo(f"starting again, {attempt + 1} of {restarts}", err=True)
+    raise AssertionError("the last attempt returns")
+
+
+def _count(processes: str) -> int:
+    if not re.fullmatch("[1-9][0-9]*|gpu|cpu|auto", processes):
+        raise UserError(f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{processes}'")
+    if find_spec("torch") is None:
+        raise UserError("--nproc-per-node: needs torch, which is not installed")
+    try:
+        return int(import_module("torch.distributed.run").determine_local_world_size(processes))
+    except ValueError as error:
+        raise UserError(f"--nproc-per-node: got '{processes}', but {error}") from None
+
+
+def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signals) -> dict[int, int]:
+    """Start the processes, and wait for them; returns rank -> exit status (-N: killed by signal N) of what failed."""
+    agent = _agent(count, arguments, folder / "torch")
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append(agent.run())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = Thread(target=work, name="detkernel-agent")  # not here: the agent would take the signals
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL)
+        signals.pass_on([worker.id for worker in agent.get_worker_group().workers if worker.id is not None])
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return {rank: failure.exitcode for rank, failure in outcome[0].failures.items()}
+
+
+def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
+    """The agent as `torchrun --standalone` makes it."""
+    server = import_module("torch.distributed.elastic.agent.server.api")
+    local = import_module("torch.distributed.elastic.agent.server.local_elastic_agent")
+    rendezvous = import_module("torch.distributed.elastic.rendezvous")
+    registry = import_module("torch.distributed.elastic.rendezvous.registry")
+    logs = import_module("torch.distributed.elastic.multiprocessing").DefaultLogsSpecs(log_dir=str(folder))
+    if count > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the device's `threads` says otherwise
+    where = rendezvous.RendezvousParameters(
+        backend="c10d", endpoint="localhost:0", run_id=folder.parent.name, min_nodes=1, max_nodes=1
+    )
+    specification = server.WorkerSpec(
+        role="default",
+        local_world_size=count,
+        entrypoint=sys.executable,
+        args=("-u", "-m", "detkernel", *arguments),
+        rdzv_handler=registry.get_rendezvous_handler(where),
+        max_restarts=0,
+        monitor_interval=_POLL,
+    )
+    return local.LocalElasticAgent(specification, logs_specs=logs)
+
+
+def _end(failures: dict[int, int], reports: Sequence[Report]) -> Report:
+    """How the run ended, from how its processes did: the first cause counts, not what followed from it."""
+    crashed = [rank for rank, status in failures.items() if status < 0 and _name(-status) in _CRASHES]
+    told = sorted((said for said in reports if said.text), key=lambda said: (said.follows, said.rank))
+    if crashed:
+        return _killed(crashed[0], -failures[crashed[0]])
+    if told and not told[0].follows:
+        first = {said.text: said for said in reversed(told) if not said.follows}.values()
+        texts = [said.text if said.mended else f"rank {said.rank}:\n{said.text}" for said in reversed(first)]
+        return attrs.evolve(told[0], text="\n".join(texts))
+    stopped = [said for said in reports if not said.text]
+    if stopped:
+        return stopped[0]
+    killed = [rank for rank, status in failures.items() if status < 0]
+    if killed:
+        return _killed(killed[0], -failures[killed[0]])
+    if told:
+        return told[0]
+    rank, status = next(iter(failures.items()), (0, 0))
+    return Report(rank, status, f"rank {rank} ended with exit status {status}" if status else "")
+
+
+def _killed(rank: int, number: int) -> Report:
+    """As a shell has it: 128 and the signal's number."""
+    hint = "; the system does that when memory runs out (see `dmesg`)" if _name(number) == "SIGKILL" else ""
+    return Report(rank, 128 + number, f"rank {rank} was killed by {_name(number)}{hint}")
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+class _Signals:
+    """Signals that this process gets are the run's: they are passed on to all of its processes."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._waiting: list[int] = []
+        self._deadline = float("inf")
+        self.impatient = False
+        """Whether a second Ctrl-C had to kill."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
+        wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+        before = {number: signal.signal(number, self._receive) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def pass_on(self, processes: Sequence[int]) -> None:
+        while processes and self._waiting:
+            _kill(processes, self._waiting.pop(0))
+        if time.monotonic() > self._deadline:
+            _kill(processes, signal.SIGKILL)
+            self._deadline, self.impatient = float("inf"), True
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in self.received:
+            self._deadline = time.monotonic() + _AT_ONCE
+        self.received.append(number)
+        self._waiting.append(number)
+
+
+def _kill(processes: Sequence[int], number: int) -> None:
+    for process in processes:
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,77 @@
+"""How a run of several processes ended, from what each of them left. Real processes: `tests/test_launch.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from detkernel import UserError, launch
+from detkernel.errors import follow
+from detkernel.launch import Report
+
+MISTAKE = Report(0, 2, "error: yours", mended=True)
+BUG = Report(1, 1, "Traceback: bug")
+FOLLOWER = Report(0, 1, "Traceback: connection lost", follows=True)
+STOPPED = Report(1, 75, mended=True)
+
+
+@pytest.mark.parametrize(
+    ("failures", "reports", "status", "text"),
+    [
+        ({}, [], 0, ""),
+        ({0: 75, 1: 75}, [STOPPED, Report(0, 75, mended=True)], 75, ""),
+        ({0: -15, 1: 75}, [STOPPED], 75, ""),
+        ({0: 2, 1: 2}, [MISTAKE, Report(1, 2, "error: yours", mended=True)], 2, "error: yours"),
+        ({1: 2}, [MISTAKE, Report(1, 2, "error: theirs", mended=True)], 2, "error: yours\nerror: theirs"),
+        ({0: 1}, [FOLLOWER, BUG], 1, "rank 1:\nTraceback: bug"),
+        ({0: 1, 1: -9}, [FOLLOWER], 137, "rank 1 was killed by SIGKILL; the system does that when memory runs out"),
+        ({1: -11}, [Report(0, 1, "Traceback: connection lost")], 139, "rank 1 was killed by SIGSEGV"),
+        ({1: -6}, [BUG], 1, "rank 1:\nTraceback: bug"),
+        ({1: -15}, [], 143, "rank 1 was killed by SIGTERM"),
+        ({0: 1}, [FOLLOWER], 1, "Traceback: connection lost"),
+        ({1: 3}, [], 3, "rank 1 ended with exit status 3"),
+    ],
+)  # fmt: skip
+def test_the_first_cause_is_how_it_ended(failures: dict[int, int], reports: list[Report], status: int, text: str):
+    end = launch._end(failures, reports)
+    assert end.status == status
+    assert end.text.startswith(text)
+
+
+def test_a_process_leaves_word_for_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DETKERNEL_REPORTS", str(tmp_path))
+    assert not launch.report(1, OSError("x"), "x"), "not one of several processes"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    error = OSError("x")
+    follow(error, "rank 0 failed")
+    assert launch.report(1, error, "text")
+    assert Report(**json.loads((tmp_path / "1.json").read_text())) == Report(1, 1, "text", follows=True)
+    assert launch.report(2, UserError("x"), "text")
+    assert Report(**json.loads((tmp_path / "1.json").read_text())).mended
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DETKERNEL_REPORTS", str(tmp_path / "file"))
+    assert not launch.report(1, error, "text"), "it prints its error itself where word cannot be left"
+
+
+def test_torchrun_gets_the_error_of_the_process_that_failed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    error = OSError("the lights went out")
+    assert not launch.report(1, error, "the traceback")
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["message"] == "OSError: the lights went out"
+    assert message["extraInfo"]["py_callstack"] == "the traceback"
+    assert int(message["extraInfo"]["timestamp"]) > 0
+    (tmp_path / "error.json").unlink()
+    follow(error, "rank 0 failed")
+    launch.report(1, error, "the traceback")
+    assert not list(tmp_path.iterdir())
+
+
+def test_restarts_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch):
+    assert launch.restarts() == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert launch.restarts() == 2
+    monkeypatch.setenv("DETKERNEL_RESTARTS", "3")
+    assert launch.restarts() == 3

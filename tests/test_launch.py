@@ -1,0 +1,176 @@
+"""Several processes of one run, as `detkernel run --nproc-per-node` starts them: how they end, and what is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
+
+CONFIG = """
+run: {until: 40 iters, work_dir: work}
+device: {threads: 1, timeout: 1, device: cpu}
+data: {use: loader, train: {use: shapes, size: 16, side: 64, sizes: [12, 40]}, batch_size: 2, workers: 0}
+model: {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 32, head_convs: 1}
+optimizer: {use: adamw, lr: 1e-3}
+checkpoint: {every: 2 iters}
+log: {}
+signals: {}
+"""
+HOOKS = '''
+import os, signal, time
+from pathlib import Path
+from detkernel import UserError, hookimpl, option, plugin
+
+@plugin
+class Act:
+    """Does something in one process, at one iteration."""
+    resume_neutral = ("*",)
+    what: str = option(help="what")
+    once: bool = option(default=True, help="only the first time")
+
+    @hookimpl
+    def before_train_iter(self, run):
+        if run.iter == 5:
+            Path(f"reached-{run.rank}").touch()
+            if run.rank == 1 and not (self.once and Path("done").exists()):
+                Path("done").touch()
+                getattr(self, self.what)(run)
+
+    def bug(self, run):
+        raise OSError("the lights went out")
+
+    def mistake(self, run):
+        raise UserError("this one is yours")
+
+    def die(self, run):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def nothing(self, run):
+        pass
+
+    @hookimpl(specname="after_train_iter")
+    def linger(self, run):
+        time.sleep(0.1 if self.what == "nothing" else 0)
+
+@plugin
+class Deaf:
+    """Hears no signal."""
+
+    @hookimpl
+    def before_train_iter(self, run):
+        if run.iter == 5:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            Path(f"reached-{run.rank}").touch()
+            time.sleep(100)
+'''
+RUN = (sys.executable, "-m", "detkernel", "run", "config.yaml", "act.use=./hooks.py:Act")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "hooks.py").write_text(HOOKS)
+
+
+def start(folder: Path, *arguments: str, command: tuple[str, ...] = RUN) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"} | {"NO_COLOR": "1"}
+    return subprocess.Popen(
+        [*command, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, told = process.communicate(timeout=200)
+    return process.returncode, told
+
+
+def reach(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until both processes are at iteration 5."""
+    while not all((folder / f"reached-{rank}").exists() for rank in range(2)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def weights(folder: Path, iteration: int) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / f"work/checkpoints/iter_{iteration}.pt", weights_only=True)
+    return dict(content["model"])
+
+
+def test_a_killed_process_takes_the_run_down_and_a_restart_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    two = ("--nproc-per-node", "2", "run.until=8 iters")
+    status, told = end(start(tmp_path, *two, "act.what=die", "--max-restarts", "1", "checkpoint.resume=never"))
+    assert status == 0, told
+    said = "rank 1 was killed by SIGKILL; the system does that when memory runs out (see `dmesg`)"
+    assert f"\n{said}\nstarting again, 1 of 1\n" in told
+    assert "Traceback" not in told
+    assert "gloo" not in told
+    assert "going on from work/checkpoints/iter_4.pt" in told
+    status, told = end(start(tmp_path, *two, "act.what=nothing", "run.work_dir=whole"))
+    assert status == 0, told
+    (tmp_path / "whole").rename(tmp_path / "other")
+    (tmp_path / "other/work").symlink_to(".")
+    once, twice = weights(tmp_path / "other", 8), weights(tmp_path, 8)
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_the_process_that_failed_first_is_the_one_that_is_told(tmp_path: Path) -> None:
+    status, told = end(start(tmp_path, "--nproc-per-node", "2", "act.what=bug"))
+    assert status == 1
+    assert told.count("Traceback") == 1
+    assert told.count("raised in plugin 'act'") == 1
+    assert told.splitlines()[-1].startswith("raised in plugin 'act'")
+    assert "\nrank 1:\nTraceback" in told
+    assert ": rank 1 failed in iteration 5: OSError: the lights went out" in told  # rank 0's log
+    assert "gloo" not in told
+
+
+def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+    status, told = end(start(tmp_path, "--nproc-per-node", "2", "act.what=mistake", "--max-restarts", "3"))
+    assert status == 2
+    assert told.endswith("\nerror: this one is yours\n")
+    assert told.count("starting again") == 0
+    assert "Traceback" not in told
+    process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "data.train.bach_size=3")
+    assert end(process) == (2, end(start(tmp_path, "act.what=nothing", "data.train.bach_size=3"))[1])
+
+
+def test_a_signal_stops_all_processes_and_saves(tmp_path: Path) -> None:
+    process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "checkpoint.every=null")
+    reach(tmp_path, process)
+    process.send_signal(signal.SIGUSR1)
+    status, told = end(process)
+    assert status == 75, told
+    assert told.count("SIGUSR1: stopping after this iteration") == 1
+    stopped = int(told.split("stopped at iteration ")[1].split(",")[0])
+    assert 5 < stopped < 40
+    assert [path.name for path in (tmp_path / "work/checkpoints").iterdir()] == [f"iter_{stopped}.pt"]
+
+
+def test_a_second_interrupt_leaves_at_once_even_processes_that_hear_none(tmp_path: Path) -> None:
+    process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "deaf.use=./hooks.py:Deaf")
+    reach(tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    status, told = end(process)
+    assert time.monotonic() - began < 40
+    assert status == 130, told
+    assert (tmp_path / "work/checkpoints/iter_4.pt").exists()
+
+
+def test_torchrun_restarts_alike_and_tells_the_cause(tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    status, told = end(start(tmp_path, "act.what=bug", "act.once=false", command=(*torchrun, *RUN[1:])))
+    assert status == 1, told
+    assert "going on from work/checkpoints/iter_4.pt" in told
+    summary = told[told.index("Root Cause") :]
+    assert "OSError: the lights went out" in summary
