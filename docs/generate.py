@@ -9,7 +9,7 @@ from typing import Any
 from detkernel.bus import Bus
 from detkernel.catalog import Catalog
 from detkernel.plugin import Part
-from detkernel.reference import option_rows
+from detkernel.reference import option_rows, usage
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -49,7 +49,8 @@ def catalog_page(*, parts: bool) -> Iterator[str]:
         cls = catalog.load(name)
         if issubclass(cls, Part) != parts:
             continue
-        yield f"## {name}\n\n{inspect.getdoc(cls)}\n"
+        what, _, example = usage(name, cls).partition(": ")
+        yield f"## {name}\n\n{inspect.getdoc(cls)}\n\n{what[0].upper()}{what[1:]}: `{example}`\n"
         rows = [[_cell(text) for text in row] for row in option_rows(cls)]
         if rows:
             yield "| option | type | default | meaning |\n|---|---|---|---|"

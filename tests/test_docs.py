@@ -1,4 +1,4 @@
-"""Every block of code in the documentation runs, and every config in it is sound."""
+"""Every block of code and every command in the documentation runs, and every config in it is sound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -50,6 +50,79 @@ def test_configs_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "config.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert load("config.yaml").plugins
+
+
+SMALL = ["run.until=2 iters", "run.validate=null", "data.train.size=16", "data.val.size=4", "data.workers=0"]
+MADE_ELSEWHERE = [  # by .ci/run and the tox environment `install`, in fresh environments
+    "git clone ... detkernel",
+    "cd detkernel",
+    "python3 -m venv .venv",
+    ".venv/bin/pip install .",
+    ".venv/bin/pip install -q tox",
+    ".venv/bin/tox -p 2",
+]
+
+
+@pytest.mark.parametrize("text", blocks("sh"))
+def test_commands_run(text: str, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "config.yaml").write_text("base: configs/shapes.yaml")
+    folder = tmp_path
+    for line in text.splitlines():
+        for command in line.partition("#")[0].strip().split(" && "):
+            program, _, arguments = command.partition(" ")
+            if command in MADE_ELSEWHERE:
+                continue
+            if program == "cd":
+                folder /= arguments
+                continue
+            words = {
+                "detkernel": ["-m", "detkernel", *arguments.split()],
+                "pytest": ["-m", "pytest", "-q", *arguments.split()],
+                "pip": ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."],
+            }[program.removeprefix(".venv/bin/")]
+            if words[2:3] in (["check"], ["run"], ["test"]) and words[1] == "detkernel":
+                words += SMALL
+            result = subprocess.run(
+                [sys.executable, *words],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "PYTHONPATH": str(folder / "site")},
+            )
+            assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+
+
+def test_continuous_integration_runs_what_the_readme_says() -> None:
+    command = (ROOT / ".ci/run").read_text().splitlines()[-1]
+    assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_every_block_says_its_language() -> None:
+    for page in PAGES:
+        opened = re.findall(r"^```(\w*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+        assert "" not in opened, f"{page.relative_to(ROOT)}: a block without a language: text, or should it run?"
+
+
+def test_every_installed_plugin_is_documented() -> None:
+    """A class without a docstring and an option without a meaning are refused; here, that the reference has them."""
+    from detkernel.catalog import Catalog
+    from detkernel.reference import option_rows, plugin_page
+
+    catalog = Catalog()
+    assert len(catalog.entries) > 40
+    for name in catalog.entries:
+        cls = catalog.load(name)
+        page = plugin_page(name, cls, catalog.find(name))
+        for option, _, default, meaning in option_rows(cls):
+            assert len(meaning.split(" (")[0]) > 5, f"{name}.{option} has no meaning"
+            assert option in page
+            assert default
+        published = [spec for spec in vars(getattr(cls, "events", object)).values() if hasattr(spec, "detkernel_spec")]
+        for spec in published:
+            assert (spec.__doc__ or "").strip(), f"{name} publishes {spec.__name__} without a word about it"
+            assert f"publishes {spec.__name__}(" in page
 
 
 def _my_plugin() -> str:

@@ -270,6 +270,8 @@ class TestPlugins:
             "",
             "And it runs.",
             "",
+            "in a config: walker: {kind: ...}",
+            "",
             "option type default meaning",
             "kind slow | fast required how",
             "every Span 2 iters how often",
@@ -287,10 +289,12 @@ class TestPlugins:
     def test_a_page_of_a_part_and_of_a_local_file(self, detkernel: Detkernel, plant: Plant, write: Write):
         plant("pages", {"pages.py": self.PAGE}, plugins={"leg": "pages:Leg"})
         page = detkernel("plugins", "show", "leg").stdout
-        assert "a body, for options of that type: {use: leg, ...}" in page
+        assert "a body, for options of that type: {use: leg}" in page
         assert page.endswith("It has no options.\n")
         write("mine.py", self.PAGE)
         assert detkernel("plugins", "show", "mine.py:Leg").stdout.startswith("mine.py:Leg (mine.py:Leg)\n\nA leg.\n")
+        page = detkernel("plugins", "show", "mine.py:Walker").stdout
+        assert "in a config: mine: {use: mine.py:Walker, kind: ...}" in page
 
     def test_an_unknown_one(self, detkernel: Detkernel):
         result = detkernel("plugins", "show", "nowhere")

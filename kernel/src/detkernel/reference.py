@@ -23,9 +23,7 @@ def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
     """One plugin: what it does, its options as a table, the events it answers and publishes."""
     owner = f", {entry.distribution} {entry.version}" if entry else ""
     parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__}{owner})\n\n{inspect.getdoc(cls)}\n\n"]
-    kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
-    if kinds:
-        parts.append(f"a {kinds[-1].lower()}, for options of that type: {{use: {name}, ...}}\n\n")
+    parts.append(f"{usage(name, cls)}\n\n")
     rows = list(option_rows(cls))
     parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3) if rows else "It has no options.\n")
     events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), f"{PROJECT}_impl")]
@@ -38,6 +36,16 @@ def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
         if hasattr(spec, f"{PROJECT}_spec"):
             parts.append(f"\npublishes {_entry(spec)}")
     return "".join(parts)
+
+
+def usage(name: str, cls: type[Any]) -> str:
+    """How a config names it, with the options that it must give: `in a config: max_time: {limit: ...}`."""
+    given = [f"{option}: ..." for option, field in option_fields(cls).items() if field.default is attrs.NOTHING]
+    used = f"{{{', '.join([f'use: {name}', *given])}}}"
+    kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
+    if kinds:
+        return f"a {kinds[-1].lower()}, for options of that type: {used}"
+    return f"in a config: {name}: {{{', '.join(given)}}}" if name.isidentifier() else f"in a config: mine: {used}"
 
 
 def option_rows(cls: type[Any], prefix: str = "") -> list[tuple[str, str, str, str]]:
