@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from .conftest import Detkernel
@@ -73,6 +74,21 @@ def test_the_written_config_gives_the_same_run(trained: Path, tmp_path: Path, de
     result = detkernel("run", "again.yaml")
     assert result.returncode == 0, result.stderr
     assert lines(tmp_path) == lines(trained)
+
+
+def test_a_checkpoint_is_tested_and_gone_on_from_without_another_file(
+    trained: Path, tmp_path: Path, detkernel: Detkernel
+) -> None:
+    last, middle = (trained / f"work/checkpoints/iter_{number}.pt" for number in (12, 6))
+    result = detkernel("test", last, "run.work_dir=tested")
+    assert result.returncode == 0, result.stderr
+    assert f"testing the weights of {last}" in result.stderr
+    [told] = [line for line in lines(trained) if line["mode"] == "val" and line["step"] == 12]
+    assert f"coco/bbox_mAP_50: {told['coco/bbox_mAP_50']:.4f}" in result.stdout
+    result = detkernel("run", middle, "run.work_dir=work")
+    assert result.returncode == 0, result.stderr
+    ends = [torch.load(folder / "work/checkpoints/iter_12.pt", weights_only=True) for folder in (trained, tmp_path)]
+    assert all(torch.equal(value, ends[1]["model"][name]) for name, value in ends[0]["model"].items())
 
 
 def test_a_terminated_run_goes_on_where_it_was(trained: Path, tmp_path: Path, detkernel: Detkernel) -> None:

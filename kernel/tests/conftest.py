@@ -56,12 +56,17 @@ def plant(write: Write) -> Plant:
         version: str = "1.0",
         plugins: dict[str, str] | None = None,
         commands: dict[str, str] | None = None,
+        configs: dict[str, str] | None = None,
         requires: tuple[str, ...] = (),
     ) -> Path:
         info = f"site/{name.replace('-', '_')}-{version}.dist-info"
         needs = "".join(f"Requires-Dist: {need}\n" for need in requires)
         write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-        groups = {"detkernel.plugins": plugins or {}, "detkernel.commands": commands or {}}
+        groups = {
+            "detkernel.plugins": plugins or {},
+            "detkernel.commands": commands or {},
+            "detkernel.configs": configs or {},
+        }
         lines = [
             line
             for group, points in groups.items()

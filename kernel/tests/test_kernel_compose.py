@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from detkernel import ConfigError, UserError
+from detkernel.config import load
 from detkernel.config.compose import compose
 
 Write = Callable[[str, str], Path]
@@ -383,3 +384,53 @@ def test_several_problems_of_reading_are_one_at_a_time(write: Write):
     with pytest.raises(ConfigError) as caught:
         compose("c.yaml")
     assert len(caught.value.problems) == 1
+
+
+class TestConfigsInOtherFiles:
+    READER = """
+        import json
+        def read(path):
+            return json.loads(path.read_text())["config"]
+    """
+
+    @pytest.fixture(autouse=True)
+    def _reader(self, plant: Callable[..., Path]) -> None:
+        plant("boxed", {"boxed.py": self.READER}, configs={"box": "boxed:read"})
+
+    def test_one_is_read_as_a_file_would_be(self, write: Write):
+        write("a.box", '{"config": {"x": {"name": "${y.z}", "n": 1e-3}, "y": {"z": null}}}')
+        assert plain("a.box", "x.n=2") == {"x": {"name": "${y.z}", "n": 2}, "y": {"z": None}}
+        write("c.yaml", "base: a.box\nx: {n: 3}\n")
+        assert plain("c.yaml")["x"]["n"] == 3
+
+    def test_it_refers_to_nothing_outside(self, write: Write):
+        write("a.box", '{"config": {"base": "b.yaml"}}')
+        assert refusal("a.box") == "a.box:1:7: base: a config inside another file is whole, it has no base"
+        write("a.box", '{"config": {"x": {"name": "${env:HOME}"}}}')
+        assert plain("a.box") == {"x": {"name": "${env:HOME}"}}
+
+    @pytest.mark.parametrize("held", ["[1]", '{"x": ' * 60 + "1" + "}" * 60, '{"x": "\\u0000"}', "null", "3"])
+    def test_what_is_no_config(self, write: Write, held: str):
+        write("a.box", f'{{"config": {held}}}')
+        assert refusal("a.box").startswith("a.box")
+
+    def test_it_runs_no_code_from_a_file_unless_the_user_names_it(self, write: Write):
+        source = """
+            from detkernel import plugin
+            print("it ran")
+            @plugin
+            class Mine:
+                '''Runs when it is imported.'''
+        """
+        mine = write("mine.py", source)
+        run = '"run": {"until": "1 iters"}'
+        write("a.box", f'{{"config": {{{run}, "mine": {{"use": "{mine}:Mine"}}}}}}')
+        with pytest.raises(ConfigError) as caught:
+            load("a.box")
+        [problem] = caught.value.problems
+        assert problem.path == "mine.use"
+        assert problem.message.endswith(f"where you trust that file, name it yourself: mine.use={mine}:Mine")
+        assert list(load("a.box", [f"mine.use={mine}:Mine"]).plugins) == ["mine"]
+        write("b.box", f'{{"config": {{{run}, "{mine}:Mine": {{}}}}}}')
+        with pytest.raises(ConfigError, match="may not run code from a file"):
+            load("b.box")

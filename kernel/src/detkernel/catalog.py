@@ -1,4 +1,4 @@
-"""What is installed: the entry points of the groups `detkernel.plugins` and `detkernel.commands`.
+"""What is installed: the entry points of the groups `detkernel.plugins`, `detkernel.commands` and `detkernel.configs`.
 
 Listing imports no plugin: the one line about each is read from its source. A plugin is loaded only when a config names
 it. Two distributions that offer one name, and one that needs another version of the kernel or of another plugin's
@@ -46,9 +46,9 @@ class Entry:
 
 
 class Catalog:
-    """The installed plugins (or commands), by name."""
+    """The installed plugins (or commands, or readers of configs in files of other kinds), by name."""
 
-    def __init__(self, kind: Literal["plugin", "command"] = "plugin") -> None:
+    def __init__(self, kind: Literal["plugin", "command", "config"] = "plugin") -> None:
         self.kind = kind
         self.group = f"detkernel.{kind}s"
 
@@ -105,6 +105,11 @@ class Catalog:
         if not _TARGET.fullmatch(entry.target):
             raise CatalogError(f"{owner}: its entry point is '{entry.target}', expected module:Class")
         return _imported(entry.target, owner)
+
+    @staticmethod
+    def is_local(name: str) -> bool:
+        """Whether a name is that of a class in a file: loading it runs the file."""
+        return _LOCAL.fullmatch(name) is not None
 
     def absolute(self, name: str, folder: Path) -> str:
         """The name as any config may write it: a local file's path made absolute."""

@@ -90,7 +90,7 @@ PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes 
 def run(
     config: str, overrides: tuple[str, ...], nproc_per_node: str | None, max_restarts: int | None, trace: int | None
 ) -> None:
-    """Train: CONFIG is a YAML file, or package:path for one that an installed package ships.
+    """Train: CONFIG is a YAML file, package:path for one that an installed package ships, or a checkpoint.
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
@@ -112,7 +112,7 @@ def run(
 @OVERRIDES
 @PROCESSES
 def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
-    """Evaluate on the test data (the validation data, if there is none): checkpoint.load_from=FILE says what."""
+    """Evaluate on the test data (or else the validation data): CONFIG is a checkpoint, or checkpoint.load_from=FILE."""
     loaded = _load(config, overrides)
     _launch(nproc_per_node)
     state = _kernel(loaded).test()

@@ -68,6 +68,8 @@ class Where:
     column: int = 0
     text: str = ""
     """The line itself, for the caret."""
+    foreign: bool = False
+    """Whether it came inside another file, a checkpoint say, and so not from the hand of the user."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from detkernel import CheckpointError, ConfigError, Run, Span, hookimpl, option, plugin, state
-from detkernel.testing import TinyDetector, tiny_kernel, tiny_run
+from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._snapshot import Snapshot
 from detkernel_checkpoint.checkpoint import Checkpoint
@@ -264,39 +263,3 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path:
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"checkpoints cannot be written there: .*; free it, or set run.work_dir"):
         tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
-
-
-@plugin
-class Wide(TinyDetector):
-    """A detector with 24 MB of weights beside, so that a save is worth measuring."""
-
-    @hookimpl
-    def build_model(self, run: Run) -> Any:
-        model = super().build_model(run)
-        for number in range(24):
-            model.register_buffer(f"ballast{number}", torch.randn(250_000))
-        return model
-
-
-@plugin
-class Clock:
-    """How long iterations take, with what happens between them."""
-
-    times: list[float] = state(factory=list)
-
-    @hookimpl(tryfirst=True)
-    def before_train_iter(self) -> None:
-        time.sleep(0.004)  # a step on another device
-        self.times.append(time.perf_counter())
-
-
-def test_saving_in_the_background_holds_the_loop_up_less_than_saving_does(tmp_path: Path):
-    held = {}
-    for asynchronous in (True, False):
-        clock = Clock()
-        checkpoint = Checkpoint(every=Span(60, "iters"), asynchronous=asynchronous, keep=1)
-        plugins = {"checkpoint": checkpoint, "model": Wide(), "clock": clock}
-        tiny_run(plugins, until="240 iters", work_dir=tmp_path / str(asynchronous))
-        steps = np.diff(clock.times)
-        held[asynchronous] = sum(steps[number] - np.median(steps) for number in (119, 179))
-    assert held[True] < held[False] / 2

@@ -9,6 +9,7 @@ import torch
 from detkernel import CheckpointError
 from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_checkpoint.embedded import config
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,19 @@ def test_weights_of_classes_in_another_order_are_refused(trained: Path, tmp_path
 
     with pytest.raises(CheckpointError, match=message):
         start()
+
+
+def test_the_config_in_a_checkpoint_names_it_as_where_to_go_on(trained: Path, tmp_path: Path):
+    kernel = tiny_kernel({"checkpoint": Checkpoint(load_from=trained)}, until="1 iter", work_dir=tmp_path)
+    kernel.state.config = {"run": {"until": "1 iters"}, "keep": {"use": "checkpoint", "load_from": str(trained)}}
+    kernel.run()
+    path = tmp_path / "checkpoints/iter_1.pt"
+    assert config(path)["keep"] == {"use": "checkpoint", "load_from": None, "resume": str(path)}
+    kernel = tiny_kernel({"checkpoint": Checkpoint()}, until="1 iter", work_dir=tmp_path / "other")
+    kernel.state.config = {"run": {"until": "1 iters"}}
+    kernel.run()
+    with pytest.raises(CheckpointError, match=r"iter_1.pt: holds no config with the checkpoint plugin; give a YAML"):
+        config(tmp_path / "other/checkpoints/iter_1.pt")
+    (tmp_path / "torn.pt").write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"torn.pt: torn"):
+        config(tmp_path / "torn.pt")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import attrs
 
+from detkernel.catalog import Catalog
+from detkernel.config.dump import dump
 from detkernel.config.read import UNUSABLE, read_file, read_text, scalar
 from detkernel.config.tree import Node
 from detkernel.errors import ConfigError, Problem, UserError, Where, did_you_mean, relative
@@ -61,7 +63,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
     path = Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise for links in a circle
     if path in seen:
         raise UserError(f"{relative(path)} is its own base: {' -> '.join(relative(p) for p in (*seen, path))}")
-    node = read_file(path)
+    node = _read(path)
     if not isinstance(node.value, dict):
         raise node.error("expected a map of plugins, such as `model: {use: faster_rcnn}`")
     base = node.value.pop("base", None)
@@ -76,6 +78,31 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
             raise item.error(f"base: {error}") from None
         merged = parent if merged is None else _merge(merged, parent, top=True)
     return node if merged is None else _merge(merged, node, top=True)
+
+
+def _read(path: Path) -> Node:
+    """A YAML file, or the config in a file of another kind, whose suffix is an entry point of `detkernel.configs`."""
+    readers, suffix = Catalog("config"), path.suffix.removeprefix(".")
+    if suffix not in readers.entries:
+        return read_file(path)
+    held = readers.load_object(suffix)(path)
+    try:
+        node = _foreign(read_text(dump(held), relative(path)))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{relative(path)}: the config in it is none: {error}") from None
+    if isinstance(node.value, dict) and "base" in node.value:
+        raise node.value["base"].error("base: a config inside another file is whole, it has no base")
+    return node
+
+
+def _foreign(node: Node) -> Node:
+    """The same, marked as not from the hand of the user."""
+    where = attrs.evolve(node.where, foreign=True)
+    if isinstance(node.value, dict):
+        return attrs.evolve(node, where=where, value={key: _foreign(child) for key, child in node.value.items()})
+    if isinstance(node.value, list):
+        return attrs.evolve(node, where=where, value=[_foreign(child) for child in node.value])
+    return attrs.evolve(node, where=where)
 
 
 def _base_list(base: Node | None) -> list[Node]:

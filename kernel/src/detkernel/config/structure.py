@@ -64,6 +64,14 @@ class Structurer:
         place = use or node
         named = str(use.value) if use is not None else default
         folder = Path(place.where.file).resolve().parent if Path(place.where.file).is_file() else Path.cwd()
+        if place.where.foreign and self.catalog.is_local(named):
+            use_path = ".".join([*self._path, "use"])
+            raise self._problem(
+                place,
+                f"a config inside another file may not run code from a file, {named}; where you trust that file, "
+                f"name it yourself: {use_path}={named}",
+                "use" if use else "",
+            )
         try:
             return self.catalog.load(named, folder), self.catalog.absolute(named, folder)
         except CatalogError as error:
