@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that is read from a disk: whatever the bytes, they are read or refused clearly.
 
-hypothesis draws files of the right form in the plugins' own tests; here atheris changes bytes until they reach code that
-no others did.
+hypothesis draws files of the right form in the plugins' own tests; here atheris changes bytes until they reach code
+that no others did.
 
     python tests/fuzz.py RUNS [yaml|voc|coco|yolo|checkpoint|weights]
 
