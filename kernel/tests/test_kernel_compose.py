@@ -232,7 +232,8 @@ class TestOverrides:
         )
 
     def test_a_value_that_is_no_yaml(self):
-        assert refusal("c.yaml", "optimizer.lr=[1, 2").startswith("command line:1:6: not valid YAML: ")
+        message = refusal("c.yaml", "optimizer.lr=[1, 2")
+        assert message.startswith("command line:1:19: optimizer.lr: not valid YAML: ")
 
     def test_a_base_is_for_files(self):
         assert refusal("c.yaml", "base=other.yaml") == (

@@ -19,11 +19,17 @@ class ImageLevelLoss:
 
     @hookimpl
     def prepare_model(self, run: Run) -> None:
-        from torch import nn
+        import torch
 
         layer = run.bare_model.get_submodule(self.layer)
-        layer.image_level = nn.LazyLinear(len(run.classes)).to(run.device)  # in the model: trained and saved with it
         layer.register_forward_hook(self._keep)
+        training = layer.training
+        layer.eval()  # a look at its features changes nothing in it
+        with torch.no_grad():
+            layer(torch.zeros(1, 3, 64, 64, device=run.device))
+        layer.train(training)
+        channels = self._features.shape[1]
+        layer.image_level = torch.nn.Linear(channels, len(run.classes), device=run.device)  # trained and saved with it
 
     def _keep(self, _layer: Any, _inputs: Any, output: Any) -> None:
         self._features = list(output.values())[-1] if isinstance(output, dict) else output

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from detkernel import UserError
 from torch import Tensor
 
 
@@ -22,7 +23,7 @@ class Snapshot:
         self._event: Any = None
 
     def take(self, tree: Any) -> Any:
-        """A copy with plain values and CPU tensors. Raises TypeError, with the path, for anything else in it."""
+        """A copy with plain values and CPU tensors. Raises UserError, with the path, for anything else in it."""
         self._copies.clear()
         copy = self._copy(tree, "")
         self._event = None
@@ -59,13 +60,16 @@ class Snapshot:
 
 
 def plain(value: Any, path: str) -> Any:
-    """The value as one of Python's own plain types. Raises TypeError for what a checkpoint cannot hold."""
+    """The value as one of Python's own plain types. Raises UserError for what a checkpoint cannot hold."""
     if value is None or isinstance(value, (bool, bytes)):
         return value
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)  # a subclass, such as NumPy's float64, would not load with weights_only
-    raise TypeError(f"{path.lstrip('.')} is {type(value).__qualname__}; a state holds only tensors and plain values")
+    raise UserError(
+        f"{path.lstrip('.')} is {type(value).__qualname__}; a state holds only tensors and plain values: change the "
+        "state_dict() of that plugin"
+    )
 
 
 def _key(key: Any, path: str) -> Any:

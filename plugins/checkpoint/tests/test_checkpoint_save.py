@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detkernel import CheckpointError, ConfigError, Run, Span, hookimpl, option, plugin, state
+from detkernel import CheckpointError, ConfigError, Run, Span, UserError, hookimpl, option, plugin, state
 from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._snapshot import Snapshot
@@ -149,7 +149,7 @@ class Odd:
 
 
 def test_a_state_that_cannot_be_saved_is_named(tmp_path: Path):
-    with pytest.raises(TypeError, match=r"plugins\.odd\.seen\.a is set; a state holds only tensors and plain values"):
+    with pytest.raises(UserError, match=r"plugins\.odd\.seen\.a is set; a state holds only tensors and plain values"):
         tiny_run({"checkpoint": Checkpoint(), "odd": Odd()}, work_dir=tmp_path)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from detkernel_data._batches import Batches
 from detkernel_data._order import Order
 from detkernel_data._samples import Samples
+from detkernel_data._sound import check
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
     if not dataset.classes:
         dataset.load()
     _tell(run, mode, dataset.notes)
+    check(dataset, mode)
     if run.loaders:
         dataset = matched(dataset, run.classes, mode)
     for transform in options.transforms(mode):
@@ -113,7 +115,7 @@ def matched(dataset: Dataset, classes: Sequence[str], mode: str) -> Dataset:
         if name not in classes:
             raise DataError(
                 f"{mode} data: it has the class '{name}', which the training data has not"
-                f"{did_you_mean(name, classes)}; give both the same `class_names`"
+                f"{did_you_mean(name, classes)}; both need the same classes (`class_names`, where the data set has it)"
             )
     return Relabelled(dataset, classes)
 

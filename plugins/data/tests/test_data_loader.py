@@ -2,6 +2,7 @@ import os
 import random
 import signal
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -310,3 +311,29 @@ def test_signals_to_all_processes_leave_the_workers_at_work():
     assert len([*seen, *stream]) == 8
     loader.after_run()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "message"),
+    [
+        ([[1, 1, 400, 9]], [0], r"picture 1 \('1'\): box 0 \[1, 1, 400, 9\] has no area, or lies outside .* of 32x32"),
+        ([[1, 1, 9, 9], [9, 1, 2, 9]], [0, 0], r"box 1 \[9, 1, 2, 9\] has no area"),
+        ([[1, 1, float("nan"), 9]], [0], r"box 0 \[1, 1, nan, 9\]"),
+        ([[1, 1, 9, 9]], [3], r"label 3 of box 0 is none of 0\.\.2, the 3 classes"),
+        ([[1, 1, 9, 9]], [1.0], r"its labels are float64 \[1\], expected int64 \[1\]"),
+        ([1, 1, 9, 9], [0], r"its boxes are float32 \[4\], expected float32 \[N, 4\]"),
+    ],
+)
+def test_annotations_that_nobody_could_train_on_are_refused(boxes, labels, message, tmp_path):
+    @plugin
+    class Odd(TinyDataset):
+        """Has one picture with odd annotations."""
+
+        def annotations(self, index):
+            notes = super().annotations(index)
+            if index != 1:
+                return notes
+            return attrs.evolve(notes, boxes=np.array(boxes, np.float32), labels=np.array(labels))
+
+    with pytest.raises(DataError, match=f"train data: {message}" if message.startswith("picture") else message):
+        tiny_run({"data": Loader(train=Odd(size=4), workers=0)}, work_dir=tmp_path)

@@ -140,7 +140,13 @@ def _override(root: Node, text: str, number: int) -> Node:
         raise ConfigError([Problem(where, "", f"argument {number}: expected KEY=VALUE, such as optimizer.lr=0.02")])
     if path == "base":
         raise ConfigError([Problem(where, "base", "only a config file has bases; write a small one that names both")])
-    parsed = read_text(value, "command line")
+    try:
+        parsed = read_text(value, "command line")
+    except ConfigError as error:
+        shift = len(path) + 1
+        places = [attrs.evolve(where, column=problem.where.column + shift) for problem in error.problems]
+        problems = zip(error.problems, places, strict=True)
+        raise ConfigError([attrs.evolve(found, where=place, path=path) for found, place in problems]) from None
     return _set(root, path.split("."), _placed(parsed, attrs.evolve(where, column=len(path) + 2)), where, ())
 
 
