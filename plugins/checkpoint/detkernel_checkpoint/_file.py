@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
+import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from detkernel import CheckpointError
-from detkernel.errors import relative
+from detkernel.errors import one_line, relative
 
 FORMAT = 1
 TEMPORARY = ".tmp"
@@ -28,6 +31,7 @@ _CHUNK = 1 << 20
 _FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origin": dict}
 _PLAIN = ("position", "classes", "origin")
 _DEEPEST = 60
+_MOST = 2**53
 _COUNTS = ("epoch", "iter", "batch", "validated")
 
 
@@ -98,6 +102,7 @@ def _sync_folder(folder: Path) -> None:
 def verify(path: Path) -> None:
     """Raise CheckpointError, with the reason, unless this is a checkpoint with every byte as it was written."""
     shown = relative(path)
+    _see_that_it_is_a_file(path)
     try:
         with path.open("rb") as file:
             body = file.seek(0, os.SEEK_END) - _SEAL
@@ -118,9 +123,33 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{shown}: damaged: its checksum does not fit its content")
 
 
+def _see_that_it_is_a_file(path: Path) -> None:
+    """To open a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CheckpointError(f"{relative(path)}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{relative(path)}: is no regular file, expected a checkpoint")
+
+
+def _see_that_nothing_is_packed(path: Path) -> None:
+    """torch stores, it packs nothing: what is packed is there to fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+            size = sum(item.file_size for item in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch's older form, or one that it will refuse
+    if packed or size > path.stat().st_size:
+        raise CheckpointError(f"{relative(path)}: its parts are compressed, or overlap: torch writes no such file")
+
+
 def load(path: Path) -> Any:
     """The content of any file of `torch.save`, on the CPU. Never runs code from it; raises CheckpointError."""
     shown = relative(path)
+    _see_that_it_is_a_file(path)
+    _see_that_nothing_is_packed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -155,11 +184,46 @@ def read(path: Path) -> dict[str, Any]:
         if not _is_plain(content.get(name)):
             raise CheckpointError(f"{relative(path)}: '{name}' holds more than plain values")
     counts = [content["position"].get(name) for name in _COUNTS]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
         raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
+    if not _is_metrics(content["position"].get("metrics")):
+        raise CheckpointError(f"{relative(path)}: its metrics are no numbers by name")
     if not all(isinstance(state, dict) for state in content["ranks"]):
         raise CheckpointError(f"{relative(path)}: its processes have no states")
+    if not all(isinstance(name, str) for states in (content["plugins"], *content["ranks"]) for name in states):
+        raise CheckpointError(f"{relative(path)}: a state has no plugin's name")
+    odd = next(_odd_tensors(content, ""), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{relative(path)}: {one_line(odd)} is no plain tensor, or the states are nested too deep"
+        )
     return content
+
+
+def _is_metrics(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    number = all(type(figure) is float or (type(figure) is int and abs(figure) < _MOST) for figure in value.values())
+    return number and all(isinstance(name, str) for name in value)
+
+
+def _odd_tensors(value: Any, path: str, depth: int = 0) -> Iterator[str]:
+    """The paths of tensors that could not be copied or stepped with: sparse, quantized, without memory, overlapping."""
+    if depth > _DEEPEST:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _odd_tensors(item, f"{path}.{key}".lstrip("."), depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _odd_tensors(item, f"{path}.{number}", depth + 1)
+    elif isinstance(value, torch.Tensor):
+        strided = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+        overlaps = strided and any(
+            step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+        )
+        if not strided or overlaps:
+            yield path
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

@@ -35,7 +35,7 @@ class Folder:
         probe = self.path / f"probe{_file.TEMPORARY}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.glob(f"*{_file.TEMPORARY}"):
+            for left in self.path.glob(f"*.pt.*{_file.TEMPORARY}"):
                 left.unlink()
             probe.write_bytes(b"\0")
             probe.unlink()

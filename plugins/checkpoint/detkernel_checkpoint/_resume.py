@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from detkernel import CheckpointError, Run, UserError
-from detkernel.errors import relative
+from detkernel.errors import one_line, relative
 from detkernel.launch import restarts
 
 from detkernel_checkpoint import _file
@@ -84,10 +84,13 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
     )
 
 
-def apply(run: Run, found: Found) -> None:
+def apply(run: Run, found: Found, accept: bool) -> None:
     """Put the model, every plugin and the position where the checkpoint has them."""
     content, where = found.content, relative(found.path)
-    weights = content.get("training_model") or content["model"]
+    weights = content["model"] if content.get("training_model") is None else content["training_model"]
+    position = content["position"]
+    if not accept and position["iter"] != position["epoch"] * run.epoch_length + position["batch"]:
+        raise CheckpointError(f"{where}: its position is none with {run.epoch_length} iterations an epoch: {position}")
     states = dict(content["plugins"])
     per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
     try:
@@ -95,7 +98,8 @@ def apply(run: Run, found: Found) -> None:
         run.load_state_dict(content["position"])
         run.batch = min(run.batch, run.epoch_length)  # a changed data set or batch size was accepted
     except Exception as error:  # torch, and what a damaged position provokes
-        raise CheckpointError(f"{where}: does not fit this run's model: {error}") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: does not fit this run's model: {reason}") from None
     plugins = sorted(run.bus.stateful(), key=lambda item: item[0] in per_rank)  # random numbers come last
     for name, plugin in plugins:
         state = per_rank.get(name, states.pop(name, None))
@@ -107,7 +111,9 @@ def apply(run: Run, found: Found) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{where}: the state of plugin '{name}' does not fit: {error!r}") from error
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise CheckpointError(f"{where}: the state of plugin '{name}' does not fit: {reason}") from error
     if states:
-        run.log.warning("%s has state of plugins that are not active, it is dropped: %s", where, ", ".join(states))
+        dropped = one_line(", ".join(states))
+        run.log.warning("%s has state of plugins that are not active, it is dropped: %s", where, dropped)
     run.log.info("going on from %s: epoch %d, iteration %d", where, run.epoch + 1, run.iter)

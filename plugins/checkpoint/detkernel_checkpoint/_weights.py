@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detkernel import CheckpointError
-from detkernel.errors import relative
+from detkernel.errors import one_line, relative
 from torch import Tensor, nn
 
 from detkernel_checkpoint import _file
@@ -26,8 +27,15 @@ def load_weights(model: nn.Module, path: Path, allow_mismatch: bool, classes: Se
     content = _file.load(path)
     if not allow_mismatch:
         check_classes(content, path, classes)
-    weights = _weights(content, path)
+    return fit(model, _weights(content, path), path, allow_mismatch)
+
+
+def fit(model: nn.Module, weights: Mapping[str, Any], path: Path, allow_mismatch: bool) -> str:
+    """Load tensors by their names. Returns one line about them; raises CheckpointError as `load_weights` does."""
     own = model.state_dict()
+    odd = [name for name, value in weights.items() if not _usable(value)]
+    if odd:
+        raise CheckpointError(f"{relative(path)}: {len(odd)} weights are no plain tensors: {_listed(odd)}")
     problems = {
         "of another shape": [
             f"{name} {list(weights[name].shape)}, expected {list(own[name].shape)}"
@@ -73,6 +81,11 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _usable(value: Any) -> bool:
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return plain and value.device.type != "meta" and not value.is_complex()
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(one_line(str(name)) for name in names[:_SHOWN]) + more

@@ -76,10 +76,10 @@ class Checkpoint:
         elif training:
             _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
         else:
-            from detkernel_checkpoint._weights import check_classes
+            from detkernel_checkpoint._weights import check_classes, fit
 
             check_classes(self._found.content, self._found.path, run.classes)
-            run.bare_model.load_state_dict(self._found.content["model"])
+            fit(run.bare_model, self._found.content["model"], self._found.path, allow_mismatch=False)
             run.log.info("testing the weights of %s", relative(self._found.path))
 
     @hookimpl(trylast=True)
@@ -92,7 +92,7 @@ class Checkpoint:
         _ranks.from_main(run, lambda: self._take_over(run))
         entry = None
         if self._found is not None:
-            _resume.apply(run, self._found)
+            _resume.apply(run, self._found, self.accept_changes)
             entry, self._saved = self._found.entry(), run.state_dict()
             self._found = None
         self._writer = Writer(self._folder(run), self.keep, run.log, safe=entry)
@@ -148,7 +148,8 @@ class Checkpoint:
         return {"best_value": self._best_value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best_value = state["best_value"]
+        best = state["best_value"]
+        self._best_value = None if best is None else float(best)
 
     def _save(self, run: Run, best: bool = False) -> None:
         """All processes take part; the first one writes."""

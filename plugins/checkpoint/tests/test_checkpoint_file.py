@@ -12,6 +12,7 @@ import pytest
 import torch
 from detkernel import CheckpointError
 from detkernel_checkpoint import _file
+from detkernel_checkpoint._folder import Folder
 
 CONTENT = {
     "format": 1,
@@ -116,3 +117,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeyp
         _file.write(path, {**CONTENT, "format": 5})
     assert path.read_bytes() == before
     assert [left.name for left in path.parent.iterdir()] == ["iter_3.pt"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "iter_9.pt")
+    for read in (_file.read, _file.load):
+        with pytest.raises(CheckpointError, match=r"iter_9.pt: is no regular file"):
+            read(tmp_path / "iter_9.pt")
+    with pytest.raises(CheckpointError, match=r"null: is no regular file"):
+        _file.load(Path("/dev/null"))
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path):
+    torch.save({"weight": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for item in plain.infolist():
+            bomb.writestr(item.filename, plain.read(item), zipfile.ZIP_DEFLATED)
+    assert _file.load(tmp_path / "plain.pt")["weight"].numel() == 100_000
+    with pytest.raises(CheckpointError, match=r"bomb.pt: its parts are compressed, or overlap"):
+        _file.load(tmp_path / "bomb.pt")
+
+
+def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path):
+    (tmp_path / "x.tmp").mkdir()
+    (tmp_path / "notes.tmp").touch()
+    (tmp_path / "iter_3.pt.123.tmp").touch()
+    Folder(tmp_path).prepare()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "x.tmp"]

@@ -31,9 +31,14 @@ def state_dict(cuda: bool) -> dict[str, Any]:
 def load_state_dict(state: Mapping[str, Any], cuda: bool) -> None:
     """Put every generator where it was; a GPU's only where the state has one."""
     python, numpy = state["python"], state["numpy"]
-    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    words = numpy["words"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
+    words = numpy["words"].numpy()
+    inside = words.shape == (624,) and words.dtype == np.int64 and ((words >= 0) & (words < 2**32)).all()
+    if not inside or not 0 <= numpy["position"] <= 624:  # NumPy itself would read beyond its memory
+        raise ValueError(f"NumPy's generator has {list(words.shape)} words and stands at {numpy['position']}")
+    gauss = None if python["gauss"] is None else float(python["gauss"])
+    random.setstate((python["version"], tuple(python["words"].tolist()), gauss))
+    spare = int(bool(numpy["has_gauss"])), float(numpy["gauss"])
+    np.random.set_state(("MT19937", words.astype(np.uint32), int(numpy["position"]), *spare))
     torch.set_rng_state(state["torch"])
     if cuda and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

@@ -47,4 +47,5 @@ class EarlyStopping:
         return {"best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best, self._waited = state["best"], int(state["waited"])
+        best = state["best"]
+        self._best, self._waited = None if best is None else float(best), int(state["waited"])

@@ -71,7 +71,12 @@ class Meter:
         ]
 
     def load_state_dict(self, state: Iterable[Mapping[str, Any]]) -> None:
-        self._parts = {tuple(part["names"]): _Part(part["total"].clone().float(), int(part["count"])) for part in state}
+        self._parts = {}
+        for part in state:
+            names, total, count = tuple(part["names"]), part["total"], int(part["count"])
+            if not all(isinstance(name, str) for name in names) or total.shape != (len(names),) or count < 1:
+                raise ValueError(f"its sums of {names} over {count} iterations are {list(total.shape)}")
+            self._parts[names] = _Part(total.clone().float(), count)
 
     def move(self, device: torch.device | str) -> None:
         """Take sums that were loaded to where the losses are."""

@@ -37,4 +37,7 @@ class Averages:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+            given = state[name]
+            if given.shape != average.shape or not given.is_floating_point():
+                raise ValueError(f"its average of '{name}' is {given.dtype} {list(given.shape)}")
+            average.copy_(given)

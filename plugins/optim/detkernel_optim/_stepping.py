@@ -75,6 +75,22 @@ def _unique(parameters: list[Tensor]) -> list[Tensor]:
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Copies of everything in the parameter groups but the parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def misfit(error: Exception) -> Exception:
+    """For the first step after a resume, where a state that does not fit its parameters first shows."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    reason = (str(error).splitlines() or [""])[0]
+    return UserError(
+        f"the optimizer could not step with its state from the checkpoint: {type(error).__name__}: {reason}. Resume an "
+        "older checkpoint, or start with its weights alone (load_from)"
+    )
+
+
 def clip(optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> Tensor | None:
     """Clip gradients; returns their norm before, where that is computed."""
     if norm is None and value is None:

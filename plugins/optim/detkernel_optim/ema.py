@@ -78,6 +78,8 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._steps = int(state["steps"])
+        if not 0 <= self._steps < 2**53:
+            raise ValueError(f"it counts {state['steps']} steps")
         if self._averages is not None:
             self._averages.load_state_dict(state["averages"])
 

@@ -62,6 +62,10 @@ class Stepping:
     _run: Any = state(default=None)
     _scaler: Any = state(default=None)
     _norm: Tensor | None = state(default=None)
+    _made: list[dict[str, Any]] = state(factory=list)
+    """The settings of the parameter groups as the config has them, before anybody changed one."""
+    _resumed: bool = state(default=False)
+    """Whether no step has been taken since the state came out of a checkpoint."""
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -71,6 +75,7 @@ class Stepping:
         run.optimizer = self._make(_stepping.parameter_groups(self, run.bare_model))
         for group in run.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self._made, self._resumed = _stepping.group_settings(run.optimizer), False
         self._scaler = _stepping.scaler(self.precision, run.device)
         run.scalars["lr"] = lambda: float(run.optimizer.param_groups[0]["lr"])
         if self.clip_norm is not None:
@@ -117,21 +122,23 @@ class Stepping:
         partial = run.iter % self.accumulate != 0
         gradients = {name: p.grad for name, p in run.bare_model.named_parameters() if p.grad is not None}
         return {
+            "kind": type(run.optimizer).__name__,
             "optimizer": run.optimizer.state_dict(),
+            "made": self._made,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "gradients": gradients if partial else {},
             "grad_norm": self._norm,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        run = self._run
-        run.optimizer.load_state_dict(state["optimizer"])
-        if self._scaler is not None and state["scaler"] is not None:
-            self._scaler.load_state_dict(state["scaler"])
-        self._norm = state["grad_norm"]
-        parameters = dict(run.bare_model.named_parameters())
-        for name, gradient in state["gradients"].items():
-            parameters[name].grad = gradient.to(parameters[name].device, copy=True)
+        """Moments, counts and what the run itself changed in the parameter groups; what the config now says, holds."""
+        from detkernel_optim import _restore
+
+        _restore.optimizer(self._run.optimizer, state, self._made)
+        _restore.scaler(self._scaler, state["scaler"])
+        _restore.gradients(self._run.bare_model, state["gradients"])
+        self._norm = _restore.norm(state["grad_norm"])
+        self._resumed = True
 
     def _step(self, run: Run) -> None:
         from detkernel_optim import _stepping
@@ -140,11 +147,15 @@ class Stepping:
             self._scaler.unscale_(run.optimizer)
         run.bus.publish("before_optimizer_step", run=run)
         self._norm = _stepping.clip(run.optimizer, self.clip_norm, self.clip_value)
-        if self._scaler is None:
-            run.optimizer.step()
-        else:
-            self._scaler.step(run.optimizer)
-            self._scaler.update()
+        try:
+            if self._scaler is None:
+                run.optimizer.step()
+            else:
+                self._scaler.step(run.optimizer)
+                self._scaler.update()
+        except Exception as error:
+            raise _stepping.misfit(error) if self._resumed else error from None
+        self._resumed = False
         run.bus.publish("after_optimizer_step", run=run)
         run.optimizer.zero_grad(set_to_none=True)
 
