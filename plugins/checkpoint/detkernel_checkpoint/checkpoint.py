@@ -79,7 +79,7 @@ class Checkpoint:
             from detkernel_checkpoint._weights import check_classes, fit
 
             check_classes(self._found.content, self._found.path, run.classes)
-            fit(run.bare_model, self._found.content["model"], self._found.path, allow_mismatch=False)
+            fit(run.bare_model, self._found.content["model"], self._found.path, self.allow_mismatch)
             run.log.info("testing the weights of %s", relative(self._found.path))
 
     @hookimpl(trylast=True)
