@@ -230,7 +230,7 @@ class _Signals:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in self.received:
-            self._deadline = time.monotonic() + _AT_ONCE
+            self._deadline = min(self._deadline, time.monotonic() + _AT_ONCE)
         self.received.append(number)
         self._waiting.append(number)
 

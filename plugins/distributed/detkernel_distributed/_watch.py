@@ -50,9 +50,11 @@ class Watch(threading.Thread):
                     self._report()
 
     def _report(self) -> None:
-        if self._left.wait(min(5.0, self._patience / 2)):  # until the others have spoken
-            return
-        places = "\n".join(f"  rank {rank}: {self._said(rank)}" for rank in range(self._run.world_size))
+        ranks, until = range(self._run.world_size), time.monotonic() + min(30.0, self._patience * 0.8)
+        while not all(self._said(rank) for rank in ranks) and time.monotonic() < until:
+            if self._left.wait(0.2):
+                return
+        places = "\n".join(f"  rank {rank}: {self._said(rank) or 'moving, or gone'}" for rank in ranks)
         self._run.log.warning("nothing has moved for %.0f s; the processes are at:\n%s", self._patience, places)
 
     def _say(self, place: str) -> None:
@@ -63,7 +65,7 @@ class Watch(threading.Thread):
         with suppress(dist.DistError):
             if self._store.check([f"hang/{rank}"]):
                 return self._store.get(f"hang/{rank}").decode()
-        return "moving, or gone"
+        return ""
 
     def _place(self) -> str:
         """Where the main thread is: the innermost frames outside of torch."""
