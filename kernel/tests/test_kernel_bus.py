@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from textwrap import dedent
 from typing import Any, ClassVar
 
 import pytest
@@ -10,6 +13,10 @@ from detkernel import CatalogError, UserError, hookimpl, hookspec, option, plugi
 from detkernel.bus import Bus
 from detkernel.hookspecs import Events
 from detkernel.plugin import PRIORITIES
+
+Plant = Callable[..., Path]
+Write = Callable[[str, str], Path]
+Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @plugin
@@ -90,6 +97,11 @@ def refusal(plugins: Mapping[str, object]) -> str:
     return str(caught.value)
 
 
+def named(plugin: object) -> str:
+    """A plugin's class as messages say it."""
+    return f"({type(plugin).__module__}:{type(plugin).__qualname__})"
+
+
 class TestOrder:
     def test_by_priority(self):
         names = list(PRIORITIES)
@@ -163,7 +175,7 @@ class TestMistakes:
             def before_trian_iter(self) -> None: ...
 
         assert refusal({"mine": Typo()}) == (
-            "plugin 'mine' (TestMistakes.test_a_misspelt_event.<locals>.Typo) implements 'before_trian_iter', "
+            f"plugin 'mine' {named(Typo())} implements 'before_trian_iter', "
             "which is no event, did you mean 'before_train_iter'?; `detkernel hooks` lists them all"
         )
 
@@ -200,7 +212,7 @@ class TestMistakes:
             def setup(self) -> None: ...
 
         message = refusal({"mine": Stuck()})
-        assert message.startswith("plugin 'mine' (TestMistakes.test_a_wrapper_that_does_not_yield.<locals>.Stuck): ")
+        assert message.startswith(f"plugin 'mine' {named(Stuck())}: ")
         assert "not a generator function" in message
         assert "\n" not in message
 
@@ -328,8 +340,10 @@ class TestPublished:
 
             events: ClassVar[type] = Other
 
-        assert refusal({"first": Publishes(), "second": AlsoPublishes()}) == (
-            "plugin 'second' publishes 'choose', an event of plugin 'first'; rename it"
+        first, second = Publishes(), AlsoPublishes()
+        assert refusal({"first": first, "second": second}) == (
+            f"plugin 'second' {named(second)} publishes 'choose', an event of plugin 'first' {named(first)}; rename "
+            "one of them, or remove one of the two plugins from the config, with `first: null` or `second: null`"
         )
 
     def test_one_that_publishes_an_event_of_the_kernel(self):
@@ -345,8 +359,124 @@ class TestPublished:
             events: ClassVar[type] = Other
 
         assert refusal({"mine": AlsoPublishes()}) == (
-            "plugin 'mine' publishes 'before_run', an event of the kernel; rename it"
+            f"plugin 'mine' {named(AlsoPublishes())} publishes 'before_run', an event of the kernel; rename it, or "
+            "remove the plugin with `mine: null`"
         )
+
+    def test_distributions_are_named(self, plant: Plant, write: Write, detkernel: Detkernel):
+        for letter in "ab":
+            plant(f"dist-{letter}", {f"ev_{letter}.py": PUBLISHER}, plugins={f"ev_{letter}": f"ev_{letter}:Best"})
+        plant("dist-c", {"ev_c.py": LISTENER}, plugins={"ev_c": "ev_c:Listener"}, version="3.0")
+        write("two.yaml", "run: {until: 1 epoch}\nev_a: {}\nother: {use: ev_b}\n")
+        result = detkernel("hooks", "two.yaml")
+        assert (result.returncode, result.stderr.partition(";")[0]) == (
+            2,
+            "error: plugin 'other' of dist-b 1.0 (ev_b:Best) publishes 'new_best', "
+            "an event of plugin 'ev_a' of dist-a 1.0 (ev_a:Best)",
+        )
+        assert result.stderr.endswith("with `ev_a: null` or `other: null`\n")
+        write("none.yaml", "run: {until: 1 epoch}\nhears: {use: ev_c}\n")
+        result = detkernel("hooks", "none.yaml")
+        assert (result.returncode, result.stderr) == (
+            2,
+            "error: plugin 'hears' of dist-c 3.0 (ev_c:Listener) implements 'new_best', which is an event that no "
+            "active plugin publishes; add one of these to the config: ev_a, ev_b\n",
+        )
+
+    def test_a_broken_plugin_hides_no_publisher(self, plant: Plant):
+        plant("broken", {"ev_broken.py": "1 / 0\n"}, plugins={"a_broken": "ev_broken:X"})
+        plant("dist-d", {"ev_d.py": PUBLISHER}, plugins={"ev_d": "ev_d:Best"})
+
+        @plugin
+        class Listens:
+            """It answers an event of a plugin that is not active."""
+
+            @hookimpl
+            def new_best(self) -> None: ...
+
+        assert refusal({"mine": Listens()}).endswith("add one of these to the config: ev_d")
+
+
+PUBLISHER = dedent("""
+    from detkernel import hookspec, plugin
+
+    class Events:
+        @hookspec
+        def new_best(self, loss):
+            'A new low.'
+
+    @plugin
+    class Best:
+        'Announces it.'
+
+        events = Events
+    """)
+LISTENER = dedent("""
+    from detkernel import hookimpl, plugin
+
+    @plugin
+    class Listener:
+        'Hears it.'
+
+        @hookimpl
+        def new_best(self, loss): ...
+    """)
+
+
+class TestBareMethods:
+    def test_one_called_like_an_event_of_the_kernel(self):
+        @plugin
+        class Forgot:
+            """It has no decorator."""
+
+            def after_train_iter(self) -> None: ...
+
+        assert refusal({"mine": Forgot()}) == (
+            f"plugin 'mine' {named(Forgot())}: `after_train_iter` is an event; decorate it with @hookimpl, or rename it"
+        )
+
+    def test_one_called_like_an_event_of_a_plugin(self):
+        @plugin
+        class Forgot:
+            """It has no decorator."""
+
+            def choose(self, name: str) -> str:
+                return name
+
+        Bus({"mine": Forgot()})
+        assert "`choose` is an event" in refusal({"mine": Forgot(), "publishes": Publishes()})
+
+    def test_one_that_takes_its_parents_out_of_the_event(self):
+        @plugin
+        class Child(Speaks):
+            """It forgot to decorate what its parent did."""
+
+            def setup(self) -> None: ...
+
+        assert f"{named(Child())}: `setup` is an event" in refusal({"mine": Child()})
+
+    def test_what_is_meant_as_it_is(self):
+        class Library:
+            def setup(self) -> None:
+                """Nothing of detkernel's."""
+
+        @plugin
+        class Sound(Library, Speaks):
+            """A base of another library, a name of its own, a field and a property."""
+
+            summary: str = option(default="", help="a word")
+
+            @hookimpl(wrapper=True, specname="after_run")
+            def _around(self) -> Iterator[None]:
+                yield
+
+            @hookimpl(specname="before_run")
+            def after_run(self) -> None: ...
+
+            @property
+            def on_error(self) -> None: ...
+
+        Bus({"sound": Sound()})
 
 
 @plugin
@@ -494,5 +624,5 @@ class TestIntercept:
         bus.events.setup(run=None)
         undo()
         bus.events.setup(run=None)
-        assert seen == ["setup ['run']", "a", "b", "/setup"]
+        assert seen == ["setup ['run']", "w", "a", "b", "/setup"]
         assert said == ["w in", "a", "b", "w out"] * 2

@@ -178,6 +178,21 @@ class TestLoading:
         assert found.startswith("plugin 'bad' of bad-plugin 0.3")
         assert message in found
 
+    def test_an_unsound_class_is_its_distributions_mistake(self, plant: Plant, detkernel: Detkernel, write: Write):
+        source = "from detkernel import plugin\n\n@plugin\nclass Bare: ...\n"
+        plant("bare-plugin", {"bare_one.py": source}, plugins={"bare": "bare_one:Bare"}, version="0.3")
+        problem = "bare_one.py:3: Bare: a plugin needs a docstring; its first line is what users are shown\n"
+        write("c.yaml", "run: {until: 1 epoch}\nbare: {}\n")
+        result = detkernel("check", "c.yaml")
+        wanted = f"error: c.yaml:2:7: bare: plugin 'bare' of bare-plugin 0.3: site/{problem}"
+        assert (result.returncode, result.stderr) == (2, f"{wanted}    bare: {{}}\n          ^\n")
+        result = detkernel("plugins", "show", "bare")
+        assert (result.returncode, result.stderr) == (2, f"error: plugin 'bare' of bare-plugin 0.3: site/{problem}")
+        write("bare_one.py", source)
+        write("d.yaml", "run: {until: 1 epoch}\nx: {use: ./bare_one.py:Bare}\n")
+        result = detkernel("check", "d.yaml")
+        assert (result.returncode, result.stderr.splitlines()[0] + "\n") == (2, f"error: d.yaml:2:10: x.use: {problem}")
+
     def test_a_bug_in_a_module_keeps_its_traceback_and_names_the_plugin(self, plant: Plant):
         plant("buggy", {"buggy_one.py": "1 / 0\n"}, plugins={"buggy": "buggy_one:X"})
         with pytest.raises(ZeroDivisionError) as caught:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import detkernel as package
 import pytest
+from detkernel.errors import did_you_mean
 
 Plant = Callable[..., Path]
 Write = Callable[[str, str], Path]
@@ -286,6 +287,20 @@ class TestMistakes:
         assert "Traceback" not in result.stderr
         assert result.stderr.count("Error: ") == 1
         assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("prob", ["probability", "size"], ", did you mean 'probability'?"),
+        ("Prob", ["Probability", "size"], ", did you mean 'Probability'?"),
+        ("step", ["stop", "steps_per_epoch"], ", did you mean 'steps_per_epoch'?"),
+        ("pr", ["probability"], " (expected one of: probability)"),
+        ("prob", ["probability_low", "probability_high"], " (expected one of: probability_high, probability_low)"),
+    ],
+)
+def test_the_beginning_of_a_name_is_enough(name: str, known: list[str], hint: str):
+    assert did_you_mean(name, known) == hint
 
 
 class TestOtherCommands:

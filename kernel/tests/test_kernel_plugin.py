@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from detkernel import ConfigError, Part, Span, hookimpl, option, plugin, state, wrong
+from detkernel import ConfigError, Part, Span, UserError, hookimpl, option, plugin, state, wrong
+from detkernel.errors import DefinitionError
 from detkernel.plugin import PRIORITIES, bound_problem, is_plugin
 
 
@@ -111,6 +112,28 @@ class TestRefused:
                 """It is in a hurry."""
 
                 priority = "first"
+
+    def test_an_option_without_a_type(self):
+        with pytest.raises(
+            TypeError, match=r"^Bare\.width: an option needs a type, such as `width: int = option\(...\)`$"
+        ):
+
+            @plugin
+            class Bare:
+                """Its option has none."""
+
+                width = option(default=1, help="how wide")
+
+    @pytest.mark.parametrize("name", ["requires", "needs"])
+    def test_one_name_in_place_of_a_tuple(self, name: str):
+        with pytest.raises(
+            DefinitionError, match=rf"^Alone\.{name}: expected a tuple of names, got 'ema'; write \('ema',\)$"
+        ):
+            plugin(type("Alone", (), {"__doc__": "Alone.", name: "ema"}))
+
+    def test_it_is_a_users_mistake_and_a_type_error(self):
+        assert issubclass(DefinitionError, UserError)
+        assert issubclass(DefinitionError, TypeError)
 
     def test_an_option_needs_help(self):
         with pytest.raises(TypeError):

@@ -7,7 +7,6 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,29 +168,64 @@ class TestEvents:
             "error: 'val_stepp' is neither a config nor an event, did you mean 'val_step'?\n",
         )
 
+    def test_one_that_a_plugin_publishes(self, detkernel: Detkernel, plant: Plant, write: Write):
+        plant("pub", {"pub_one.py": self.WHO}, plugins={"one_who": "pub_one:One", "two_who": "pub_one:Two"})
+        result = detkernel("hooks", "ready")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == "ready(figures: Any) -> Any\n    They are ready.\n\npublished by: one_who\n"
+        write("c.yaml", "run: {until: 1 epoch}\n")
+        result = detkernel("hooks", "ready", "c.yaml")
+        assert (result.returncode, result.stderr) == (
+            2,
+            "error: c.yaml: 'ready' is an event that no active plugin publishes; "
+            "add one of these to the config: one_who\n",
+        )
+        result = detkernel("hooks", "redy")
+        assert result.stderr == "error: 'redy' is neither a config nor an event, did you mean 'ready'?\n"
+        write("c.yaml", "run: {until: 1 epoch}\nsecond: {use: two_who}\none_who: {}\n")
+        result = detkernel("hooks", "ready", "c.yaml")
+        assert result.stdout.startswith(
+            "ready(figures: Any) -> Any\n    They are ready.\n\nready(figures)\n    1. second "
+        )
+
+    def test_who_answers_one(self, detkernel: Detkernel, plant: Plant, write: Write):
+        plant("who", {"who_one.py": self.WHO}, plugins={"one_who": "who_one:One", "two_who": "who_one:Two"})
+        write("c.yaml", "run: {until: 1 epoch}\nsecond: {use: two_who}\none_who: {}\n")
+        result = detkernel("hooks", "before_run", "c.yaml", "one_who.priority=low")
+        assert (result.returncode, result.stderr) == (0, "")
+        page, _, answers = result.stdout.rpartition("\nbefore_run(run)\n")
+        assert page == event_page("before_run")
+        assert [line.split()[1] for line in answers.splitlines()] == ["one_who", "second"]
+        result = detkernel("hooks", "before_rum", "c.yaml")
+        assert (result.returncode, result.stderr) == (
+            2,
+            "error: c.yaml: 'before_rum' is no event, did you mean 'before_run'?; `detkernel hooks` lists them all\n",
+        )
+
+    WHO = '''
+    from typing import ClassVar
+    from detkernel import hookimpl, hookspec, plugin
+    class Own:
+        @hookspec
+        def ready(self, figures):
+            """They are ready."""
+    @plugin
+    class One:
+        """The first."""
+        events: ClassVar[type] = Own
+        @hookimpl
+        def before_run(self, run): ...
+    @plugin
+    class Two:
+        """The second."""
+        @hookimpl(trylast=True)
+        def before_run(self): ...
+        @hookimpl
+        def ready(self, figures): ...
+    '''
+
     def test_who_runs_at_each(self, detkernel: Detkernel, plant: Plant, write: Write):
-        source = '''
-        from typing import ClassVar
-        from detkernel import hookimpl, hookspec, plugin
-        class Own:
-            @hookspec
-            def ready(self, figures):
-                """They are ready."""
-        @plugin
-        class One:
-            """The first."""
-            events: ClassVar[type] = Own
-            @hookimpl
-            def before_run(self, run): ...
-        @plugin
-        class Two:
-            """The second."""
-            @hookimpl(trylast=True)
-            def before_run(self): ...
-            @hookimpl
-            def ready(self, figures): ...
-        '''
-        plant("who", {"who_runs.py": dedent(source)}, plugins={"one_who": "who_runs:One", "two_who": "who_runs:Two"})
+        plant("who", {"who_runs.py": self.WHO}, plugins={"one_who": "who_runs:One", "two_who": "who_runs:Two"})
         write("c.yaml", "run: {until: 1 epoch}\nsecond: {use: two_who, priority: high}\none_who: {}\n")
         result = detkernel("hooks", "c.yaml", "one_who.priority=low")
         assert (result.returncode, result.stderr) == (0, "")
@@ -244,6 +278,7 @@ class TestPlugins:
         And it runs.
         """
         priority = "low"
+        requires = ("leg",)
         events: ClassVar[type] = Own
         kind: Literal["slow", "fast"] = option(help="how")
         every: Span = option(default=Span(2, "iters"), help="how often")
@@ -257,6 +292,9 @@ class TestPlugins:
         def setup(self): ...
         @hookimpl
         def ready(self): ...
+        @hookimpl(wrapper=True, specname="after_run")
+        def _around(self):
+            yield
     '''
 
     def test_a_page(self, detkernel: Detkernel, plant: Plant):
@@ -282,6 +320,8 @@ class TestPlugins:
             "",
             "answers: setup, after_run, ready (priority low)",
             "",
+            "requires the plugin 'leg'",
+            "",
             "publishes ready(figures: dict[str, float]) -> str, the first that is not None",
             "They are ready.",
         ]
@@ -301,6 +341,14 @@ class TestPlugins:
         assert result.returncode == 2
         assert result.stderr.startswith("error: there is no plugin 'nowhere'")
         assert result.stderr.count("\n") == 1
+
+    def test_a_command(self, detkernel: Detkernel, plant: Plant):
+        plant("shop", {}, commands={"box-lister": "shop_one:lister"})
+        result = detkernel("plugins", "show", "box-lister")
+        assert (result.returncode, result.stderr) == (
+            2,
+            "error: 'box-lister' is a command of shop, not a plugin; `detkernel box-lister --help` says what it does\n",
+        )
 
     def test_a_page_of_a_class(self):
         assert plugin_page("sgd", TinySgd).startswith("sgd (detkernel.testing.tiny:TinySgd)\n\nPlain stochastic")

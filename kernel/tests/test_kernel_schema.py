@@ -246,3 +246,31 @@ class TestCommand:
         assert "broken" not in made["properties"]
         assert result.stderr.startswith("left out: plugin 'broken' of broken 1.0 cannot be imported")
         assert made["$comment"] == result.stderr.strip()
+
+    @pytest.mark.parametrize(
+        ("number", "source", "reason"),
+        [
+            (
+                1,
+                "class X: ...\n",
+                "plugin 'unsound' of unsound 1.0: site/unsound_1.py:3: X: a plugin needs a docstring",
+            ),
+            (
+                2,
+                "class X:\n    'X.'\n    a: No = option(help='a')\n",
+                "plugin 'unsound' of unsound 1.0 (unsound_2:X): X.a: its type is unknown: name",
+            ),
+            (
+                3,
+                "class X:\n    'X.'\n1 / 0\n",
+                "plugin 'unsound' of unsound 1.0 cannot be imported: ZeroDivisionError(",
+            ),
+        ],
+    )
+    def test_so_is_an_unsound_one(self, detkernel: Detkernel, plant: Plant, number: int, source: str, reason: str):
+        head = "from __future__ import annotations\nfrom detkernel import option, plugin\n@plugin\n"
+        plant("unsound", {f"unsound_{number}.py": head + source}, plugins={"unsound": f"unsound_{number}:X"})
+        result = detkernel("schema")
+        assert result.returncode == 0
+        assert result.stderr.startswith(f"left out: {reason}")
+        assert "garden" in json.loads(result.stdout)["properties"]

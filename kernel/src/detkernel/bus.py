@@ -15,7 +15,7 @@ import pluggy
 from detkernel.errors import CatalogError, UserError, did_you_mean
 from detkernel.hookspecs import Events
 from detkernel.local import source_of
-from detkernel.plugin import PRIORITIES, PROJECT
+from detkernel.plugin import PRIORITIES, PROJECT, is_plugin, published
 
 ONE_PROVIDER = "build_model"
 NEEDED = ("build_model", "build_loader", "train_step")
@@ -72,7 +72,8 @@ class Implementation:
 class Bus:
     """The active plugins of one run, by their config key, and the events between them.
 
-    Raises `CatalogError` for a method that answers no known event, for a config in which not exactly one plugin
+    Raises `CatalogError` for a method that answers no known event, for one that is called like an event but answers
+    none, for an event that two plugins publish, for a config in which not exactly one plugin
     builds the model, and for arguments that an event does not have.
     """
 
@@ -92,6 +93,7 @@ class Bus:
         for event in self.event_names():
             self._sort(event, ordered)
         self._check_events()
+        self._check_bare()
         self.events = cast(Events, self._manager.hook)
 
     def __getitem__(self, name: str) -> object:
@@ -166,7 +168,7 @@ class Bus:
         implementation: Callable[[str, Callable[..., Any]], Callable[..., Any]],
     ) -> Callable[[], None]:
         """Put `event(name, arguments)` around every event, and `implementation(plugin, function)` in place of every
-        function (wrappers excepted: they suspend). Returns what undoes it."""
+        function; a wrapper's is a generator function, and so must be what takes its place. Returns what undoes it."""
         calls: list[AbstractContextManager[None]] = []
         originals: list[tuple[Any, Any]] = []
 
@@ -180,9 +182,8 @@ class Bus:
         undo_monitoring = self._manager.add_hookcall_monitoring(before, after)
         for name in self.event_names():
             for impl in self._caller(name).get_hookimpls():
-                if not impl.wrapper:
-                    originals.append((impl, impl.function))
-                    _replace(impl, implementation(impl.plugin_name, impl.function))
+                originals.append((impl, impl.function))
+                _replace(impl, implementation(impl.plugin_name, impl.function))
 
         def undo() -> None:
             undo_monitoring()
@@ -217,18 +218,36 @@ class Bus:
 
     def _add_published(self) -> None:
         """The events that plugins publish, each class of them once."""
-        owners = dict.fromkeys(self.event_names(), "the kernel")
+        owners = dict.fromkeys(self.event_names(), "")
         seen: set[type] = set()
         for name, plugin in self.plugins.items():
             source = getattr(type(plugin), "events", None)
             if not isinstance(source, type) or source in seen:
                 continue
             seen.add(source)
-            for event in (key for key in dir(source) if hasattr(getattr(source, key), f"{PROJECT}_spec")):
+            for event in published(type(plugin)):
                 if event in owners:
-                    raise CatalogError(f"plugin '{name}' publishes '{event}', an event of {owners[event]}; rename it")
-                owners[event] = f"plugin '{name}'"
+                    raise CatalogError(self._published_twice(event, owners[event], name))
+                owners[event] = name
             self._manager.add_hookspecs(source())
+
+    def _published_twice(self, event: str, first: str, second: str) -> str:
+        said = f"{self._described(second)} publishes '{event}', an event of"
+        if not first:
+            return f"{said} the kernel; rename it, or remove the plugin with `{second}: null`"
+        return (
+            f"{said} {self._described(first)}; rename one of them, or remove one of the two plugins from the config, "
+            f"with `{first}: null` or `{second}: null`"
+        )
+
+    def _described(self, name: str) -> str:
+        """A plugin as a message names it: its key, what it came with, and its class."""
+        from detkernel.catalog import Catalog  # here, since only a mistake needs it
+
+        cls = type(self.plugins[name])
+        entry = Catalog().entry_of(cls)
+        owner = f" of {entry.distribution} {entry.version}" if entry else ""
+        return f"plugin '{name}'{owner} ({source_of(cls.__module__)}:{cls.__qualname__})"
 
     def _register(self, name: str) -> None:
         plugin = self.plugins[name]
@@ -236,7 +255,7 @@ class Bus:
             self._manager.register(plugin, name)
         except pluggy.PluginValidationError as error:
             problem = self._unknown_argument(plugin) or " ".join(str(error).split())
-            raise CatalogError(f"plugin '{name}' ({type(plugin).__qualname__}): {problem}") from None
+            raise CatalogError(f"{self._described(name)}: {problem}") from None
 
     def _sort(self, event: str, ordered: Sequence[str]) -> None:
         """Let plugins of one kind (`trylast`, say) run by priority: pluggy has its `trylast`s in reverse."""
@@ -265,11 +284,23 @@ class Bus:
             if not caller.has_spec():
                 for impl in caller.get_hookimpls():
                     if not impl.optionalhook:
+                        said = f"{self._described(impl.plugin_name)} implements '{event}'"
                         declared = [name for name in known if self._caller(name).has_spec()]
-                        raise CatalogError(
-                            f"plugin '{impl.plugin_name}' ({type(impl.plugin).__qualname__}) implements '{event}', "
-                            f"which is no event{did_you_mean(event, declared)}; `detkernel hooks` lists them all"
-                        )
+                        raise CatalogError(f"{said}, which is {no_event(event, declared)}")
+
+    def _check_bare(self) -> None:
+        """A method that is called like an event, and that its author forgot to decorate, would never be called."""
+        declared = [event for event in self.event_names() if self._caller(event).has_spec()]
+        for name, plugin in self.plugins.items():
+            for event in declared:
+                owner = next((base for base in type(plugin).__mro__ if event in vars(base)), None)
+                if owner is None or not is_plugin(owner):  # a base class of another library may well have a `setup`
+                    continue
+                method = vars(owner)[event]
+                if inspect.isroutine(method) and not hasattr(method, f"{PROJECT}_impl"):
+                    raise CatalogError(
+                        f"{self._described(name)}: `{event}` is an event; decorate it with @hookimpl, or rename it"
+                    )
 
 
 _EXAMPLES = {
@@ -278,6 +309,16 @@ _EXAMPLES = {
     "train_step": "`model: {use: faster_rcnn}`",
     "val_step": "`model: {use: faster_rcnn}`",
 }
+
+
+def no_event(event: str, declared: Sequence[str]) -> str:
+    """What to say of a name that is no event of a run: an installed plugin that is not active may publish it."""
+    from detkernel.catalog import Catalog
+
+    publishers = Catalog().publishers().get(event)
+    if publishers:
+        return f"an event that no active plugin publishes; add one of these to the config: {', '.join(publishers)}"
+    return f"no event{did_you_mean(event, declared)}; `detkernel hooks` lists them all"
 
 
 def _replace(impl: Any, function: Callable[..., Any]) -> None:

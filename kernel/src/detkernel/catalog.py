@@ -12,6 +12,7 @@ import operator
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
@@ -20,9 +21,9 @@ from typing import Any, Literal
 
 import attrs
 
-from detkernel.errors import CatalogError, did_you_mean, relative
+from detkernel.errors import CatalogError, DefinitionError, did_you_mean, relative
 from detkernel.outline import outline
-from detkernel.plugin import is_plugin
+from detkernel.plugin import is_plugin, published
 
 _LOCAL = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
 _TARGET = re.compile(r"[\w.]+:[\w.]+")
@@ -43,6 +44,9 @@ class Entry:
         The kind is the name of a part's base class (`Dataset`, `Transform`, ...), or empty for what is no part.
         """
         return outline(self.target)
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.target})"
 
 
 class Catalog:
@@ -84,8 +88,7 @@ class Catalog:
                 "`detkernel plugins` lists what is installed"
             )
         if len(offers) > 1:
-            owners = " and ".join(f"{entry.distribution} {entry.version} ({entry.target})" for entry in offers)
-            raise CatalogError(f"'{name}' is offered by {owners}; uninstall one of them")
+            raise CatalogError(f"'{name}' is offered by {' and '.join(map(str, offers))}; uninstall one of them")
         return offers[0]
 
     def load(self, name: str, folder: Path | None = None) -> type[Any]:
@@ -94,6 +97,27 @@ class Catalog:
         if local:
             return _load_local((folder or Path.cwd()) / local[1], local[2])
         return _checked(self.load_object(name), self._owner(self.find(name)))
+
+    def load_all(self) -> tuple[dict[str, type[Any]], list[str]]:
+        """Every class that can be loaded, by name, and what is wrong with each that cannot, of whatever kind."""
+        classes: dict[str, type[Any]] = {}
+        problems: list[str] = []
+        for name in self.entries:
+            try:
+                classes[name] = self.load(name)
+            except CatalogError as error:
+                problems.append(str(error))
+            except Exception as error:
+                problems.append(f"{self._owner(self.find(name))} cannot be imported: {error!r}")
+        return classes, problems
+
+    def publishers(self) -> dict[str, dict[str, type[Any]]]:
+        """Event -> the installed plugins that publish it, by name. Imports them all: for messages about mistakes."""
+        found: dict[str, dict[str, type[Any]]] = {}
+        for name, cls in self.load_all()[0].items():
+            for event in published(cls):
+                found.setdefault(event, {})[name] = cls
+        return found
 
     def load_object(self, name: str) -> Any:
         """What an installed name stands for, whatever it is."""
@@ -118,14 +142,19 @@ class Catalog:
 
     def name_of(self, cls: type[Any]) -> str:
         """The name that a config may use for a class. Raises `CatalogError` if there is none."""
-        target = f"{cls.__module__}:{cls.__qualname__}"
-        for name, offers in self.entries.items():
-            if any(entry.target == target or _loaded(entry.target) is cls for entry in offers):
-                return name
+        entry = self.entry_of(cls)
+        if entry is not None:
+            return entry.name
         file = _local_file(cls.__module__)
         if file:
             return f"{file}:{cls.__qualname__}"
+        target = _target(cls)
         raise CatalogError(f"{target} is not installed under any name; offer it as an entry point of {self.group}")
+
+    def entry_of(self, cls: type[Any]) -> Entry | None:
+        """What offers a class."""
+        offers = (entry for offers in self.entries.values() for entry in offers)
+        return next((entry for entry in offers if entry.target == _target(cls) or _loaded(entry.target) is cls), None)
 
     def _owner(self, entry: Entry) -> str:
         return f"{self.kind} '{entry.name}' of {entry.distribution} {entry.version}"
@@ -138,6 +167,8 @@ def _imported(target: str, owner: str) -> Any:
     except (ImportError, SyntaxError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CatalogError(f"{owner} cannot be imported: {reason}; is everything it needs installed?") from error
+    except DefinitionError as error:
+        raise CatalogError(f"{owner}: {_defined_at(error)}: {error}") from error
     except Exception as error:
         error.add_note(f"raised while {owner} was imported")
         raise
@@ -159,7 +190,10 @@ def _load_local(path: Path, name: str) -> type[Any]:
     path = Path(os.path.realpath(path))
     if not os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it is false for a name that no file can have
         raise CatalogError(f"{relative(path)}: no such file")
-    module = local.load(path)
+    try:
+        module = local.load(path)
+    except DefinitionError as error:
+        raise CatalogError(f"{_defined_at(error)}: {error}") from error
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if is_plugin(value)]
         raise CatalogError(f"{relative(path)} has no class '{name}'{did_you_mean(name, known)}")
@@ -170,6 +204,16 @@ def _local_file(module: str) -> str:
     from detkernel import local
 
     return local.file_of(module)
+
+
+def _defined_at(error: DefinitionError) -> str:
+    """The line that made a plugin of an unsound class: `@plugin` itself has raised the error."""
+    frame = traceback.extract_tb(error.__traceback__)[-2]
+    return f"{relative(frame.filename)}:{frame.lineno}"
+
+
+def _target(cls: type[Any]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _loaded(target: str) -> Any:

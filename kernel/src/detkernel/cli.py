@@ -172,28 +172,34 @@ def show(name: str) -> None:
     from detkernel.reference import plugin_page
 
     catalog = Catalog()
+    commands = Catalog("command").entries
+    if name in commands and name not in catalog.entries:
+        owner = commands[name][0].distribution
+        raise UserError(f"'{name}' is a command of {owner}, not a plugin; `detkernel {name} --help` says what it does")
     cls = catalog.load(name)
     click.echo(plugin_page(name, cls, catalog.find(name) if name in catalog.entries else None), nl=False)
 
 
 @cli.command()
-@click.argument("config", required=False, metavar="[CONFIG|EVENT]")
-@OVERRIDES
-def hooks(config: str | None, overrides: tuple[str, ...]) -> None:
+@click.argument("words", nargs=-1, metavar="[EVENT] [CONFIG [KEY=VALUE]...]")
+def hooks(words: tuple[str, ...]) -> None:
     """List every event in the order in which it fires, or one EVENT; with CONFIG, who runs at each, in which order."""
-    from detkernel.bus import Bus
+    from detkernel.bus import Bus, no_event
     from detkernel.reference import event_list, event_page
 
-    events = Bus({}).event_names()
-    if config is None:
-        click.echo(event_list(Bus({}), with_plugins=False), nl=False)
-    elif config in events:
-        click.echo(event_page(config), nl=False)
-    elif config.isidentifier() and not Path(config).exists():
-        raise UserError(f"'{config}' is neither a config nor an event{did_you_mean(config, events)}")
+    event = words[0] if words and words[0].isidentifier() and not Path(words[0]).exists() else ""
+    config, *overrides = words[bool(event) :] or [""]
+    if config:
+        loaded = _load(config, tuple(overrides))
+        bus = Bus(loaded.plugins, loaded.priorities)
+        if event and event not in bus.event_names():
+            raise UserError(f"{config}: '{event}' is {no_event(event, bus.event_names())}")
+        text = event_page(event, bus) if event else event_list(bus, with_plugins=True)
+    elif event:
+        text = _event_alone(event)
     else:
-        loaded = _load(config, overrides)
-        click.echo(event_list(Bus(loaded.plugins, loaded.priorities), with_plugins=True), nl=False)
+        text = event_list(Bus({}), with_plugins=False)
+    click.echo(text, nl=False)
 
 
 @cli.command()
@@ -235,6 +241,21 @@ def new_plugin(name: str, kind: Any) -> None:
     for path in written:
         click.echo(f"wrote {path}")
     click.echo(f"next: cd {written[0].parent} && pip install -e .[test] && pytest")
+
+
+def _event_alone(event: str) -> str:
+    """What an event is, the kernel's or one that an installed plugin publishes."""
+    from detkernel.bus import Bus
+    from detkernel.catalog import Catalog
+    from detkernel.reference import event_page, published_page
+
+    events = Bus({}).event_names()
+    if event in events:
+        return event_page(event)
+    publishers = Catalog().publishers()
+    if event in publishers:
+        return published_page(event, publishers[event])
+    raise UserError(f"'{event}' is neither a config nor an event{did_you_mean(event, [*events, *publishers])}")
 
 
 def _load(config: str, overrides: tuple[str, ...]) -> Config:

@@ -4,6 +4,7 @@ DetkernelError
 └── UserError            the user can mend it: one message, exit status 2, never a traceback
     ├── ConfigError      a config, found wrong before anything ran: all its problems at once
     ├── CatalogError     what is installed does not fit: a missing, doubled or broken plugin
+    │   └── DefinitionError  a plugin class that its author did not define soundly; a TypeError, too
     ├── DataError        a data set, an annotation or a picture
     └── CheckpointError  a checkpoint that is torn, missing or does not fit
 
@@ -30,6 +31,10 @@ class UserError(DetkernelError):
 
 class CatalogError(UserError):
     """A plugin that is not installed, is installed twice, or cannot be imported."""
+
+
+class DefinitionError(CatalogError, TypeError):
+    """A class that cannot be made a plugin; names it and its member. The catalogue adds where it is, and whose."""
 
 
 class DataError(UserError):
@@ -105,12 +110,16 @@ class ConfigError(UserError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'momentum'?`, or the choices when nothing is near and they are few, or nothing."""
+    """`, did you mean 'momentum'?`, or the choices when nothing is near and they are few, or nothing.
+
+    What begins one choice alone, with three letters or more, means that one: `prob`, `probability`.
+    """
     import difflib  # here, since only a mistake needs it
 
     known = sorted(known)
     folded = {choice.lower(): choice for choice in known}
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    begun = [choice for choice in folded if len(name) >= 3 and choice.startswith(name.lower())]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     if near:
         return f", did you mean '{folded[near[0]]}'?"
     if 0 < len(known) <= 12:

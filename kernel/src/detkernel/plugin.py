@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 import pluggy
 
-from detkernel.errors import ConfigError, Problem, Where
+from detkernel.errors import ConfigError, DefinitionError, Problem, Where
 
 PROJECT = "detkernel"
 
@@ -126,26 +126,51 @@ def _check_bounds(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -
 def plugin(cls: C) -> C:
     """Make a plugin of a class: `attrs.define(kw_only=True, eq=False)` and checks that its author did not slip.
 
-    Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises TypeError for a class
-    without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an `option`, an
-    option with a name that no config can set, or an unknown `priority`.
+    Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises `DefinitionError` for
+    a class without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an
+    `option`, an option without a type or with a name that no config can set, an unknown `priority`, or text where
+    `requires` or `needs` is a tuple.
     """
     made: C = attrs.define(kw_only=True, eq=False, slots=False)(cls)
-    if not inspect.getdoc(cls) or not cls.__dict__.get("__doc__"):
-        raise TypeError(f"{cls.__name__}: a plugin needs a docstring; its first line is what users are shown")
-    for field in attrs.fields(made):
-        if field.init and "help" not in field.metadata:
-            raise TypeError(
-                f"{cls.__name__}.{field.name}: write it as option(..., help='...') so that it is documented, "
-                "or as state(...) if no config should set it"
-            )
-        if field.init and (field.name in RESERVED or field.name.startswith("_")):
-            raise TypeError(f"{cls.__name__}.{field.name}: no option may have this name; choose another")
-    priority = getattr(made, "priority", "normal")
-    if priority not in PRIORITIES:
-        raise TypeError(f"{cls.__name__}.priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}")
+    problem = next(_slips(made), "")
+    if problem:
+        raise DefinitionError(f"{cls.__name__}{problem}")
     made.__detkernel_plugin__ = True  # type: ignore[attr-defined]
     return made
+
+
+def _slips(cls: type[Any]) -> Iterator[str]:
+    """What its author did wrong, each after the name of the class."""
+    if not inspect.getdoc(cls) or not cls.__dict__.get("__doc__"):
+        yield ": a plugin needs a docstring; its first line is what users are shown"
+    for field in attrs.fields(cls):
+        if not field.init:
+            continue
+        if "help" not in field.metadata:
+            yield (
+                f".{field.name}: write it as option(..., help='...') so that it is documented, "
+                "or as state(...) if no config should set it"
+            )
+        if field.type is None:
+            yield f".{field.name}: an option needs a type, such as `{field.name}: int = option(...)`"
+        if field.name in RESERVED or field.name.startswith("_"):
+            yield f".{field.name}: no option may have this name; choose another"
+    priority = getattr(cls, "priority", "normal")
+    if priority not in list(PRIORITIES):
+        yield f".priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
+    for name in ("requires", "needs"):
+        value = getattr(cls, name, ())
+        if isinstance(value, str):
+            yield f".{name}: expected a tuple of names, got {value!r}; write ({value!r},)"
+
+
+def published(cls: type[Any]) -> dict[str, Callable[..., Any]]:
+    """The events that a plugin class publishes, by name."""
+    source = getattr(cls, "events", None)
+    if not isinstance(source, type):
+        return {}
+    found = {name: getattr(source, name) for base in reversed(source.__mro__) for name in vars(base)}
+    return {name: spec for name, spec in found.items() if hasattr(spec, f"{PROJECT}_spec")}
 
 
 def is_plugin(cls: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -16,7 +17,7 @@ from detkernel.config.types import is_base, members, option_fields, option_type,
 from detkernel.errors import CatalogError
 from detkernel.listing import table
 from detkernel.local import source_of
-from detkernel.plugin import PROJECT, Part, is_plugin
+from detkernel.plugin import PROJECT, Part, is_plugin, published
 
 
 def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
@@ -26,16 +27,20 @@ def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
     parts.append(f"{usage(name, cls)}\n\n")
     rows = list(option_rows(cls))
     parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3) if rows else "It has no options.\n")
-    events = [key for key in dir(cls) if hasattr(inspect.getattr_static(cls, key), f"{PROJECT}_impl")]
+    events = _answered(cls)
     if events:
         order = [event for event in Bus({}).event_names() if event in events]
-        order += [event for event in events if event not in order]
+        order += sorted(events.difference(order))
         parts.append(f"\nanswers: {', '.join(order)} (priority {getattr(cls, 'priority', 'normal')})\n")
-    published = vars(getattr(cls, "events", object))
-    for spec in published.values():
-        if hasattr(spec, f"{PROJECT}_spec"):
-            parts.append(f"\npublishes {_entry(spec)}")
+    parts += [f"\nrequires the plugin '{needed}'\n" for needed in getattr(cls, "requires", ())]
+    parts += [f"\npublishes {_entry(spec)}" for spec in published(cls).values()]
     return "".join(parts)
+
+
+def _answered(cls: type[Any]) -> set[str]:
+    """The events that a class answers: a method may have a name of its own and give the event's to `specname`."""
+    found = ((key, getattr(inspect.getattr_static(cls, key), f"{PROJECT}_impl", None)) for key in dir(cls))
+    return {options["specname"] or key for key, options in found if options is not None}
 
 
 def usage(name: str, cls: type[Any]) -> str:
@@ -90,9 +95,20 @@ def event_list(bus: Bus, *, with_plugins: bool) -> str:
     return loop_text() + "".join(f"\n{_entry(bus.spec(event))}" for event in bus.event_names())
 
 
-def event_page(event: str) -> str:
-    """One event of the kernel: its place in the loop, its arguments and result, what it is for, an example."""
-    return f"{loop_text(event)}\n{_entry(Bus({}).spec(event))}"
+def event_page(event: str, bus: Bus | None = None) -> str:
+    """One event: its place in the loop if it is the kernel's, its arguments and result, what it is for, an example.
+
+    With the bus of a config, who answers the event there.
+    """
+    known = bus or Bus({})
+    place = f"{loop_text(event)}\n" if event in vars(hookspecs.Events) else ""
+    return f"{place}{_entry(known.spec(event))}" + (f"\n{_answers(bus, event)}" if bus else "")
+
+
+def published_page(event: str, publishers: Mapping[str, type[Any]]) -> str:
+    """An event of plugins: its arguments and result, what it is for, and which installed plugins publish it."""
+    spec = published(next(iter(publishers.values())))[event]
+    return f"{_entry(spec)}\npublished by: {', '.join(publishers)}\n"
 
 
 def signature(spec: Any) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import keyword
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Literal
 from detkernel.catalog import Catalog
 from detkernel.errors import UserError, relative
 from detkernel.files import write_atomic
+from detkernel.plugin import RESERVED
 
 Kind = Literal["model", "dataset", "transform", "evaluator", "hook", "command"]
 
@@ -37,10 +41,15 @@ def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
     """Write the project into `folder/NAME`; return its files. Raises `UserError` for a name or a folder in use."""
     words = [word for word in re.split(r"[-_ .]+", name.lower()) if word]
     module = "_".join(words)
-    if not re.fullmatch("[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
+    if not re.fullmatch("[a-z][a-z0-9_]*", module):
         raise UserError(f"'{name}': expected a name of letters, digits and dashes, such as my-plugin")
+    reason = _unusable(module, "".join(map(str.capitalize, words)), kind)
+    if reason:
+        raise UserError(f"'{name}': {reason}; choose another name")
     _check_free(module, kind)
     root = folder / "-".join(words)
+    if root.is_file():
+        raise UserError(f"{relative(root)} is a file; choose another name, or remove it")
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{relative(root)} exists and is not empty; choose another name, or remove it")
     names = {"my_plugin": module, "my-plugin": "-".join(words), "MyPlugin": "".join(map(str.capitalize, words))}
@@ -61,7 +70,7 @@ def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
         (f"{kind}.py", "my_plugin.py"),
         (f"{kind}_test.py", "test_my_plugin.py"),
     ):
-        text = (files("detkernel") / "templates" / f"{template}.txt").read_text(encoding="utf-8")
+        text = _template(template)
         for mark, value in {**fields, **names}.items():
             text = text.replace(mark, value)
         if command and template == "pyproject.toml":
@@ -70,6 +79,39 @@ def new_plugin(name: str, kind: Kind, folder: Path) -> list[Path]:
         write_atomic(path, text)
         written.append(path)
     return written
+
+
+def _template(name: str) -> str:
+    return (files("detkernel") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _unusable(module: str, cls: str, kind: Kind) -> str:
+    """Why a project of this name would not work, if so."""
+    from detkernel.cli import cli
+
+    made = module if kind == "command" else cls
+    if keyword.iskeyword(module):
+        return f"{module} is a Python keyword"
+    if kind == "command" and module.replace("_", "-") in cli.commands:
+        return "the kernel has a command of this name"
+    if kind != "command" and module in (*RESERVED, "run", "base", "null", "true", "false", "none"):
+        return "a config gives this word a meaning of its own"
+    if module.startswith("test_") or cls.startswith("Test"):
+        return "pytest takes what begins with 'test' for tests"
+    if hasattr(builtins, made):
+        return f"{made} is a name of Python's own"
+    if {module, made} & {*_names(f"{kind}.py"), *_names(f"{kind}_test.py")}:
+        return "the project would use this name for something else"
+    return ""
+
+
+def _names(template: str) -> Iterator[str]:
+    """What a template imports and defines, beside the plugin."""
+    for node in ast.walk(ast.parse(_template(template))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ({alias.asname or alias.name for alias in node.names} - {"MyPlugin"})
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name not in ("my_plugin", "MyPlugin"):
+            yield node.name
 
 
 def _check_free(module: str, kind: Kind) -> None:

@@ -12,7 +12,6 @@ import attrs
 from detkernel.catalog import Catalog
 from detkernel.config.dump import plain
 from detkernel.config.types import is_base, members, option_fields, option_type
-from detkernel.errors import CatalogError
 from detkernel.plugin import PRIORITIES, Part, is_plugin
 from detkernel.run import RunOptions
 from detkernel.span import PATTERN, Span
@@ -30,14 +29,11 @@ def config_schema(catalog: Catalog) -> Schema:
 
 class _Builder:
     def __init__(self, catalog: Catalog) -> None:
-        self.classes: dict[str, type[Any]] = {}
-        self.left_out: list[str] = []
-        for name in catalog.entries:
-            try:
-                self.classes[name] = catalog.load(name)
-            except CatalogError as error:
-                self.left_out.append(str(error))
-        self.catalog = catalog
+        self.classes, self.left_out = catalog.load_all()
+        for name, problem in [(name, _untyped(cls)) for name, cls in self.classes.items()]:
+            if problem:
+                self.left_out.append(f"plugin '{name}' of {catalog.find(name)}: {problem}")
+                del self.classes[name]
         self.definitions: dict[str, Schema] = {}
 
     def build(self) -> Schema:
@@ -148,6 +144,16 @@ class _Builder:
             part = {"type": "object", "properties": {"use": use}, "allOf": cases}
             self.definitions[name] = {"anyOf": [part, use]}
         return {"$ref": f"#/definitions/{name}"}
+
+
+def _untyped(cls: type[Any]) -> str:
+    """The first option of a class with a type that its module does not know, if any."""
+    for name in option_fields(cls):
+        try:
+            option_type(cls, name)
+        except Exception as error:
+            return f"{cls.__name__}.{name}: its type is unknown: {error}"
+    return ""
 
 
 def _has_use() -> Schema:
