@@ -23,6 +23,7 @@ class TinyDataset(Dataset):
     size: int = option(default=8, at_least=1, help="number of pictures")
     seed: int = option(default=0, help="where the rectangles lie follows from it")
     side: int = option(default=32, at_least=16, help="height and width of a picture")
+    empty: int = option(default=0, at_least=0, help="number of pictures, the last ones, that show nothing")
     _boxes: list[tuple[int, int, int, int]] = state(factory=list)
 
     def load(self) -> None:
@@ -37,25 +38,28 @@ class TinyDataset(Dataset):
         return self.size
 
     def image(self, index: int) -> Any:
-        x1, y1, x2, y2 = self._boxes[index]
         image = import_module("torch").full((3, self.side, self.side), 20).byte()
-        image[index % 3, y1:y2, x1:x2] = 230
+        for x1, y1, x2, y2 in self._shown(index):
+            image[index % 3, y1:y2, x1:x2] = 230
         return image
 
     def annotations(self, index: int) -> Annotations:
         np = import_module("numpy")
-        boxes = np.array([self._boxes[index]], dtype=np.float64)
+        boxes = np.array(self._shown(index), dtype=np.float64).reshape(-1, 4)
         return Annotations(
             image_id=index,
             path=f"tiny-{index}",
             height=self.side,
             width=self.side,
             boxes=boxes,
-            labels=np.array([index % 3]),
+            labels=np.full(len(boxes), index % 3),
             area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-            crowd=np.zeros(1, dtype=bool),
-            difficult=np.zeros(1, dtype=bool),
+            crowd=np.zeros(len(boxes), dtype=bool),
+            difficult=np.zeros(len(boxes), dtype=bool),
         )
+
+    def _shown(self, index: int) -> list[tuple[int, int, int, int]]:
+        return self._boxes[index : index + 1] if index < self.size - self.empty else []
 
 
 class TinyLoader:
@@ -126,12 +130,16 @@ class TinyDetector:
     def train_step(self, run: Run, batch: Batch) -> Losses:
         torch = import_module("torch")
         out = run.model(batch.images.float() / 255)
-        boxes = torch.cat([target.boxes[:1] for target in batch.targets]) / batch.images.shape[-1]
-        labels = torch.cat([target.labels[:1] for target in batch.targets])
+        seen = [i for i, target in enumerate(batch.targets) if len(target)]
+        if not seen:
+            nothing = 0 * out.sum()  # a gradient all the same: the stepping plugin goes backward from every batch
+            return {"loss_cls": nothing, "loss_bbox": nothing}
+        boxes = torch.stack([batch.targets[i].boxes[0] for i in seen]) / batch.images.shape[-1]
+        labels = torch.stack([batch.targets[i].labels[0] for i in seen])
         functional = torch.nn.functional
         return {
-            "loss_cls": functional.cross_entropy(out[:, 4:], labels),
-            "loss_bbox": functional.l1_loss(out[:, :4], boxes),
+            "loss_cls": functional.cross_entropy(out[seen, 4:], labels),
+            "loss_bbox": functional.l1_loss(out[seen, :4], boxes),
         }
 
     @hookimpl
@@ -142,7 +150,8 @@ class TinyDetector:
             out = run.model(batch.images.float() / 255)
         run.model.train()
         scores, labels = out[:, 4:].softmax(1).max(1)
-        boxes = out[:, :4] * batch.images.shape[-1]
+        scales = out.new_tensor([(x, y, x, y) for y, x in batch.scales])
+        boxes = out[:, :4] * batch.images.shape[-1] / scales
         return [
             Detections(image_id, index, boxes[i : i + 1], scores[i : i + 1], labels[i : i + 1])
             for i, (image_id, index) in enumerate(zip(batch.image_ids, batch.indices, strict=True))

@@ -1,0 +1,117 @@
+"""What a hook promises: exact resume stays exact."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detkernel.plugin import hookimpl, option, plugin, state
+from detkernel.run import Run
+from detkernel.testing.generators import restore_all, seed_all, states_of_all
+from detkernel.testing.tiny import tiny_kernel
+
+ITERS = 6
+
+
+class HookContract:
+    """A hook leaves exact resume exact."""
+
+    name = "mine"
+    """Its key in the config: `optimizer`, `data` or `model` where it takes the place of the tiny one."""
+
+    def plugin(self) -> Any:
+        """The plugin; called anew for every run."""
+        raise NotImplementedError("return your plugin")
+
+    def test_resumes_exactly(self, tmp_path: Path) -> None:
+        through = self._run(tmp_path / "through", None)
+        for position in range(1, ITERS):
+            resumed = self._run(tmp_path / str(position), through.kept[position])
+            for name, value in through.kept[ITERS].items():
+                assert _equal(value, resumed.kept[ITERS].get(name)), (
+                    f"resumed at iteration {position}, the run ends with another {name} than the undisturbed one; what "
+                    "a plugin remembers between iterations must be in its state_dict() and load_state_dict(), and its "
+                    "random numbers must come from torch's, NumPy's or Python's global generator"
+                )
+
+    def test_saves_what_a_checkpoint_can_hold(self, tmp_path: Path) -> None:
+        for kept in self._run(tmp_path, None).kept.values():
+            _check_plain(kept.get(f"plugin {self.name}"), "state_dict()")
+
+    def _run(self, folder: Path, resume: dict[str, Any] | None) -> _Keeper:
+        seed_all(0)
+        keeper = _Keeper(resume=resume)
+        plugins = {self.name: self.plugin(), "keeper": keeper}
+        run = tiny_kernel(plugins, until=f"{ITERS} iters", validate="every 4 iters", work_dir=folder).run()
+        assert run.iter == ITERS, (
+            f"the run ended at iteration {run.iter} ({run.stop_reason}), but the contract resumes from each of {ITERS} "
+            "iterations and compares the ends; in plugin(), choose options with which it does not stop so early"
+        )
+        return keeper
+
+
+@plugin
+class _Keeper:
+    """Keeps the whole state after every iteration, in memory."""
+
+    priority = "lowest"
+    resume: Any = option(default=None, help="the state to start from")
+    kept: dict[int, dict[str, Any]] = state(factory=dict)
+
+    @hookimpl(trylast=True)
+    def before_run(self, run: Run) -> None:
+        if self.resume is None:
+            return
+        kept = copy.deepcopy(self.resume)
+        run.load_state_dict(kept["position"])
+        run.model.load_state_dict(kept["model"])
+        for name, part in run.bus.stateful():
+            part.load_state_dict(kept[f"plugin {name}"])
+        restore_all(kept["random numbers"])
+
+    @hookimpl(trylast=True)
+    def after_train_iter(self, run: Run) -> None:
+        kept: dict[str, Any] = {"position": run.state_dict(), "model": run.model.state_dict()}
+        kept |= {f"plugin {name}": part.state_dict() for name, part in run.bus.stateful()}
+        kept["random numbers"] = states_of_all()
+        self.kept[run.iter] = copy.deepcopy(kept)
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """What `torch.load(..., weights_only=True)` reads back."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            assert isinstance(key, (str, int)), _not_plain(f"the key {key!r} of {path}", key)
+            _check_plain(item, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{path}[{number}]")
+    elif not _is_tensor(value):
+        assert value is None or isinstance(value, (str, int, float, bytes)), _not_plain(path, value)
+
+
+def _not_plain(path: str, value: Any) -> str:
+    return (
+        f"{path} is {type(value).__qualname__}: a checkpoint holds only tensors and plain values (dict with text or "
+        "integer keys, list, tuple, str, int, float, bool, None), since loading anything else could run code; a set "
+        "becomes a sorted list, an object the dict of what it holds"
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "detach")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two states are the same to the bit; a NaN equals a NaN."""
+    if hasattr(one, "dtype") and hasattr(other, "dtype"):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and bool(one == other or (one != one and other != other))

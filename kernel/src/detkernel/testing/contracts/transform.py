@@ -1,0 +1,205 @@
+"""What a transform promises: annotations stay with what is seen, and a seed gives one result."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from detkernel.detection import Sample, Target, Transform
+from detkernel.errors import UserError
+from detkernel.testing.contracts.boxes import Box, contains, iou, rounded
+from detkernel.testing.contracts.pictures import annotated, masked, probe, seen
+from detkernel.testing.generators import seed_all
+from detkernel.testing.tiny import TinyDataset
+
+SEEDS = range(20)
+
+
+class TransformContract:
+    """A transform keeps boxes, labels and masks with their objects, and its random numbers are the seeded ones."""
+
+    def transform(self) -> Transform:
+        """The transform. Where it draws whether to do something, let it do so half of the time or more."""
+        raise NotImplementedError("return your transform")
+
+    def test_keeps_the_sample_sound(self) -> None:
+        transform = self._prepared()
+        for seed in SEEDS:
+            _check_values(_apply(transform, probe(seed), seed), probe(seed))
+
+    def test_moves_boxes_with_their_objects(self) -> None:
+        """The same picture with and without an object, transformed with one seed, differs where the object now is."""
+        self._compare(annotated, "boxes", masks=False)
+
+    def test_moves_masks_with_their_objects(self) -> None:
+        """A transform that cannot move masks says so: it raises a `UserError`."""
+        try:
+            self._compare(masked, "masks", masks=True)
+        except UserError:
+            return
+
+    def test_records_its_scale(self) -> None:
+        transform = self._prepared()
+        if transform.scales_only:
+            for seed in SEEDS:
+                _check_scale(_apply(transform, probe(seed), seed), probe(seed).target.boxes.tolist())
+
+    def test_takes_a_picture_without_boxes(self) -> None:
+        transform = self._prepared()
+        for seed in SEEDS:
+            given = probe(seed)
+            given.target = given.target.keep(given.target.labels < 0)
+            try:
+                found = _apply(transform, given, seed)
+            except AssertionError:
+                raise
+            except Exception as error:
+                raise AssertionError(
+                    f"on a picture without boxes it raised {type(error).__name__}: {error}; data has such pictures, "
+                    "and crops make more of them: boxes are [0, 4] then"
+                ) from error
+            _check_values(found, probe(seed))
+
+    def test_draws_from_the_seeded_generators(self) -> None:
+        transform = self._prepared()
+        forth = [_frozen(_apply(transform, probe(seed), seed)) for seed in SEEDS]
+        back = [_frozen(_apply(transform, probe(seed), seed)) for seed in reversed(SEEDS)][::-1]
+        assert forth == back, (
+            "the same picture with the same seed gave another result when the pictures came in another order; draw "
+            "from torch's, NumPy's or Python's global generator, which the loader seeds by (seed, epoch, index) before "
+            "each picture, not from a generator of your own or the system's, and remember nothing between pictures"
+        )
+
+    def test_travels_to_a_worker(self) -> None:
+        transform = self._prepared()
+        try:
+            there = pickle.loads(pickle.dumps(transform))
+        except Exception as error:
+            raise AssertionError(
+                f"the transform cannot be pickled ({error}): it travels to the loader's workers, so keep options and "
+                "tensors, and neither lambdas nor open files"
+            ) from error
+        for seed in SEEDS:
+            here, result = (_frozen(_apply(each, probe(seed), seed)) for each in (transform, there))
+            assert here == result, "pickled, as on its way to a loader's worker, the transform gives another result"
+
+    def _prepared(self) -> Transform:
+        dataset = TinyDataset(side=64)
+        dataset.load()
+        transform = self.transform()
+        transform.prepare(dataset)
+        return transform
+
+    def _compare(self, boxes_of: Callable[[Sample, int], list[Box]], what: str, *, masks: bool) -> None:
+        """Every object that is seen clearly must be annotated there; half of them, where others' objects are added."""
+        transform, problems, fits, adds = self._prepared(), [], [], False
+        for seed in SEEDS:
+            found = _apply(transform, probe(seed, masks=masks), seed)
+            adds |= len(found.target) > len(probe(seed).target)
+            for label in set(found.target.labels.tolist()):
+                place = seen(found, _apply(transform, probe(seed, masks=masks, without=label), seed))
+                if place is not None:
+                    boxes = boxes_of(found, label)
+                    problems.append(_problem(place, label, boxes, what, slack=2 + 0.01 * max(found.size)))
+                    fits.append(max((iou(place, box) for box in boxes), default=0))
+        wrong = [problem for problem in problems if problem]
+        assert not wrong or (adds and 2 * len(wrong) < len(problems)), wrong[0]
+        assert not fits or median(fits) > 0.5, (
+            f"the {what} are much larger than their objects: the median IoU is {median(fits):.2f}; {what} follow the "
+            "picture when it is resized"
+        )
+
+
+def _apply(transform: Transform, sample: Sample, seed: int) -> Sample:
+    """The transformed sample, of which the form is checked."""
+    seed_all(seed)
+    masks = sample.target.masks is not None
+    found: Any = transform(sample)
+    assert isinstance(found, Sample), (
+        f"the transform returned {type(found).__name__}; it returns the sample, also where it changed it in place"
+    )
+    _check_image(found)
+    _check_target(found.target, found.size)
+    assert not masks or found.target.masks is not None, (
+        "the masks are gone: change target.masks like the picture, or raise a UserError that says that the transform "
+        "cannot"
+    )
+    return found
+
+
+def _check_image(sample: Sample) -> None:
+    image, kind = sample.image, str(sample.image.dtype)
+    assert image.shape == (3, *sample.size), f"the picture has the shape {list(image.shape)}, not [3, H, W]"
+    assert kind in ("torch.uint8", "torch.float32"), (
+        f"the picture became {kind}; it stays uint8, or is float32 once it is normalised"
+    )
+    assert kind == "torch.uint8" or image.min() < 0 or image.max() <= 2, (
+        "the picture became float32 with values on 0..255: models take a float picture for a normalised one; bring it "
+        "back with .clamp(0, 255).to(torch.uint8)"
+    )
+
+
+def _check_target(target: Target, size: tuple[int, int]) -> None:
+    boxes, labels = target.boxes, target.labels
+    for name, value in (("boxes", boxes), ("labels", labels)):
+        assert hasattr(value, "dtype"), f"target.{name} is {type(value).__name__}, not a tensor"
+    assert (str(boxes.dtype), *boxes.shape) == ("torch.float32", len(boxes), 4), (
+        f"boxes are {boxes.dtype} {list(boxes.shape)}, expected float32 [N, 4]"
+    )
+    assert (str(labels.dtype), *labels.shape) == ("torch.int64", len(boxes)), (
+        f"labels are {labels.dtype} {list(labels.shape)} for {len(boxes)} boxes, expected int64 and as many: what "
+        "leaves an object out leaves out its box, label and mask (Target.keep does)"
+    )
+    if target.masks is not None:
+        expected = [len(boxes), *size]
+        assert list(target.masks.shape) == expected, f"masks are {list(target.masks.shape)}, expected {expected}"
+
+
+def _check_values(found: Sample, given: Sample) -> None:
+    for name in ("index", "image_id", "original_size", "epoch"):
+        before, after = getattr(given, name), getattr(found, name)
+        assert before == after, f"sample.{name} was {before!r} and became {after!r}; evaluators and logs go by it"
+    height, width = found.size
+    for x1, y1, x2, y2 in found.target.boxes.tolist():
+        box = rounded((x1, y1, x2, y2))
+        assert min(x2 - x1, y2 - y1) > 0, f"the box {box} has no area or is not xyxy; leave such an object out"
+        slack = 1e-3 * max(height, width) / 64  # float32
+        assert contains((0, 0, width, height), (x1, y1, x2, y2), slack), (
+            f"the box {box} lies outside of the changed picture of {height} x {width}: clip boxes to it"
+        )
+    before, after = (Counter(sample.target.labels.tolist()) for sample in (given, found))
+    assert len(found.target) > len(given.target) or not after - before, (
+        f"the labels {given.target.labels.tolist()} became {found.target.labels.tolist()}: an object keeps its class"
+    )
+
+
+def _problem(place: Box, label: int, boxes: list[Box], what: str, slack: float) -> str:
+    """What is wrong with the annotations of an object that is seen at a place, or nothing."""
+    if any(contains(box, place, slack) for box in boxes):
+        return ""
+    return (
+        f"an object of class {label} is seen at {rounded(place)} of the changed picture, but its {what} are at "
+        f"{[rounded(box) for box in boxes]}: {what} move with the picture"
+    )
+
+
+def _check_scale(found: Sample, before: list[Box]) -> None:
+    y, x = found.scale
+    if len(found.target) == len(before):
+        for old, new in zip(before, found.target.boxes.tolist(), strict=True):
+            expected = [side * factor for side, factor in zip(old, (x, y, x, y), strict=True)]
+            assert all(abs(one - other) < 1 + 0.01 * other for one, other in zip(new, expected, strict=True)), (
+                f"the transform has scales_only, but the box {rounded(old)} became {rounded(new)} with sample.scale "
+                f"(y, x) = {found.scale}: multiply sample.scale by the factors of the resizing, since validation "
+                "divides detections by it; a transform that moves objects is not scales_only"
+            )
+
+
+def _frozen(sample: Sample) -> tuple[Any, ...]:
+    """All of it, to compare."""
+    tensors = sample.image, sample.target.boxes, sample.target.labels
+    parts = [(str(part.dtype), list(part.shape), part.contiguous().numpy().tobytes()) for part in tensors]
+    return (*parts, sample.scale)
