@@ -72,7 +72,7 @@ def crop(sample: Sample, window: Window, keep: Tensor) -> Sample:
     if target.masks is not None:
         target.masks = target.masks[:, y1:y2, x1:x2]
     if target.keypoints is not None:
-        target.keypoints = _moved(target.keypoints, -x1, -y1, x2 - x1, y2 - y1)
+        target.keypoints = moved(target.keypoints, -x1, -y1, x2 - x1, y2 - y1)
     sample.target = sound(target)
     return sample
 
@@ -91,7 +91,7 @@ def expand(sample: Sample, ratio: float, top: float, left: float, fill: Sequence
     if target.masks is not None:
         target.masks = torch.nn.functional.pad(target.masks, (x, wide - width - x, y, high - height - y))
     if target.keypoints is not None:
-        target.keypoints = _moved(target.keypoints, x, y, wide, high)
+        target.keypoints = moved(target.keypoints, x, y, wide, high)
     return sample
 
 
@@ -126,7 +126,7 @@ def sound(target: Target) -> Target:
     return target.keep((sides >= 1).all(1))
 
 
-def _moved(points: Tensor, x: int, y: int, width: int, height: int) -> Tensor:
+def moved(points: Tensor, x: int, y: int, width: int, height: int) -> Tensor:
     """Keypoints [N, K, 3] moved; those that leave the picture are no longer labelled."""
     places = points[..., :2] + torch.tensor([x, y])
     inside = ((places >= 0) & (places <= torch.tensor([width, height]))).all(-1) & (points[..., 2] > 0)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detkernel import wrong
+from detkernel import UserError, wrong
 from detkernel.detection import Sample, Target
 from detkernel.errors import did_you_mean
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detkernel_data._geometry import sound
+from detkernel_data._geometry import moved, sound
 
 _UNFIT = {
     "Compose",
@@ -65,11 +65,20 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
     }
     if target.masks is not None:
         given["masks"] = tv_tensors.Mask(target.masks)
+    if target.keypoints is not None:
+        if "Flip" in type(transform).__name__:
+            raise UserError(f"v2: {type(transform).__name__} does not swap left and right keypoints; use `flip`")
+        given["keypoints"] = tv_tensors.KeyPoints(target.keypoints[..., :2], canvas_size=sample.size)
     found = transform(given)
     sample.image = found["image"].as_subclass(torch.Tensor)
     boxes = _clip(found["boxes"].as_subclass(torch.Tensor).float(), sample.size)
     masks = found["masks"].as_subclass(torch.Tensor) if target.masks is not None else None
-    sample.target = sound(Target(boxes, found["labels"], masks, target.keypoints))
+    keypoints = None
+    if target.keypoints is not None:
+        places = found["keypoints"].as_subclass(torch.Tensor).float()
+        points, (height, width) = torch.cat([places, target.keypoints[..., 2:]], dim=-1), sample.size
+        keypoints = moved(points, 0, 0, width, height)
+    sample.target = sound(Target(boxes, found["labels"], masks, keypoints))
     return sample
 
 

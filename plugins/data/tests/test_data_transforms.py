@@ -1,6 +1,6 @@
 import pytest
 import torch
-from detkernel import ConfigError
+from detkernel import ConfigError, UserError
 from detkernel.detection import Sample, Target
 from detkernel.testing import TinyDataset, TransformContract
 from detkernel_data import _color, _geometry
@@ -176,7 +176,9 @@ def test_normalize():
 
 
 def test_v2_by_name():
-    found = V2(name="RandomHorizontalFlip", args={"p": 1.0})(sample())
+    given = sample()
+    given.target.keypoints = None
+    found = V2(name="RandomHorizontalFlip", args={"p": 1.0})(given)
     assert torch.equal(bright(found), found.target.boxes)
     assert type(found.image) is torch.Tensor
 
@@ -185,6 +187,16 @@ def test_v2_leaves_out_objects_that_it_cuts_away():
     found = V2(name="CenterCrop", args={"size": [10, 10]})(sample())
     assert len(found.target.boxes) == len(found.target.labels) == len(found.target.masks)
     assert found.size == (10, 10)
+
+
+def test_v2_moves_keypoints():
+    found = V2(name="RandomRotation", args={"degrees": [180, 180]})(sample())
+    expected = torch.tensor([[[56.0, 34, 2], [40, 24, 1]], [[30, 20, 2], [0, 0, 0]]])
+    torch.testing.assert_close(found.target.keypoints, expected, atol=1, rtol=0)
+    cropped = V2(name="CenterCrop", args={"size": [20, 30]})(sample())
+    torch.testing.assert_close(cropped.target.keypoints[-1], torch.tensor([[15.0, 10, 2], [0, 0, 0]]))
+    with pytest.raises(UserError, match="RandomHorizontalFlip does not swap left and right keypoints; use `flip`"):
+        V2(name="RandomHorizontalFlip")(sample())
 
 
 @pytest.mark.parametrize(
