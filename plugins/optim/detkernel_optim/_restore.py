@@ -60,7 +60,8 @@ def gradients(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, gradient in state.items():
         if name not in parameters or gradient.shape != parameters[name].shape:
             raise ValueError(f"it has a gradient of {list(gradient.shape)} for '{name}'")
-        parameters[name].grad = gradient.to(parameters[name].device, parameters[name].dtype, copy=True).contiguous()
+        # In the memory format that it has: norms are summed in that order, to the last bit.
+        parameters[name].grad = gradient.to(parameters[name].device, parameters[name].dtype, copy=True)
 
 
 def norm(value: Tensor | None) -> Tensor | None:
