@@ -142,6 +142,7 @@ def test_killed_runs_end_where_the_undisturbed_one_does(tmp_path: Path):
 
 RANKS = """
 import torch.distributed as dist
+import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import CheckpointError
 
 @plugin

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # now: imported once there is a group, its default arguments would hold that for ever
 from detkernel import Run, UserError
 from detkernel.errors import follow
 from detkernel.launch import restarts

@@ -162,8 +162,12 @@ class Device:
             self._group.fail(run, error)
 
     @hookimpl(trylast=True)
-    def after_run(self) -> None:
+    def after_run(self, run: Run) -> None:
+        """Behind all others: the wrapper goes too, since the threads of a group live as long as something holds it."""
         if self._group is not None:
+            from detkernel_distributed import _wrap
+
+            run.model, self._wrapped = _wrap.unwrapped(run.model), None
             self._group.close()
             self._group = None
         if self._undo is not None:

@@ -122,10 +122,11 @@ asked = kernel(Device(device="cpu"), until="100 iters", stop=StopAfterThree()).r
 validated = kernel(Device(device="cpu"), until="100 iters", validate="2 iters", stop=StopInValidation()).run()
 spare = kernel(Device(device="cpu", find_unused_parameters=True), model=Spare()).run()
 tested = kernel(Device(device="cpu")).test()
+names = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]  # none where there is no /proc
 report(trained, weights=weights(trained), pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
        size=trained.world_size, group_left=not torch.distributed.is_initialized(),
        stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
-       spare=weights(spare), tested=tested.mode)
+       spare=weights(spare), tested=tested.mode, threads=[name for name in names if "gloo" in name])
 """
 
 
@@ -144,6 +145,11 @@ def test_two_processes_train_one_model_on_all_pictures(scenes: list[dict]):
     assert first["pictures"] == [0, 2, 4, 6] * 2
     assert second["pictures"] == [1, 3, 5, 7] * 2
     assert first["group_left"]
+
+
+def test_no_thread_outlives_its_group(scenes: list[dict]):
+    """One that does may want Python while the process ends, and aborts it."""
+    assert [rank["threads"] for rank in scenes] == [[], []]
 
 
 def test_processes_draw_different_random_numbers(scenes: list[dict]):

@@ -20,6 +20,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
+import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import ConfigError, hookimpl, plugin
 
 folder = Path(sys.argv[1])

@@ -100,6 +100,7 @@ class EvaluatorContract:
 
 def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> float:
     distributed = import_module("torch.distributed")
+    import_module("torch.distributed.nn")  # later, its default arguments would hold the group, and its threads
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         run = _run(pickle.loads(pickled), folder)
