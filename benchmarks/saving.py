@@ -1,9 +1,10 @@
 """What checkpoints cost the loop: the time of a run that saves in the background, or waits for it, over one without.
 
 The run is the demo's (FCOS on generated shapes) or any other model's; each round has one of each kind, in turn, in one
-process. The clock runs from the first iteration to the last: building and the save at the end are left out.
+process. The clock runs from the end of the warm-up to the last iteration: building and the save at the end are left
+out, and, with a warm-up of more than two saves, the memory that the first two take from the system.
 
-    python benchmarks/saving.py [--iterations 110] [--every 50] [--rounds 5] [key=value ...]
+    python benchmarks/saving.py [--iterations 110] [--warmup 5] [--every 50] [--rounds 5] [key=value ...]
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Clock:
         self.times.append(time.perf_counter())
 
 
-def seconds(config: Path, overrides: list[str], warmup: int = 5) -> float:
+def seconds(config: Path, overrides: list[str], warmup: int) -> float:
     loaded, clock = load(config, overrides), Clock()
     Kernel({**loaded.plugins, "clock": clock}, loaded.options, priorities=loaded.priorities).run()
     return clock.times[-1] - clock.times[warmup]
@@ -55,6 +56,7 @@ def seconds(config: Path, overrides: list[str], warmup: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=110)
+    parser.add_argument("--warmup", type=int, default=5, help="iterations before the clock starts")
     parser.add_argument("--every", type=int, default=50, help="iterations between two checkpoints")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the config")
@@ -68,10 +70,11 @@ def main() -> None:
                 work = Path(folder) / f"{kind}_{number}"
                 shared = [f"run.until={given.iterations} iters", f"run.work_dir={work}"]
                 every = [f"checkpoint.every={given.every} iters"]
-                taken[kind].append(seconds(config, [*shared, *every, *options, *given.overrides]))
+                taken[kind].append(seconds(config, [*shared, *every, *options, *given.overrides], given.warmup))
                 size = max(path.stat().st_size for path in work.rglob("*.pt"))
-    saves = (given.iterations - 1) // given.every
-    print(f"{given.rounds} rounds of {given.iterations} iterations, {saves} checkpoints of {size / 1e6:.0f} MB in them")
+    saves = (given.iterations - 1) // given.every - given.warmup // given.every
+    timed = given.iterations - given.warmup
+    print(f"{given.rounds} rounds of {timed} iterations, {saves} checkpoints of {size / 1e6:.0f} MB in them")
     for kind, times in taken.items():
         ratios = sorted(time / base for time, base in zip(times, taken["none"], strict=True))
         low, middle, high = ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4]

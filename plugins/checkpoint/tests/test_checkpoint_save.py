@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,21 @@ class Odd:
 def test_a_state_that_cannot_be_saved_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"plugins\.odd\.seen\.a is set; a state holds only tensors and plain values"):
         tiny_run({"checkpoint": Checkpoint(), "odd": Odd()}, work_dir=tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+def test_writing_steps_back_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write, seen = _file.write, []
+
+    def noted(path: Path, payload: object) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        write(path, payload)
+
+    monkeypatch.setattr(_file, "write", noted)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    tiny_run({"checkpoint": Checkpoint()}, until="1 iters", work_dir=tmp_path)
+    assert seen == [min(before + 10, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_snapshot_does_not_follow_the_state(tmp_path: Path):
