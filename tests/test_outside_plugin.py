@@ -99,8 +99,10 @@ def test_a_misspelt_option_names_its_place(folder: Path, installed: dict[str, st
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "transform", "evaluator", "hook", "command"])
 def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, detkernel: Detkernel) -> None:
-    assert detkernel("new-plugin", f"my-{kind}", "--kind", kind).returncode == 0
-    project = tmp_path / f"my-{kind}"
+    """Also in the folder of a project with settings for pytest of its own, such as this one's."""
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--import-mode=importlib"\n')
+    assert detkernel("new-plugin", f"my{kind}", "--kind", kind).returncode == 0
+    project = tmp_path / f"my{kind}"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([*pip, tmp_path / "site", project], check=True, capture_output=True)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
@@ -108,7 +110,7 @@ def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, d
     tests = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=env)
     assert tests.returncode == 0, tests.stdout
     listing = detkernel("--help" if kind == "command" else "plugins", env=env).stdout
-    assert ("my-command" if kind == "command" else f"my_{kind}") in listing
+    assert f"my{kind}" in listing
 
 
 def test_a_new_plugin_overwrites_nothing(tmp_path: Path, detkernel: Detkernel) -> None:
