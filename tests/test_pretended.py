@@ -1,0 +1,102 @@
+"""A whole run away from the CPU, on a device in pretence: nothing is left behind, nothing waits, and it resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import backend_registration
+
+SCRIPT = Path(__file__).parent / "pretended.py"
+CONFIG = """
+run: {until: 5 iters, validate: every 5 iters}
+device: {threads: 1}
+data:
+  use: loader
+  train: {use: shapes, size: 8, side: 64, sizes: [12, 40]}
+  val: {use: shapes, size: 3, side: 64, sizes: [12, 40], split: val}
+  train_transforms: [flip, color]
+  batch_size: 2
+  workers: 1
+model: {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
+optimizer: {use: adamw, lr: 1e-4, clip_norm: 10, accumulate: 2}
+schedule: {use: cosine, warmup: 4 iters}
+ema: {}
+evaluation: {use: coco_map}
+log: {}
+checkpoint: {every: 3 iters, best: coco/bbox_mAP}
+draw_predictions: {score: 0}
+signals: {}
+check_invalid_loss: {}
+check_classes: {}
+"""
+MODELS = {
+    "fcos": ["model.head_convs=1"],
+    "retinanet": [],
+    "mask_rcnn": [
+        "model.rpn_post_nms_top_n_train=50",
+        "model.rpn_post_nms_top_n_test=50",
+        "model.box_batch_size_per_image=32",
+        "model.box_detections_per_img=5",
+    ],
+    "ssdlite": [
+        "model={use: ssdlite}",
+        *(f"data.{part}_transforms=[{{use: resize, size: [320, 320]}}]" for part in ("train", "val")),
+    ],
+}
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no back ends in Python",
+)
+
+
+def train(folder: Path, *runs: tuple[int, list[str]]) -> list[list[str]]:
+    """Train there: for each run, the places that waited in one iteration."""
+    (folder / "config.yaml").write_text(CONFIG)
+    command = [sys.executable, str(SCRIPT), "config.yaml", json.dumps(runs)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    waits: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return waits
+
+
+def last(folder: Path) -> Any:
+    newest = max((folder / "checkpoints").glob("*.pt"), key=lambda path: (path.stem.split("_")[-1], path.name))
+    return torch.load(newest, weights_only=True)
+
+
+def test_models_train_there_and_detkernel_never_waits_for_it(tmp_path: Path) -> None:
+    runs = [(0, [f"model.use={name}", *options, f"run.work_dir={name}"]) for name, options in MODELS.items()]
+    for name, waits in zip(MODELS, train(tmp_path, *runs), strict=True):
+        assert waits, f"{name}: torchvision's models look at their targets; a run that never waits was not watched"
+        assert [place for place in waits if "/torchvision/" not in place] == [], name
+
+
+def test_a_run_stopped_there_resumes_bit_for_bit(tmp_path: Path) -> None:
+    train(tmp_path, (0, ["run.work_dir=whole"]), (3, ["run.work_dir=stopped"]), (0, ["run.work_dir=stopped"]))
+    whole, stopped = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    assert whole["position"]["iter"] == stopped["position"]["iter"] == 5
+    for part in ("model", "training_model", "plugins"):
+        assert list(differences(whole[part], stopped[part])) == []
+
+
+def differences(one: Any, other: Any, path: str = "") -> Any:
+    if isinstance(one, torch.Tensor):
+        if not torch.equal(one, other):
+            yield path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            yield from differences(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from differences(left, right, f"{path}.{number}")
+    elif one != other:
+        yield path
