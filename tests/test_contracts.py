@@ -66,8 +66,8 @@ class Mosaic(Transform):
         self._others = dataset
 
     def __call__(self, sample: Sample) -> Sample:
-        if sample.target.masks is not None:
-            raise UserError("mosaic takes no masks")
+        if sample.target.masks is not None or sample.target.keypoints is not None:
+            raise UserError("mosaic takes boxes alone")
         height, width = sample.size
         place = int(torch.randint(4, ()))
         canvas = torch.zeros(3, 2 * max(height, 64), 2 * max(width, 64), dtype=torch.uint8)
@@ -92,7 +92,7 @@ def darken(sample: Sample) -> Sample:
 
 
 def flipped(sample: Sample) -> Sample:
-    """Picture and boxes, but no masks."""
+    """Picture and boxes, but neither masks nor keypoints."""
     width = sample.size[1]
     x1, y1, x2, y2 = sample.target.boxes.unbind(1)
     sample.target.boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
@@ -111,6 +111,9 @@ def flipped_by_python(sample: Sample) -> Sample:
 def whole_flip(sample: Sample) -> Sample:
     if sample.target.masks is not None:
         sample.target.masks = sample.target.masks.flip(-1)
+    if sample.target.keypoints is not None:
+        sample.target.keypoints = sample.target.keypoints * torch.tensor([-1.0, 1, 1])
+        sample.target.keypoints[..., 0] += sample.size[1]
     return flipped(sample)
 
 
@@ -174,6 +177,7 @@ def by_chance(sample: Sample) -> Sample:
 
 MOVES, SOUND = "test_moves_boxes_with_their_objects", "test_keeps_the_sample_sound"
 DRAWS, SCALE = "test_draws_from_the_seeded_generators", "test_records_its_scale"
+POINTS = "test_moves_keypoints_with_their_objects"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +205,9 @@ DRAWS, SCALE = "test_draws_from_the_seeded_generators", "test_records_its_scale"
         (By(function=needs_a_box), "test_takes_a_picture_without_boxes", "without boxes it raised IndexError"),
         (By(function=flipped), "test_moves_masks_with_their_objects", "masks move with the picture"),
         (set_to("target.masks", lambda masks: None), "test_moves_masks_with_their_objects", "the masks are gone"),
+        (By(function=flipped), POINTS, "keypoints move with the picture"),
+        (set_to("target.keypoints", lambda points: None), POINTS, "the keypoints are gone"),
+        (set_to("target.keypoints", lambda points: points[:1]), POINTS, r"keypoints are \[1, 4, 3\] for 2 boxes"),
         (Private(), DRAWS, "not from a generator of your own or the system's"),
         (PrivateTorch(), DRAWS, "not from a generator of your own or the system's"),
         (By(function=by_chance), DRAWS, "which the loader seeds by"),

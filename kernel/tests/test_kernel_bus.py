@@ -371,16 +371,17 @@ class TestPublished:
         result = detkernel("hooks", "two.yaml")
         assert (result.returncode, result.stderr.partition(";")[0]) == (
             2,
-            "error: plugin 'other' of dist-b 1.0 (ev_b:Best) publishes 'new_best', "
+            "error: two.yaml:3:8: plugin 'other' of dist-b 1.0 (ev_b:Best) publishes 'new_best', "
             "an event of plugin 'ev_a' of dist-a 1.0 (ev_a:Best)",
         )
-        assert result.stderr.endswith("with `ev_a: null` or `other: null`\n")
+        assert result.stderr.endswith("with `ev_a: null` or `other: null`\n    other: {use: ev_b}\n           ^\n")
         write("none.yaml", "run: {until: 1 epoch}\nhears: {use: ev_c}\n")
         result = detkernel("hooks", "none.yaml")
         assert (result.returncode, result.stderr) == (
             2,
-            "error: plugin 'hears' of dist-c 3.0 (ev_c:Listener) implements 'new_best', which is an event that no "
-            "active plugin publishes; add one of these to the config: ev_a, ev_b\n",
+            "error: none.yaml:2:8: plugin 'hears' of dist-c 3.0 (ev_c:Listener) implements 'new_best', which is an "
+            "event that no active plugin publishes; add one of these to the config: ev_a, ev_b\n"
+            "    hears: {use: ev_c}\n           ^\n",
         )
 
     def test_a_broken_plugin_hides_no_publisher(self, plant: Plant):

@@ -250,7 +250,8 @@ class TestMistakes:
             "no active plugin provides build_model; active are data, toy_mood. Add one to the config, such as `model: {"
         )
         assert message(detkernel("check", "c.yaml", "model2={use: toy_model}")) == (
-            "2 plugins build the model: 'model' and 'model2'; keep one and remove the other with `model2: null`"
+            "command line:1:8: 2 plugins build the model: 'model' and 'model2'; keep one and remove the other with "
+            "`model2: null`"
         )
 
     def test_a_config_that_is_no_yaml(self, detkernel: Detkernel, write: Write):

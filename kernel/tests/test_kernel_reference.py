@@ -336,6 +336,12 @@ class TestPlugins:
         page = detkernel("plugins", "show", "mine.py:Walker").stdout
         assert "in a config: mine: {use: mine.py:Walker, kind: ...}" in page
 
+    def test_what_takes_the_place_of_others_has_their_key(self, detkernel: Detkernel, plant: Plant):
+        page = self.PAGE.replace('priority = "low"', 'priority = "low"\n        key = "gait"')
+        assert page != self.PAGE
+        plant("pages", {"pages.py": page}, plugins={"walker": "pages:Walker", "leg": "pages:Leg"})
+        assert "in a config: gait: {use: walker, kind: ...}" in detkernel("plugins", "show", "walker").stdout
+
     def test_an_unknown_one(self, detkernel: Detkernel):
         result = detkernel("plugins", "show", "nowhere")
         assert result.returncode == 2

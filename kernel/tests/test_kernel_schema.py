@@ -258,7 +258,7 @@ class TestCommand:
             (
                 2,
                 "class X:\n    'X.'\n    a: No = option(help='a')\n",
-                "plugin 'unsound' of unsound 1.0 (unsound_2:X): X.a: its type is unknown: name",
+                "plugin 'unsound' of unsound 1.0 (unsound_2:X): unsound_2:X.a is annotated with `No`",
             ),
             (
                 3,

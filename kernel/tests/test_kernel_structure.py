@@ -302,6 +302,27 @@ class TestOptions:
             "c.yaml:2:27: mine._count: there is no option '_count'"
         ]
 
+    def test_a_type_that_its_author_did_not_import_is_a_mistake_with_a_place(self, problems: Any, write: Write):
+        write(
+            "mine.py",
+            """
+            from __future__ import annotations
+            from typing import TYPE_CHECKING
+            from detkernel import option, plugin
+            if TYPE_CHECKING:
+                from fractions import Fraction
+            @plugin
+            class Mine:
+                "It shares."
+                share: Fraction | None = option(default=None, help="how much")
+            """,
+        )
+        assert problems("mine: {use: mine.py:Mine}") == [
+            "c.yaml:2:13: mine.use: mine.py:Mine.share is annotated with `Fraction | None`, which gives "
+            "'name 'Fraction' is not defined'; what an option's type names must be imported, and not for type "
+            "checkers only"
+        ]
+
     def test_a_missing_one_says_what_it_is_for(self, problems: Any):
         assert problems("sag: {}") == ["c.yaml:2:6: sag.lr: missing: learning rate (a number)"]
 

@@ -12,6 +12,7 @@ from detkernel.detection import Losses
 class TwoOptimizers:
     """Step the parameters whose names start with a text by AdamW and the others by SGD."""
 
+    key = "optimizer"
     priority = "above_normal"
     prefix: str = option(default="backbone", help="the parameters' names start with it")
     adamw_lr: float = option(default=1e-4, above=0, help="learning rate of AdamW")

@@ -12,7 +12,7 @@ from typing import Any, cast
 import attrs
 import pluggy
 
-from detkernel.errors import CatalogError, UserError, did_you_mean
+from detkernel.errors import CatalogError, Problem, UserError, did_you_mean
 from detkernel.hookspecs import Events
 from detkernel.local import source_of
 from detkernel.plugin import PRIORITIES, PROJECT, is_plugin, published
@@ -150,9 +150,10 @@ class Bus:
                     f"Add one to the config, such as {_EXAMPLES[event]}; `detkernel plugins` lists what is installed"
                 )
             if event == ONE_PROVIDER and len(providers) > 1:
-                raise CatalogError(
+                raise self._wrong(
+                    providers[-1],
                     f"{len(providers)} plugins build the model: {' and '.join(repr(name) for name in providers)}; "
-                    f"keep one and remove the other with `{providers[-1]}: null`"
+                    f"keep one and remove the other with `{providers[-1]}: null`",
                 )
 
     def each(self, event: str, **arguments: Any) -> list[BaseException]:
@@ -227,7 +228,7 @@ class Bus:
             seen.add(source)
             for event in published(type(plugin)):
                 if event in owners:
-                    raise CatalogError(self._published_twice(event, owners[event], name))
+                    raise self._wrong(name, self._published_twice(event, owners[event], name))
                 owners[event] = name
             self._manager.add_hookspecs(source())
 
@@ -249,13 +250,18 @@ class Bus:
         owner = f" of {entry.distribution} {entry.version}" if entry else ""
         return f"plugin '{name}'{owner} ({source_of(cls.__module__)}:{cls.__qualname__})"
 
+    def _wrong(self, name: str, message: str) -> CatalogError:
+        """An error that a plugin is the cause of, with the place where the config names it."""
+        origin = getattr(self.plugins[name], "__detkernel_origin__", None)
+        return CatalogError(message if origin is None else str(Problem(origin.places[""], "", message)))
+
     def _register(self, name: str) -> None:
         plugin = self.plugins[name]
         try:
             self._manager.register(plugin, name)
         except pluggy.PluginValidationError as error:
             problem = self._unknown_argument(plugin) or " ".join(str(error).split())
-            raise CatalogError(f"{self._described(name)}: {problem}") from None
+            raise self._wrong(name, f"{self._described(name)}: {problem}") from None
 
     def _sort(self, event: str, ordered: Sequence[str]) -> None:
         """Let plugins of one kind (`trylast`, say) run by priority: pluggy has its `trylast`s in reverse."""
@@ -286,7 +292,7 @@ class Bus:
                     if not impl.optionalhook:
                         said = f"{self._described(impl.plugin_name)} implements '{event}'"
                         declared = [name for name in known if self._caller(name).has_spec()]
-                        raise CatalogError(f"{said}, which is {no_event(event, declared)}")
+                        raise self._wrong(impl.plugin_name, f"{said}, which is {no_event(event, declared)}")
 
     def _check_bare(self) -> None:
         """A method that is called like an event, and that its author forgot to decorate, would never be called."""
@@ -298,9 +304,8 @@ class Bus:
                     continue
                 method = vars(owner)[event]
                 if inspect.isroutine(method) and not hasattr(method, f"{PROJECT}_impl"):
-                    raise CatalogError(
-                        f"{self._described(name)}: `{event}` is an event; decorate it with @hookimpl, or rename it"
-                    )
+                    said = f"{self._described(name)}: `{event}` is an event"
+                    raise self._wrong(name, f"{said}; decorate it with @hookimpl, or rename it")
 
 
 _EXAMPLES = {

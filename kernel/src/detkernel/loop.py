@@ -86,8 +86,6 @@ def _note(error: BaseException, event: str, failures: Sequence[BaseException]) -
 def prepare(run: Run) -> None:
     """From plugins to a model that can take a step."""
     run.hook.setup(run=run)
-    if run.is_main and run.mode == "train" and not run.checking:
-        write_config(run)
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
     for mode in modes:
         loader = run.hook.build_loader(run=run, mode=mode)
@@ -98,6 +96,8 @@ def prepare(run: Run) -> None:
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)
     run.hook.prepare_model(run=run)
+    if run.is_main and run.mode == "train" and not run.checking:
+        write_config(run)  # not sooner: a plugin may refuse the run, and the folder has the config of one before
     run.hook.before_run(run=run)
 
 

@@ -13,7 +13,8 @@ The class is the schema, the documentation and the object on the bus at once. Ne
 transform) are the same thing without events: a `@plugin` class that derives from a `Part` base class.
 
 A plugin that publishes events of its own names them in `events: ClassVar[type]`: a class of `@hookspec` methods, added
-to the bus before any plugin is registered, so that every plugin may answer them.
+to the bus before any plugin is registered, so that every plugin may answer them. One that takes the place of others
+says under which name configs have them: `key = "optimizer"`, for `optimizer: {use: ...}` in its page.
 """
 
 from __future__ import annotations

@@ -44,13 +44,17 @@ def _answered(cls: type[Any]) -> set[str]:
 
 
 def usage(name: str, cls: type[Any]) -> str:
-    """How a config names it, with the options that it must give: `in a config: max_time: {limit: ...}`."""
+    """How a config names it, with the options that it must give: `in a config: max_time: {limit: ...}`.
+
+    What takes the place of others has their key: `in a config: optimizer: {use: adam, lr: ...}`.
+    """
     given = [f"{option}: ..." for option, field in option_fields(cls).items() if field.default is attrs.NOTHING]
     used = f"{{{', '.join([f'use: {name}', *given])}}}"
     kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
     if kinds:
         return f"a {kinds[-1].lower()}, for options of that type: {used}"
-    return f"in a config: {name}: {{{', '.join(given)}}}" if name.isidentifier() else f"in a config: mine: {used}"
+    key = getattr(cls, "key", name if name.isidentifier() else "mine")
+    return f"in a config: {key}: {{{', '.join(given)}}}" if key == name else f"in a config: {key}: {used}"
 
 
 def option_rows(cls: type[Any], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -20,7 +20,7 @@ def origin(run: Run) -> dict[str, Any]:
     """The config, data, processes and versions of a run: plain values, for its checkpoints."""
     return {
         "config": dict(run.config) or _described(run),
-        "neutral": sorted({*_NEUTRAL, *_neutral(run.bus.plugins)}),
+        "neutral": sorted({*_NEUTRAL, *neutral(run.bus.plugins)}),
         "classes": list(run.classes),
         "data": {mode: loader.dataset.fingerprint() for mode, loader in run.loaders.items()},
         "processes": run.world_size,
@@ -55,7 +55,7 @@ def _plain(part: Any) -> dict[str, Any]:
     return found
 
 
-def _neutral(plugins: Mapping[str, object]) -> Iterator[str]:
+def neutral(plugins: Mapping[str, object]) -> Iterator[str]:
     """The paths of the options that say themselves that no result follows from them."""
     for path, part in _parts(plugins, ""):
         for name in getattr(type(part), "resume_neutral", ()):
@@ -79,14 +79,14 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, object]]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What makes the result of one run another's: `optimizer.lr: 0.01 -> 0.02`, one line each."""
-    neutral = {*old["neutral"], *new["neutral"]}
-    before, after = _leaves(old["config"], neutral), _leaves(new["config"], neutral)
+    harmless = {*old["neutral"], *new["neutral"]}
+    before, after = _leaves(old["config"], harmless), _leaves(new["config"], harmless)
     lines = [
         f"{path}: {_text(before, path)} -> {_text(after, path)}"
         for path in [*before, *(path for path in after if path not in before)]
         if path not in before or path not in after or before[path] != after[path]
     ]
-    orders = [[key for key in side["config"] if key not in neutral] for side in (old, new)]
+    orders = [[key for key in side["config"] if key not in harmless] for side in (old, new)]
     if sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]:
         lines.append(f"the order of the plugins: {', '.join(orders[0])} -> {', '.join(orders[1])}")
     if old["classes"] != new["classes"]:
@@ -110,9 +110,9 @@ def rounding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(config: Any, neutral: set[str], path: str = "") -> dict[str, Any]:
+def _leaves(config: Any, left_out: set[str], path: str = "") -> dict[str, Any]:
     """Dotted path -> value; lists of plain values are one leaf."""
-    if path in neutral:
+    if path in left_out:
         return {}
     if isinstance(config, dict) and config:
         items: Any = config.items()
@@ -123,7 +123,7 @@ def _leaves(config: Any, neutral: set[str], path: str = "") -> dict[str, Any]:
     return {
         leaf: value
         for name, item in items
-        for leaf, value in _leaves(item, neutral, f"{path}.{name}" if path else str(name)).items()
+        for leaf, value in _leaves(item, left_out, f"{path}.{name}" if path else str(name)).items()
     }
 
 

@@ -13,7 +13,7 @@ from detkernel.launch import restarts
 
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Entry, Folder
-from detkernel_checkpoint._origin import differences, rounding
+from detkernel_checkpoint._origin import differences, neutral, rounding
 
 _SHOWN = 30
 
@@ -85,13 +85,18 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
 
 
 def apply(run: Run, found: Found, accept: bool) -> None:
-    """Put the model, every plugin and the position where the checkpoint has them."""
+    """Put the model, every plugin and the position where the checkpoint has them.
+
+    A state that is missing, or that nobody takes, is an error too, unless such differences are accepted, or no result
+    follows from that plugin.
+    """
     content, where = found.content, relative(found.path)
     weights = content["model"] if content.get("training_model") is None else content["training_model"]
     position = content["position"]
     if not accept and position["iter"] != position["epoch"] * run.epoch_length + position["batch"]:
         raise CheckpointError(f"{where}: its position is none with {run.epoch_length} iterations an epoch: {position}")
     states = dict(content["plugins"])
+    harmless = {*content["origin"]["neutral"], *neutral(run.bus.plugins)}
     per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
     try:
         run.bare_model.load_state_dict(weights)
@@ -104,7 +109,7 @@ def apply(run: Run, found: Found, accept: bool) -> None:
     for name, plugin in plugins:
         state = per_rank.get(name, states.pop(name, None))
         if state is None:
-            run.log.warning("%s has no state of plugin '%s': it starts anew", where, name)
+            _differ(run, accept or name in harmless, f"{where} has no state of plugin '{name}'", "it starts anew")
             continue
         try:
             plugin.load_state_dict(state)
@@ -114,6 +119,16 @@ def apply(run: Run, found: Found, accept: bool) -> None:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise CheckpointError(f"{where}: the state of plugin '{name}' does not fit: {reason}") from error
     if states:
-        dropped = one_line(", ".join(states))
-        run.log.warning("%s has state of plugins that are not active, it is dropped: %s", where, dropped)
+        taken = f"{where} has states that no active plugin takes: {one_line(', '.join(states))}"
+        _differ(run, accept or harmless.issuperset(states), taken, "they are dropped")
     run.log.info("going on from %s: epoch %d, iteration %d", where, run.epoch + 1, run.iter)
+
+
+def _differ(run: Run, fine: bool, what: str, then: str) -> None:
+    """Plugins of the same names, in other versions: what they keep is not what they kept."""
+    if not fine:
+        raise CheckpointError(
+            f"{what}: it was written by another version of that plugin, or was changed. Install the one that wrote it, "
+            f"or go on with `accept_changes: true`: {then}"
+        )
+    run.log.warning("%s; %s", what, then)

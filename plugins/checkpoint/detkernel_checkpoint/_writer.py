@@ -23,9 +23,12 @@ _NICE = 10
 class Writer:
     """One background thread. A failure to write stops nothing: it is logged, and what is safe stays safe."""
 
-    def __init__(self, folder: Folder, keep: int | None, log: Logger, safe: Entry | None) -> None:
+    def __init__(
+        self, folder: Folder, keep: int | None, log: Logger, safe: Entry | None, step_back: bool = True
+    ) -> None:
         self._folder, self._keep, self._log = folder, keep, log
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint", initializer=_step_back)
+        first = _step_back if step_back else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint", initializer=first)
         self._snapshot = Snapshot()
         self._pending: Future[None] | None = None
         self._entry: Entry | None = None
@@ -41,8 +44,11 @@ class Writer:
         self._entry = entry
         self._pending = self._thread.submit(self._write, entry, payload)
 
-    def settle(self, wait: bool = False) -> None:
-        """See what became of the checkpoint that is being written, if it is done or the caller waits."""
+    def settle(self, wait: bool = False, then: str | None = "training goes on") -> None:
+        """See what became of the checkpoint that is being written, if it is done or the caller waits.
+
+        A failure is logged, with what happens `then`; where that is None, the caller has a better word to say.
+        """
         if self._pending is None or self._entry is None or not (wait or self._pending.done()):
             return
         pending, self._pending = self._pending, None
@@ -51,10 +57,12 @@ class Writer:
             self.safe, self.failure = self._entry, None
         except OSError as error:
             self.failure = f"{relative(self._entry.path)} could not be written: {error.strerror or error}"
-            self._log.error("%s; training goes on. %s", self.failure, self.safety())
+            if then is not None:
+                self._log.error("%s; %s. %s", self.failure, then, self.safety())
 
     def close(self) -> None:
-        self.settle(wait=True)
+        """Finish what is being written; what came of it is `failure` and `safe`."""
+        self.settle(wait=True, then=None)
         self._thread.shutdown()
 
     def safety(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import CheckpointError, Run, Span, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean, relative
+from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
     from detkernel_checkpoint._folder import Folder
@@ -64,13 +65,13 @@ class Checkpoint:
     @hookimpl
     def prepare_model(self, run: Run) -> None:
         """Find what to resume and see that it fits, before anything costly happens; else load the weights asked for."""
-        from detkernel_checkpoint import _origin, _ranks, _resume
+        from detkernel_checkpoint import _origin, _resume
 
         training = run.mode == "train" and not run.checking
         if training:
-            self._origin = _ranks.from_main(run, lambda: _origin.origin(run))
+            self._origin = from_main(run, lambda: _origin.origin(run))
         if training or (run.mode == "test" and self.load_from is None):
-            self._found = _ranks.from_main(run, lambda: _resume.find(run, self._folder(run), self.resume))
+            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self.resume))
         if self._found is None:
             self._load_weights(run)
         elif training:
@@ -86,16 +87,16 @@ class Checkpoint:
     def before_run(self, run: Run) -> None:
         if run.mode == "test" or run.checking:
             return
-        from detkernel_checkpoint import _ranks, _resume
+        from detkernel_checkpoint import _resume
         from detkernel_checkpoint._writer import Writer
 
-        _ranks.from_main(run, lambda: self._take_over(run))
+        from_main(run, lambda: self._take_over(run))
         entry = None
         if self._found is not None:
             _resume.apply(run, self._found, self.accept_changes)
             entry, self._saved = self._found.entry(), run.state_dict()
             self._found = None
-        self._writer = Writer(self._folder(run), self.keep, run.log, safe=entry)
+        self._writer = Writer(self._folder(run), self.keep, run.log, safe=entry, step_back=self.asynchronous)
 
     @hookimpl
     def after_train_iter(self, run: Run) -> None:
@@ -116,9 +117,7 @@ class Checkpoint:
     def after_val_epoch(self, run: Run) -> None:
         if self._writer is None or self.best is None:
             return
-        from detkernel_checkpoint import _ranks
-
-        better, self._best_value = _ranks.from_main(run, lambda: self._judge(run))
+        better, self._best_value = from_main(run, lambda: self._judge(run))
         if better:
             self._save(run, best=True)
 
@@ -127,17 +126,16 @@ class Checkpoint:
         """However the run ends, what is being written is finished; if it ends well, its end is saved."""
         if self._writer is None:
             return
-        from detkernel_checkpoint import _ranks
-
-        self._writer.settle(wait=True)
         if run.error is not None:
+            self._writer.settle(wait=True, then="and the run has failed")
             self._writer.close()
             return
+        self._writer.settle(wait=True, then=None)  # what could not be written is tried once more
         here = self._saved == run.state_dict() and self._writer.failure is None
-        if not _ranks.from_main(run, lambda: here):
+        if not from_main(run, lambda: here):
             self._save(run)
         # Everybody waits: a launcher takes down what still runs when the first process has left.
-        _ranks.from_main(run, lambda: self._finish(run))
+        from_main(run, lambda: self._finish(run))
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
@@ -153,18 +151,17 @@ class Checkpoint:
 
     def _save(self, run: Run, best: bool = False) -> None:
         """All processes take part; the first one writes."""
-        from detkernel_checkpoint import _ranks
         from detkernel_checkpoint._content import content, own_states
         from detkernel_checkpoint._folder import Entry
 
-        ranks = _ranks.gathered(run, own_states(run))
+        ranks = gathered(run, own_states(run))
         if not best:
             self._saved = run.state_dict()
         if run.is_main and self._writer is not None:
             path = self._folder(run).name(run.iter, best)
             self._writer.start(Entry(path, run.iter, best), content(run, ranks, self._origin))
             if not self.asynchronous:
-                self._writer.settle(wait=True)
+                self._writer.settle(wait=True, then=None if run.done else "training goes on")
 
     def _finish(self, run: Run) -> None:
         """See that the last checkpoint is written."""

@@ -143,7 +143,7 @@ def test_killed_runs_end_where_the_undisturbed_one_does(tmp_path: Path):
 RANKS = """
 import torch.distributed as dist
 import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
-from detkernel import CheckpointError
+from detkernel import UserError
 
 @plugin
 class Gloo:
@@ -176,7 +176,7 @@ whole = train("whole", 99)
 before, after = train("resumed", 3), train("resumed", 99)
 try:
     train("broken", 3, resume=str(out / "none.pt"))
-except CheckpointError as error:
+except UserError as error:
     said = str(error)
 report = {"exact": whole == before + after, "after": len(after), "first": whole[0], "said": said}
 (out / f"rank{dist.get_rank()}.json").write_text(json.dumps(report))

@@ -317,3 +317,32 @@ def test_a_state_that_does_not_fit_names_the_plugin(tmp_path: Path):
     tiny_run(parts(), until="4 iters", work_dir=tmp_path)
     with pytest.raises(CheckpointError, match=r"iter_4.pt: the state of plugin 'noise' does not fit: KeyError"):
         tiny_run(parts(noise=Changed()), until="4 iters", work_dir=tmp_path)
+
+
+@plugin
+class Older:
+    """`Noise` in a version that kept nothing."""
+
+    @hookimpl(tryfirst=True)
+    def after_val_epoch(self, run: Run) -> None:
+        run.metrics["tiny/mAP"] = run.iter % 7 / 7
+
+
+Older.__qualname__ = "Noise"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "what"),
+    [
+        (Older, Noise, "has no state of plugin 'noise'"),
+        (Noise, Older, "has states that no active plugin takes: noise"),
+    ],
+)
+def test_a_state_that_is_missing_or_not_taken_is_a_difference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: Any, then: Any, what: str
+):
+    tiny_run(parts(noise=first()), until="4 iters", work_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=rf"iter_4.pt {what}: it was written by another version"):
+        tiny_run(parts(noise=then()), until="4 iters", work_dir=tmp_path)
+    tiny_run(parts(noise=then(), checkpoint=Checkpoint(accept_changes=True)), until="4 iters", work_dir=tmp_path)
+    assert what in caplog.text

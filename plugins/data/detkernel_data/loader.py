@@ -21,6 +21,7 @@ class Loader:
     follow from (seed, epoch, position) alone.
     """
 
+    key = "data"
     resume_neutral: ClassVar[tuple[str, ...]] = ("workers", "prefetch", "pin_memory", "test", "val_batch_size")
 
     train: Dataset | None = option(default=None, help="what is trained on")

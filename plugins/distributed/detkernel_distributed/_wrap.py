@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _UNREDUCED = "Expected to have finished reduction in the prior iteration"
 _INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")
+_VARYING = re.compile(r"(\S+) does not have a deterministic implementation")
 _SHOWN = 12
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -65,10 +66,23 @@ def share_buffers(model: nn.Module) -> None:
             work.wait()
 
 
-def explained(options: Device, run: Run, error: RuntimeError) -> UserError | None:
-    """The message for an error of DDP over parameters without gradient, with their names; None for any other error."""
-    if _UNREDUCED not in str(error):
-        return None
+def explained(options: Device, run: Run, batch: Batch, error: RuntimeError) -> UserError | None:
+    """The message for an error of torch that a user can mend; None for any other."""
+    if _UNREDUCED in str(error):
+        return _unused(options, run, error)
+    alone = _VARYING.search(str(error))
+    if alone:
+        return wrong(
+            options,
+            "deterministic",
+            f"torch has no algorithm for {alone[1]} whose results repeat on {run.device}; use a model without it, or "
+            "set deterministic: false, and resumed runs are equal but for rounding",
+        )
+    return _out_of_memory(run, batch, error)
+
+
+def _unused(options: Device, run: Run, error: RuntimeError) -> UserError:
+    """Of DDP, over parameters without gradient: with their names."""
     found = _INDICES.search(str(error))
     names = [name for name, parameter in run.bare_model.named_parameters() if parameter.requires_grad]
     unused = [names[int(index)] for index in found[2].split()] if found else []
@@ -81,8 +95,8 @@ def explained(options: Device, run: Run, error: RuntimeError) -> UserError | Non
     )
 
 
-def out_of_memory(run: Run, batch: Batch, error: RuntimeError) -> UserError | None:
-    """The message for memory that ran out, with the batch that it ran out with; None for any other error."""
+def _out_of_memory(run: Run, batch: Batch, error: RuntimeError) -> UserError | None:
+    """With the batch that memory ran out with."""
     on_cpu = _NO_MEMORY in str(error)
     if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
         return None
@@ -90,8 +104,14 @@ def out_of_memory(run: Run, batch: Batch, error: RuntimeError) -> UserError | No
     objects = sum(len(target) for target in batch.targets)
     advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
     shown = ", ".join(pictures[:_SHOWN])
+    when, smaller = "in validation after", "val_batch_size"
+    if run.mode == "train":
+        when, smaller = (
+            f"in epoch {run.epoch + 1},",
+            "batch_size (with the optimizer's accumulate, steps stay the same)",
+        )
     return UserError(
-        f"{run.device} ran out of memory in epoch {run.epoch + 1}, iteration {run.iter}, with {len(batch)} pictures "
+        f"{run.device} ran out of memory {when} iteration {run.iter}, with {len(batch)} pictures "
         f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
-        f"batch_size (with the optimizer's accumulate, steps stay the same), smaller pictures{advice}"
+        f"{smaller}, smaller pictures{advice}"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
@@ -95,29 +96,21 @@ class Device:
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
-        try:
+        with self._explaining(run, batch):
             return (yield)
-        except RuntimeError as error:
-            from detkernel_distributed import _wrap
-
-            raise _wrap.explained(self, run, error) or _wrap.out_of_memory(run, batch, error) or error from None
 
     @hookimpl(wrapper=True, specname="after_train_iter")
     def _backward(self, run: Run, batch: Batch) -> Generator[None, None, None]:
         """Around the stepping plugin, whose backward pass is where memory is at its peak."""
-        try:
+        with self._explaining(run, batch):
             yield
-        except RuntimeError as error:
-            from detkernel_distributed import _wrap
-
-            raise _wrap.out_of_memory(run, batch, error) or error from None
 
     @hookimpl(wrapper=True)
-    def val_step(self) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
+    def val_step(self, run: Run, batch: Batch) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
         # Not inference_mode: a tensor made there and kept (a cached anchor, say) could not be trained with.
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), self._explaining(run, batch):
             return (yield)
 
     @hookimpl(trylast=True)
@@ -189,6 +182,16 @@ class Device:
         from detkernel_distributed import _random
 
         _random.load_state_dict(state, self._cuda)
+
+    @contextmanager
+    def _explaining(self, run: Run, batch: Batch) -> Iterator[None]:
+        """Turn torch's errors that a user can mend into messages that say how."""
+        try:
+            yield
+        except RuntimeError as error:
+            from detkernel_distributed import _wrap
+
+            raise _wrap.explained(self, run, batch, error) or error from None
 
     def _receive(self, run: Run, batch: Batch) -> None:
         batch.move(run.device, non_blocking=True)

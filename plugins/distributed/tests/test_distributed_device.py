@@ -214,3 +214,46 @@ def test_memory_that_runs_out_names_the_pictures(event: str, tmp_path: Path):
     message = r"cpu ran out of memory in epoch 1, .* with 2 pictures of up to 32x32 and 2 objects: \d \(32x32\)"
     with pytest.raises(UserError, match=message):
         tiny_run({"device": Device(device="cpu"), "hungry": hungry}, work_dir=tmp_path)
+
+
+def test_memory_that_runs_out_in_validation_says_so(tmp_path: Path):
+    @plugin
+    class Hungry:
+        """Wants a petabyte to detect."""
+
+        @hookimpl(tryfirst=True)
+        def val_step(self) -> None:
+            torch.empty(2**50, dtype=torch.uint8)
+
+    message = r"cpu ran out of memory in validation after iteration 1, with 2 pic.* Try a smaller val_batch_size, "
+    with pytest.raises(UserError, match=message):
+        tiny_run({"device": Device(device="cpu"), "hungry": Hungry()}, validate="1 iter", work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("event", ["train_step", "after_train_iter"])
+def test_an_operation_without_a_repeatable_algorithm_is_named(event: str, tmp_path: Path):
+    def vary() -> None:
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+
+    @plugin
+    class Forward:
+        """Varies in forward."""
+
+        @hookimpl(tryfirst=True)
+        def train_step(self) -> None:
+            vary()
+
+    @plugin
+    class Backward:
+        """Varies in backward."""
+
+        @hookimpl
+        def after_train_iter(self) -> None:
+            vary()
+
+    varying = Forward() if event == "train_step" else Backward()
+    with pytest.raises(
+        ConfigError, match=r"deterministic: torch has no algorithm for put_ whose results repeat on cpu"
+    ):
+        tiny_run({"device": Device(device="cpu", deterministic=True), "varying": varying}, work_dir=tmp_path)
+    tiny_run({"device": Device(device="cpu"), "varying": varying}, until="1 iter", work_dir=tmp_path)

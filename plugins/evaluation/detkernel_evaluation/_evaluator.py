@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 from detkernel import Run, hookimpl
 from detkernel.detection import Detections
+from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
     from detkernel_evaluation._found import Found, Picture
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class Evaluator(ABC):
     """Collects what every process detects; the first one computes, and every process has the figures."""
 
+    key = "evaluation"
     priority = "high"
 
     _found: dict[int, Found] = attrs.field(init=False, factory=dict, repr=False)
@@ -42,9 +44,8 @@ class Evaluator(ABC):
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        from detkernel_evaluation._found import pictures
-        from detkernel_evaluation._ranks import from_main, merged
+        from detkernel_evaluation._found import merged, pictures
 
-        found = merged(run, self._found)
+        found = merged(gathered(run, self._found))
         self._found = {}
         run.metrics.update(from_main(run, lambda: dict(self._evaluate(run, pictures(run, found)))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -50,6 +50,14 @@ def _run_lengths(masks: torch.Tensor) -> list[dict[str, Any]]:
     columns = masks.detach().to(torch.uint8).permute(0, 2, 1).contiguous().cpu().numpy()
     encoded: list[dict[str, Any]] = rle.encode(columns.transpose(2, 1, 0))
     return encoded
+
+
+def merged(parts: Sequence[Mapping[int, Found]]) -> dict[int, Found]:
+    """What all processes found, each picture once.
+
+    Samplers show some pictures twice, so that every process gets equally many; the first process's word counts.
+    """
+    return {index: part[index] for part in reversed(parts) for index in part}
 
 
 Picture = tuple[Annotations, Found]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from detkernel import Run
 from detkernel.detection import Losses
+from detkernel.processes import gathered
 from torch import Tensor
 
 Sums: TypeAlias = list[tuple[tuple[str, ...], list[float], int]]
@@ -49,11 +50,8 @@ class Meter:
         begins. Every process calls it; the result holds on the first one."""
         sums = self._sums()
         self._parts.clear()
-        if run.world_size == 1:
-            return means(sums)
-        everybody: list[Any] | None = [None] * run.world_size if run.is_main else None
-        dist.gather_object(sums, everybody)  # and not all_reduce: the processes' losses may differ in their names
-        return means(part for sums in everybody or [] for part in sums)
+        # gathered, and not reduced: the processes' losses may differ in their names
+        return means(part for parts in gathered(run, sums) for part in parts)
 
     def _sums(self) -> Sums:
         if not self._parts:

@@ -12,6 +12,7 @@ from detkernel import Run, Span, UserError, hookimpl, option, plugin, state
 class Schedule:
     """What all schedules share: warmup, and where the factor is applied."""
 
+    key = "schedule"
     priority = "very_high"
 
     warmup: Span | None = option(default=None, help="how long the rate rises at the beginning, such as '500 iters'")

@@ -37,6 +37,7 @@ class Group:
 class Stepping:
     """What all stepping plugins share."""
 
+    key = "optimizer"
     priority = "above_normal"
     events: ClassVar[type] = OptimizerEvents
 

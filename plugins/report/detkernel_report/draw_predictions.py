@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.detection import Detections
 from detkernel.files import write_atomic
+from detkernel.processes import gathered
 
 
 @plugin
@@ -43,7 +43,8 @@ class DrawPredictions:
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        kept = self._gathered(run)
+        here = {index: found.to("cpu") for index, found in self._kept.items()} if run.world_size > 1 else self._kept
+        kept = {index: found for part in gathered(run, here) for index, found in part.items()}
         if not run.is_main or run.checking or not kept:
             return
         from detkernel_report import _sheet
@@ -55,13 +56,3 @@ class DrawPredictions:
         except OSError as error:
             run.log.warning("predictions.png could not be written: %s", error)
         self._kept.clear()
-
-    def _gathered(self, run: Run) -> dict[int, Detections]:
-        """What all processes kept, on the first one."""
-        if run.world_size == 1:
-            return self._kept
-        import torch.distributed as dist
-
-        parts: list[Any] | None = [None] * run.world_size if run.is_main else None
-        dist.gather_object({index: found.to("cpu") for index, found in self._kept.items()}, parts)
-        return {index: found for part in parts or [] for index, found in part.items()}

@@ -21,6 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Detector:
     """What all of them share: weights, normalisation on the device, steps."""
 
+    key = "model"
     builders: ClassVar[tuple[str, ...]] = ()
     """torchvision's functions whose published weights fit."""
     background: ClassVar[bool] = True

@@ -12,6 +12,7 @@ import attrs
 from detkernel.catalog import Catalog
 from detkernel.config.dump import plain
 from detkernel.config.types import is_base, members, option_fields, option_type
+from detkernel.errors import DefinitionError
 from detkernel.plugin import PRIORITIES, Part, is_plugin
 from detkernel.run import RunOptions
 from detkernel.span import PATTERN, Span
@@ -151,8 +152,8 @@ def _untyped(cls: type[Any]) -> str:
     for name in option_fields(cls):
         try:
             option_type(cls, name)
-        except Exception as error:
-            return f"{cls.__name__}.{name}: its type is unknown: {error}"
+        except DefinitionError as error:
+            return str(error)
     return ""
 
 

@@ -73,7 +73,10 @@ class Structurer:
                 "use" if use else "",
             )
         try:
-            return self.catalog.load(named, folder), self.catalog.absolute(named, folder)
+            cls = self.catalog.load(named, folder)
+            for option in option_fields(cls):
+                option_type(cls, option)
+            return cls, self.catalog.absolute(named, folder)
         except CatalogError as error:
             raise self._problem(place, str(error), "use" if use else "") from error
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, Union
 
 import attrs
 
+from detkernel.errors import DefinitionError
+from detkernel.local import source_of
 from detkernel.plugin import Part, is_plugin
 from detkernel.span import Span
 
@@ -21,7 +23,7 @@ def option_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
 
 
 def option_type(cls: type[Any], name: str) -> Any:
-    """An option's type, resolved where its class was written.
+    """An option's type, resolved where its class was written. Raises `DefinitionError` for one that cannot be.
 
     Only this one annotation is resolved: private fields may well be annotated with types of libraries that the
     module imports for type checkers only.
@@ -35,7 +37,13 @@ def option_type(cls: type[Any], name: str) -> Any:
     if not isinstance(text, str):
         return annotation
     names = {**vars(typing), **vars(sys.modules[owner.__module__])}
-    return eval(text, names, dict(vars(owner)))  # the plugin author's own source, already imported
+    try:
+        return eval(text, names, dict(vars(owner)))  # the plugin author's own source, already imported
+    except Exception as error:
+        raise DefinitionError(
+            f"{source_of(owner.__module__)}:{owner.__qualname__}.{name} is annotated with `{text}`, which gives "
+            f"'{error}'; what an option's type names must be imported, and not for type checkers only"
+        ) from None
 
 
 def has_origin(*origins: Any) -> Callable[[Any], bool]:

@@ -12,8 +12,11 @@ from detkernel.testing.contracts.boxes import Box
 HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axes shows
 
 
-def probe(number: int, *, masks: bool = False, without: int | None = None) -> Sample:
-    """A dark picture of two bright objects of two of three classes; `without` leaves one out of the picture alone."""
+def probe(number: int, *, masks: bool = False, keypoints: bool = False, without: int | None = None) -> Sample:
+    """A dark picture of two bright objects of two of three classes; `without` leaves one out of the picture alone.
+
+    The keypoints are an object's corners.
+    """
     torch = import_module("torch")
     draw = random.Random(number)
     image = torch.full((HEIGHT, WIDTH, 3), 20, dtype=torch.uint8).permute(2, 0, 1)  # channels-last, as decoded
@@ -26,7 +29,13 @@ def probe(number: int, *, masks: bool = False, without: int | None = None) -> Sa
         mask[y1:y2, x1:x2] = 1
         if label != without:
             image[label, y1:y2, x1:x2] = 230
-    target = Target(torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), drawn if masks else None)
+    corners = [[(x1, y1, 2), (x2, y1, 2), (x2, y2, 2), (x1, y2, 2)] for x1, y1, x2, y2 in boxes]
+    target = Target(
+        torch.tensor(boxes, dtype=torch.float32),
+        torch.tensor(labels),
+        drawn if masks else None,
+        torch.tensor(corners, dtype=torch.float32) if keypoints else None,
+    )
     return Sample(image, target, number % 8, f"probe-{number}", (HEIGHT, WIDTH))
 
 
@@ -67,3 +76,10 @@ def masked(sample: Sample, label: int) -> list[Box]:
     """The boxes around the masks of a class."""
     found = map(envelope, sample.target.masks[sample.target.labels == label])  # type: ignore[index]
     return [box for box in found if box is not None]
+
+
+def cornered(sample: Sample, label: int) -> list[Box]:
+    """The boxes around the keypoints of a class, of the objects of which all are seen."""
+    points: Any = sample.target.keypoints
+    whole = [one for one in points[sample.target.labels == label] if bool((one[:, 2] > 0).all())]
+    return [[*one[:, :2].amin(0).tolist(), *one[:, :2].amax(0).tolist()] for one in whole]

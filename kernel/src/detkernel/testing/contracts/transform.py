@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
 from detkernel.detection import Sample, Target, Transform
 from detkernel.errors import UserError
 from detkernel.testing.contracts.boxes import Box, contains, iou, rounded
-from detkernel.testing.contracts.pictures import annotated, masked, probe, seen
+from detkernel.testing.contracts.pictures import annotated, cornered, masked, probe, seen
 from detkernel.testing.generators import seed_all
 from detkernel.testing.tiny import TinyDataset
 
@@ -19,7 +20,7 @@ SEEDS = range(20)
 
 
 class TransformContract:
-    """A transform keeps boxes, labels and masks with their objects, and its random numbers are the seeded ones."""
+    """A transform keeps all annotations with their objects, and its random numbers are the seeded ones."""
 
     def transform(self) -> Transform:
         """The transform. Where it draws whether to do something, let it do so half of the time or more."""
@@ -32,14 +33,17 @@ class TransformContract:
 
     def test_moves_boxes_with_their_objects(self) -> None:
         """The same picture with and without an object, transformed with one seed, differs where the object now is."""
-        self._compare(annotated, "boxes", masks=False)
+        self._compare(annotated, "boxes")
 
     def test_moves_masks_with_their_objects(self) -> None:
         """A transform that cannot move masks says so: it raises a `UserError`."""
-        try:
+        with suppress(UserError):
             self._compare(masked, "masks", masks=True)
-        except UserError:
-            return
+
+    def test_moves_keypoints_with_their_objects(self) -> None:
+        """A transform that cannot move keypoints says so: it raises a `UserError`."""
+        with suppress(UserError):
+            self._compare(cornered, "keypoints", keypoints=True)
 
     def test_records_its_scale(self) -> None:
         transform = self._prepared()
@@ -93,16 +97,16 @@ class TransformContract:
         transform.prepare(dataset)
         return transform
 
-    def _compare(self, boxes_of: Callable[[Sample, int], list[Box]], what: str, *, masks: bool) -> None:
+    def _compare(self, boxes_of: Callable[[Sample, int], list[Box]], what: str, **annotations: bool) -> None:
         """Every object that is seen clearly must be annotated there; half of them, where others' objects are added."""
         transform, problems, fits, adds = self._prepared(), [], [], False
         for seed in SEEDS:
-            found = _apply(transform, probe(seed, masks=masks), seed)
+            found = _apply(transform, probe(seed, **annotations), seed)
             adds |= len(found.target) > len(probe(seed).target)
             for label in set(found.target.labels.tolist()):
-                place = seen(found, _apply(transform, probe(seed, masks=masks, without=label), seed))
-                if place is not None:
-                    boxes = boxes_of(found, label)
+                place = seen(found, _apply(transform, probe(seed, without=label, **annotations), seed))
+                boxes = boxes_of(found, label)
+                if place is not None and (boxes or what != "keypoints"):  # some may be out of the picture
                     problems.append(_problem(place, label, boxes, what, slack=2 + 0.01 * max(found.size)))
                     fits.append(max((iou(place, box) for box in boxes), default=0))
         wrong = [problem for problem in problems if problem]
@@ -116,17 +120,19 @@ class TransformContract:
 def _apply(transform: Transform, sample: Sample, seed: int) -> Sample:
     """The transformed sample, of which the form is checked."""
     seed_all(seed)
-    masks = sample.target.masks is not None
+    given = sample.target
+    before = {"masks": given.masks is not None, "keypoints": given.keypoints is not None}
     found: Any = transform(sample)
     assert isinstance(found, Sample), (
         f"the transform returned {type(found).__name__}; it returns the sample, also where it changed it in place"
     )
     _check_image(found)
     _check_target(found.target, found.size)
-    assert not masks or found.target.masks is not None, (
-        "the masks are gone: change target.masks like the picture, or raise a UserError that says that the transform "
-        "cannot"
-    )
+    for name, there in before.items():
+        assert not there or getattr(found.target, name) is not None, (
+            f"the {name} are gone: change target.{name} like the picture, or raise a UserError that says that the "
+            "transform cannot"
+        )
     return found
 
 
@@ -156,6 +162,11 @@ def _check_target(target: Target, size: tuple[int, int]) -> None:
     if target.masks is not None:
         expected = [len(boxes), *size]
         assert list(target.masks.shape) == expected, f"masks are {list(target.masks.shape)}, expected {expected}"
+    if target.keypoints is not None:
+        points, *shape = target.keypoints.shape
+        assert (points, shape[1:]) == (len(boxes), [3]), (
+            f"keypoints are {[points, *shape]} for {len(boxes)} boxes, expected [N, K, 3]"
+        )
 
 
 def _check_values(found: Sample, given: Sample) -> None:
