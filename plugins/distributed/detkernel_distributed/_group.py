@@ -96,6 +96,12 @@ class Group:
         watch.start()
         return cls(store, rank, control, watch)
 
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new tensor: the sum of everybody's, on the CPU."""
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self._control)
+        return total
+
     def agree_soon(self, run: Run) -> None:
         """Ask everybody whether to stop, and act on the answer to the question of an iteration ago."""
         self._settle(run)

@@ -12,7 +12,10 @@ from detkernel.detection import Batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detkernel_distributed._batchnorm import over_all_processes
+
 if TYPE_CHECKING:
+    from detkernel_distributed._group import Group
     from detkernel_distributed.device import Device
 
 _UNREDUCED = "Expected to have finished reduction in the prior iteration"
@@ -22,18 +25,15 @@ _SHOWN = 12
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
-def prepare(options: Device, run: Run) -> nn.Module:
+def prepare(options: Device, run: Run, group: Group | None) -> nn.Module:
     """The model as used in training; a test needs no wrapper."""
     model: nn.Module = run.model.to(run.device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     many = run.world_size > 1 and run.mode != "test"
-    if options.sync_batchnorm and many:
-        if run.device.type == "cpu":
-            raise wrong(
-                options, "sync_batchnorm", "torch synchronises batch norm on GPUs only, and this run is on the CPU"
-            )
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if options.sync_batchnorm and many and group is not None:
+        on_cpu = run.device.type == "cpu"
+        model = over_all_processes(model, group) if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     if options.compile:
         model.compile()
     return _distributed(options, run, model) if many else model

@@ -35,7 +35,7 @@ class Device:
     tf32: bool = option(default=True, help="let GPUs multiply float32 matrices as TF32: faster, 10 bits of mantissa")
     channels_last: bool = option(default=True, help="keep the model's weights channels-last, which is faster")
     compile: bool = option(default=False, help="compile the model with torch.compile")
-    sync_batchnorm: bool = option(default=False, help="batch norm over the pictures of all processes (GPUs only)")
+    sync_batchnorm: bool = option(default=False, help="batch norm over the pictures of all processes")
     find_unused_parameters: bool = option(
         default=False, help="several processes: some parameters get no gradient in some iterations"
     )
@@ -71,7 +71,7 @@ class Device:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
         from detkernel_distributed import _wrap
 
-        run.model = _wrap.prepare(self, run)
+        run.model = _wrap.prepare(self, run, self._group)
 
     @hookimpl
     def before_run(self, run: Run) -> None:
