@@ -1,4 +1,4 @@
-"""Runs a config on a device that is no CPU, for machines without one, and says as JSON where training waited for it.
+"""Runs a config on a device that is no CPU, for machines without one, and says as JSON what one iteration did there.
 
     python tests/pretended.py CONFIG RUNS
 
@@ -6,8 +6,9 @@ RUNS is a JSON list of [stop, overrides]: the iteration after which to stop (0: 
 
 Tensors of the device `pretended` keep their numbers in tensors of the CPU, and torch computes with those. But they
 refuse what a GPU refuses: to be mixed with tensors of the CPU, or to become NumPy arrays. So a tensor made or left in
-the wrong place is an error here as it is there. Where the host would wait for a GPU is noted, since that is what makes
-training on one slow. It says nothing about CUDA itself: its kernels, generators, streams and precision.
+the wrong place is an error here as it is there. Noted are the places where the host would wait for a GPU, since that
+is what makes training on one slow, and the operations. It says nothing about CUDA itself: its kernels, generators,
+streams and precision.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ DEVICE = torch.device("pretended", 0)
 CPU = torch.device("cpu")
 WATCHED = 3
 """How many iterations are done when one is watched: one that steps, but neither logs nor saves."""
+
+_watched: OnDevice | None = None
+"""In whose watched iteration this is."""
 
 _aten = torch.ops.aten
 _INDEXING = {
@@ -97,11 +101,12 @@ class Pretended(TorchDispatchMode):
 
 @plugin
 class OnDevice:
-    """Puts the run on the pretended device, and notes where one iteration waits for it."""
+    """Puts the run on the pretended device, and notes where one iteration waits for it, and what it computes."""
 
     priority = "highest"
     stop: int = state(default=0)
     waits: list[str] = state(factory=list)
+    operations: set[str] = state(factory=set)
 
     @hookimpl(trylast=True)
     def setup(self, run: Run) -> None:
@@ -109,13 +114,13 @@ class OnDevice:
 
     @hookimpl(tryfirst=True)
     def before_train_iter(self, run: Run) -> None:
-        global _waits
-        _waits = self.waits if run.iter == WATCHED else None
+        global _watched
+        _watched = self if run.iter == WATCHED else None
 
     @hookimpl(trylast=True)
     def after_train_iter(self, run: Run) -> None:
-        global _waits
-        _waits = None
+        global _watched
+        _watched = None
         if run.iter == self.stop:
             run.stop("as the test asked")
 
@@ -125,15 +130,12 @@ class OnDevice:
         assert run.error is not None or not left, left
 
 
-_waits: list[str] | None = None
-
-
 def _note(*tensors: Any) -> None:
     """Note the innermost place outside of torch that waits for the device."""
-    if _waits is not None and any(isinstance(tensor, Far) for tensor in tensors):
+    if _watched is not None and any(isinstance(tensor, Far) for tensor in tensors):
         outside = [frame for frame in traceback.extract_stack() if not _is_torch(frame.filename)]
         if outside:  # else in a backward pass, for what a forward pass did
-            _waits.append(f"{outside[-1].filename}:{outside[-1].lineno}")
+            _watched.waits.append(f"{outside[-1].filename}:{outside[-1].lineno}")
 
 
 def _is_torch(filename: str) -> bool:
@@ -142,6 +144,8 @@ def _is_torch(filename: str) -> bool:
 
 def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute on the CPU; the result is far if the arguments are, or if `device` says so."""
+    if _watched is not None:
+        _watched.operations.add(func.name())
     leaves = tree_leaves((args, kwargs))
     far = [leaf for leaf in leaves if isinstance(leaf, Far)]
     near = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Far) and leaf.dim() > 0]
@@ -194,12 +198,12 @@ _library.impl("empty_strided", _empty_strided, "PrivateUse1")
 _library.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
-def train(config: Path, stop: int, overrides: list[str]) -> list[str]:
+def train(config: Path, stop: int, overrides: list[str]) -> dict[str, list[str]]:
     loaded, there = load(config, overrides), OnDevice()
     there.stop = stop
     with Pretended():
         Kernel({**loaded.plugins, "there": there}, loaded.options, priorities=loaded.priorities).run()
-    return there.waits
+    return {"waits": there.waits, "operations": sorted(there.operations)}
 
 
 if __name__ == "__main__":
