@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,3 +175,13 @@ def test_torchrun_restarts_alike_and_tells_the_cause(tmp_path: Path) -> None:
     assert "going on from work/checkpoints/iter_4.pt" in told
     summary = told[told.index("Root Cause") :]
     assert "OSError: the lights went out" in summary
+
+
+def test_a_machine_that_cannot_resolve_its_own_name_runs_several_processes(tmp_path: Path) -> None:
+    nowhere = ("unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh")
+    if not shutil.which("unshare") or subprocess.run([*nowhere, "true"], capture_output=True).returncode:
+        pytest.skip("to give a process another host name needs root, on Linux")
+    options = ("--nproc-per-node", "2", "act.what=nothing", "run.until=2 iters")
+    status, told = end(start(tmp_path, *options, command=(*nowhere, *RUN)))
+    assert status == 0, told
+    assert "device cpu, 2 processes" in told

@@ -145,7 +145,7 @@ def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signa
 
 
 def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
-    """The agent as `torchrun --standalone` makes it."""
+    """The agent as `torchrun --standalone` makes it, but for the name of this machine: not every container resolves it."""
     server = import_module("torch.distributed.elastic.agent.server.api")
     local = import_module("torch.distributed.elastic.agent.server.local_elastic_agent")
     rendezvous = import_module("torch.distributed.elastic.rendezvous")
@@ -153,8 +153,9 @@ def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
     logs = import_module("torch.distributed.elastic.multiprocessing").DefaultLogsSpecs(log_dir=str(folder))
     if count > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the device's `threads` says otherwise
+    here, run_id = "localhost", folder.parent.name
     where = rendezvous.RendezvousParameters(
-        backend="c10d", endpoint="localhost:0", run_id=folder.parent.name, min_nodes=1, max_nodes=1
+        backend="c10d", endpoint=f"{here}:0", run_id=run_id, min_nodes=1, max_nodes=1, local_addr=here
     )
     specification = server.WorkerSpec(
         role="default",
@@ -164,6 +165,7 @@ def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
         rdzv_handler=registry.get_rendezvous_handler(where),
         max_restarts=0,
         monitor_interval=_POLL,
+        local_addr=here,
     )
     return local.LocalElasticAgent(specification, logs_specs=logs)
 
