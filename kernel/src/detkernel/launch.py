@@ -145,7 +145,7 @@ def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signa
 
 
 def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
-    """The agent as `torchrun --standalone` makes it, but for the name of this machine: not every container resolves it."""
+    """The agent as `torchrun --standalone` makes it, but not by the machine's name: some containers resolve none."""
     server = import_module("torch.distributed.elastic.agent.server.api")
     local = import_module("torch.distributed.elastic.agent.server.local_elastic_agent")
     rendezvous = import_module("torch.distributed.elastic.rendezvous")
