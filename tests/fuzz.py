@@ -105,7 +105,8 @@ def checkpoint(folder: Path) -> tuple[Target, bytes]:
     """Bytes of the archive are changed, and sealed again, or the checksum would stop them all."""
     path = folder / "iter_1.pt"
     content = {
-        "format": 1, "position": {"epoch": 0, "iter": 1, "batch": 1, "validated": 0, "metrics": {}}, "classes": ["cat"],
+        "format": 1, "classes": ["cat"],
+        "position": {"epoch": 0, "iter": 1, "batch": 1, "validated": 0, "epoch_length": 4, "metrics": {}},
         "model": {"weight": torch.zeros(2, 3)}, "training_model": None, "plugins": {"sgd": {"state": [1, 2.5, "x"]}},
         "ranks": [{}], "origin": {"config": {"run": {"until": "1 iters"}}, "neutral": []},
     }  # fmt: skip

@@ -137,14 +137,20 @@ def test_what_fits_goes_on(sound: Content, tmp_path: Path) -> None:
         assert torch.equal(resumed.bare_model.state_dict()[name], weight)
 
 
-def test_what_the_config_now_says_of_the_optimizer_holds(sound: Content, tmp_path: Path) -> None:
+def test_what_the_config_now_says_of_the_optimizer_holds(
+    sound: Content, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     changed = Adamw(lr=5e-2, weight_decay=0.5, precision="fp16", accumulate=3, clip_norm=1)
     group = resume(sound, tmp_path, optimizer=changed, accept=True).optimizer.param_groups[0]
     assert (group["initial_lr"], group["weight_decay"]) == (5e-2, 0.5)
     assert group["lr"] < 5e-2  # by the schedule
     other = Sgd(lr=1e-3, precision="fp16", accumulate=3, clip_norm=1)
-    with pytest.raises(UserError, match="it is of AdamW, and this run steps with SGD"):
-        resume(sound, tmp_path, optimizer=other, accept=True)
+    with pytest.raises(UserError, match="of another run than this one"):
+        resume(sound, tmp_path, optimizer=other)
+    afresh = resume(sound, tmp_path, optimizer=other, accept=True).optimizer
+    assert type(afresh).__name__ == "SGD"
+    assert afresh.param_groups[0]["initial_lr"] == 1e-3
+    assert "it is of AdamW, and this run steps with SGD; it starts anew" in caplog.text
 
 
 VALUES = st.recursive(

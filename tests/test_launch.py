@@ -152,7 +152,7 @@ def test_a_signal_stops_all_processes_and_saves(tmp_path: Path) -> None:
     assert told.count("SIGUSR1: stopping after this iteration") == 1
     stopped = int(told.split("stopped at iteration ")[1].split(",")[0])
     assert 5 < stopped < 40
-    assert [path.name for path in (tmp_path / "work/checkpoints").iterdir()] == [f"iter_{stopped}.pt"]
+    assert [path.name for path in (tmp_path / "work/checkpoints").glob("*.pt")] == [f"iter_{stopped}.pt"]
 
 
 def test_a_second_interrupt_leaves_at_once_even_processes_that_hear_none(tmp_path: Path) -> None:

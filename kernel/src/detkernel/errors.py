@@ -6,7 +6,8 @@ DetkernelError
     ├── CatalogError     what is installed does not fit: a missing, doubled or broken plugin
     │   └── DefinitionError  a plugin class that its author did not define soundly; a TypeError, too
     ├── DataError        a data set, an annotation or a picture
-    └── CheckpointError  a checkpoint that is torn, missing or does not fit
+    ├── CheckpointError  a checkpoint that is torn, missing or does not fit
+    └── ResourceError    memory that ran out, or a process that was killed: to start again may help
 
 Everything else that escapes a plugin is a bug. It keeps its traceback and gains a note that names the plugin, its
 distribution, the event and the iteration.
@@ -43,6 +44,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, torn, or does not fit this run."""
+
+
+class ResourceError(UserError):
+    """Something that the run needs was lost: memory, or a process of its own. A launcher may start the run again."""
 
 
 _FOLLOWS = "this process failed because another did: "

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -27,12 +28,13 @@ from typing import Any
 import attrs
 import click
 
-from detkernel.errors import UserError, followed
+from detkernel.errors import ResourceError, UserError, followed
 from detkernel.files import write_atomic
 
 _REPORTS = "DETKERNEL_REPORTS"
 """The folder where the processes of a launch leave word of how they ended."""
 _RESTARTS = "DETKERNEL_RESTARTS"
+_IDENTITY = "DETKERNEL_RUN"
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 """What ends a process from outside or below: no error of another process leads to it."""
@@ -64,6 +66,11 @@ def restarts() -> int:
     return max(int(os.environ.get(name) or 0) for name in (_RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
 
 
+def identity() -> str:
+    """A name for this run that is the same however often its processes are started again; empty for one process."""
+    return os.environ.get(_IDENTITY) or os.environ.get("TORCHELASTIC_RUN_ID") or ""
+
+
 def report(status: int, error: BaseException | None = None, text: str = "") -> bool:
     """Leave word of how this process ends. False where nobody reads it: then the process prints it itself.
 
@@ -74,6 +81,7 @@ def report(status: int, error: BaseException | None = None, text: str = "") -> b
         if is_rank() and folder:
             rank = int(os.environ["RANK"])
             final = error is None or isinstance(error, (UserError, KeyboardInterrupt))
+            final = final and not isinstance(error, ResourceError)
             made = Report(rank, status, text, error is not None and followed(error) is not None, final)
             write_atomic(Path(folder) / f"{rank}.json", json.dumps(attrs.asdict(made)))
             return True
@@ -94,6 +102,7 @@ def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
     """
     count = _count(processes)
     signals = _Signals()
+    os.environ[_IDENTITY] = uuid.uuid4().hex
     logging.disable(logging.CRITICAL)  # torch's account of the same
     with signals.held():
         for attempt in range(restarts + 1):

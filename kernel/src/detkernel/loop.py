@@ -116,11 +116,13 @@ def write_config(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """Epoch after epoch, from wherever the run stands."""
+    """Epoch after epoch, from wherever the run stands. What is told to stop when all is done has not been stopped."""
     if run.validation_due:  # a checkpoint saved just before a validation owes it
         evaluate(run, "val")
     while not run.done or run.batch == run.epoch_length:  # or one saved just before the end of the last epoch
         train_epoch(run)
+    if run.iter >= run.max_iters and not run.validation_due:
+        run.stop_reason, run.exit_status = None, 0
 
 
 def train_epoch(run: Run, limit: int | None = None) -> None:

@@ -26,7 +26,7 @@ def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) ->
     better = next((weights for weights in offers if weights is not None), None)
     return {
         "format": FORMAT,
-        "position": run.state_dict(),
+        "position": {**run.state_dict(), "epoch_length": run.epoch_length},
         "classes": list(run.classes),
         "model": training if better is None else better,
         "training_model": None if better is None else training,

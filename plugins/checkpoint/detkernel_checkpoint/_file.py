@@ -33,7 +33,11 @@ _FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origi
 _PLAIN = ("position", "classes", "origin")
 _DEEPEST = 60
 _MOST = 2**53
-_COUNTS = ("epoch", "iter", "batch", "validated")
+_COUNTS = ("epoch", "iter", "batch", "validated", "epoch_length")
+
+
+class OtherFormatError(CheckpointError):
+    """A sound checkpoint that another version of this package wrote."""
 
 
 class _Sealed:
@@ -173,7 +177,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{relative(path)}: no checkpoint of a run")
     if content["format"] != FORMAT:
         found = content["format"]
-        raise CheckpointError(
+        raise OtherFormatError(
             f"{relative(path)}: has format {found}, this detkernel reads {FORMAT}; use the one that wrote it"
         )
     for name, kind in _FORM.items():
@@ -185,7 +189,7 @@ def read(path: Path) -> dict[str, Any]:
         if not _is_plain(content.get(name)):
             raise CheckpointError(f"{relative(path)}: '{name}' holds more than plain values")
     counts = [content["position"].get(name) for name in _COUNTS]
-    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts) or counts[-1] == 0:
         raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
     if not _is_metrics(content["position"].get("metrics")):
         raise CheckpointError(f"{relative(path)}: its metrics are no numbers by name")

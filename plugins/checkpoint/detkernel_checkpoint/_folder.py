@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import attrs
 from detkernel import CheckpointError
@@ -22,6 +25,31 @@ class Entry:
     path: Path
     iteration: int
     best: bool
+
+
+@attrs.frozen
+class Lock:
+    """A folder's lock file: it says which process holds it, and whose checkpoints the folder has.
+
+    The lock is the process's alone (POSIX): loader workers do not have it, and with the process it is gone.
+    """
+
+    file: TextIO
+
+    def read(self) -> tuple[str, str]:
+        """The process, and the identity of the run."""
+        self.file.seek(0)
+        process, _, identity = self.file.read(1000).partition("\n")
+        return process, identity.strip()
+
+    def write(self, identity: str) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(f"process {os.getpid()} on {platform.node()}\n{identity}\n")
+        self.file.flush()
+
+    def release(self) -> None:
+        self.file.close()
 
 
 @attrs.frozen
@@ -44,6 +72,31 @@ class Folder:
                 f"{relative(self.path)}: checkpoints cannot be written there: {error.strerror}; "
                 "free it, or set run.work_dir to a folder that can be written to"
             ) from None
+
+    def hold(self) -> Lock | None:
+        """Keep other runs out. None where the file system knows no locks. Raises CheckpointError if a run is here."""
+        try:
+            import fcntl
+        except ImportError:
+            return None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        except OSError:
+            return None  # `prepare` says so
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = Lock(file).read()[0]
+            file.close()
+            raise CheckpointError(
+                f"{relative(self.path)}: another run is at work there ({holder}); wait for its end, or set "
+                "run.work_dir to another folder"
+            ) from None
+        except OSError:
+            file.close()
+            return None
+        return Lock(file)
 
     def name(self, iteration: int, best: bool = False) -> Path:
         return self.path / f"{'best_' * best}iter_{iteration}.pt"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from detkernel import Part, Run
 from detkernel.config.dump import plain
+from detkernel.local import file_of
 from detkernel.plugin import is_plugin
 
 _NEUTRAL = ("run.work_dir",)
@@ -23,10 +26,19 @@ def origin(run: Run) -> dict[str, Any]:
         "neutral": sorted({*_NEUTRAL, *neutral(run.bus.plugins)}),
         "classes": list(run.classes),
         "data": {mode: loader.dataset.fingerprint() for mode, loader in run.loaders.items()},
+        "files": dict(_files(run)),
         "processes": run.world_size,
         "versions": {"torch": torch.__version__, **run.versions},
         "machine": _machine(run),
     }
+
+
+def _files(run: Run) -> Iterator[tuple[str, str]]:
+    """The local files that plugins come from, and what is in them."""
+    for _, part in _parts(run.bus.plugins, ""):
+        file = file_of(type(part).__module__)
+        if file:
+            yield file, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _machine(run: Run) -> str:
@@ -96,6 +108,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for mode in old["data"]
         if mode in new["data"] and old["data"][mode] != new["data"][mode]
     ]
+    files = old.get("files", {})
+    lines += [f"{file}: its code has changed" for file, code in new["files"].items() if files.get(file, code) != code]
     if old["processes"] != new["processes"]:
         lines.append(f"processes: {old['processes']} -> {new['processes']}")
     return lines

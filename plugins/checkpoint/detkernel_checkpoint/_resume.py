@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from detkernel import CheckpointError, Run, UserError
+from detkernel import CheckpointError, Run, UserError, wrong
 from detkernel.errors import one_line, relative
-from detkernel.launch import restarts
 
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Entry, Folder
 from detkernel_checkpoint._origin import differences, neutral, rounding
+
+if TYPE_CHECKING:
+    from detkernel_checkpoint.checkpoint import Checkpoint
 
 _SHOWN = 30
 
@@ -33,27 +36,45 @@ class Found:
         return Entry(self.path, self.iteration, best=False)
 
 
-def find(run: Run, folder: Folder, resume: str) -> Found | None:
+def find(run: Run, folder: Folder, part: Checkpoint, own: bool) -> Found | None:
     """The checkpoint to resume: a given one, or the newest sound one in the folder, or None to start afresh.
 
-    A process that was started again takes the newest whatever `resume` says: it is the same run.
+    Where the folder is the run's `own`, which was started again, the newest is taken whatever `resume` says. Raises
+    UserError for a checkpoint that cannot be used, or a folder in which none can.
     """
-    if resume == "auto" or restarts() > 0:
+    resume = part.resume
+    if resume == "auto" or own:
         found = _newest(run, folder)
         if found is not None or resume == "auto":
             return found
     if resume == "never":
         return None
     path = Path(resume)
+    if not os.path.lexists(path):
+        near = folder.path / path.name
+        hint = f", did you mean '{relative(near)}'?" if near.is_file() else ", and no such file"
+        raise wrong(part, "resume", f"expected 'auto', 'never' or a checkpoint's path, got '{resume}'{hint}")
     return Found(path, _file.read(path))
 
 
 def _newest(run: Run, folder: Folder) -> Found | None:
+    unsound: list[CheckpointError] = []
     for entry in folder.entries():
         try:
-            return Found(entry.path, _file.read(entry.path))
+            found = Found(entry.path, _file.read(entry.path))
+        except _file.OtherFormatError:
+            raise
         except CheckpointError as error:
-            run.log.warning("%s; looking for an older one", error)
+            unsound.append(error)
+        else:
+            for problem in unsound:
+                run.log.warning("%s; an older one is taken", problem)
+            return found
+    if unsound:
+        raise CheckpointError(
+            f"{relative(folder.path)}: none of its {len(unsound)} checkpoints can be used; the newest: {unsound[0]}. "
+            "To start afresh, give resume=never: they are set aside"
+        )
     return None
 
 
@@ -92,7 +113,7 @@ def apply(run: Run, found: Found, accept: bool) -> None:
     """
     content, where = found.content, relative(found.path)
     weights = content["model"] if content.get("training_model") is None else content["training_model"]
-    position = content["position"]
+    position = _moved(run, content["position"]) if accept else content["position"]
     if not accept and position["iter"] != position["epoch"] * run.epoch_length + position["batch"]:
         raise CheckpointError(f"{where}: its position is none with {run.epoch_length} iterations an epoch: {position}")
     states = dict(content["plugins"])
@@ -100,11 +121,13 @@ def apply(run: Run, found: Found, accept: bool) -> None:
     per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
     try:
         run.bare_model.load_state_dict(weights)
-        run.load_state_dict(content["position"])
-        run.batch = min(run.batch, run.epoch_length)  # a changed data set or batch size was accepted
+        run.load_state_dict(position)
     except Exception as error:  # torch, and what a damaged position provokes
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: does not fit this run's model: {reason}") from None
+        raise CheckpointError(
+            f"{where}: does not fit this run's model: {reason}. To begin with those of its weights that fit, give "
+            f"resume=never load_from={where} allow_mismatch=true"
+        ) from None
     plugins = sorted(run.bus.stateful(), key=lambda item: item[0] in per_rank)  # random numbers come last
     for name, plugin in plugins:
         state = per_rank.get(name, states.pop(name, None))
@@ -117,11 +140,37 @@ def apply(run: Run, found: Found, accept: bool) -> None:
             raise
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
-            raise CheckpointError(f"{where}: the state of plugin '{name}' does not fit: {reason}") from error
+            message = f"{where}: the state of plugin '{name}' does not fit: {reason}"
+            if not accept:
+                raise CheckpointError(message) from error
+            run.log.warning("%s; it starts anew", message)
     if states:
         taken = f"{where} has states that no active plugin takes: {one_line(', '.join(states))}"
         _differ(run, accept or harmless.issuperset(states), taken, "they are dropped")
     run.log.info("going on from %s: epoch %d, iteration %d", where, run.epoch + 1, run.iter)
+
+
+def _moved(run: Run, position: dict[str, Any]) -> dict[str, Any]:
+    """A position in epochs of another length, as after a change of the data or of the number of processes.
+
+    A run of so many epochs keeps its epoch and the share of it that is done; one of so many iterations keeps these.
+    """
+    now, then = run.epoch_length, position["epoch_length"]
+    if now == then:
+        return position
+    moved = dict(position)
+    if run.options.until.unit == "epochs":
+        moved["batch"] = position["batch"] * now // then
+        moved["iter"] = position["epoch"] * now + moved["batch"]
+    else:
+        moved["epoch"], moved["batch"] = divmod(position["iter"], now)
+    if position["validated"] == position["iter"]:
+        moved["validated"] = moved["iter"]
+    run.log.warning(
+        "an epoch has %d iterations, and had %d: iteration %d is now iteration %d, in epoch %d",
+        *(now, then, position["iter"], moved["iter"], moved["epoch"] + 1),
+    )
+    return moved
 
 
 def _differ(run: Run, fine: bool, what: str, then: str) -> None:

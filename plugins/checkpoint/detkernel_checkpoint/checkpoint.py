@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import CheckpointError, Run, Span, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean, relative
+from detkernel.launch import identity, restarts
 from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
-    from detkernel_checkpoint._folder import Folder
+    from detkernel_checkpoint._folder import Folder, Lock
     from detkernel_checkpoint._resume import Found
     from detkernel_checkpoint._writer import Writer
 
@@ -50,6 +51,7 @@ class Checkpoint:
     asynchronous: bool = option(default=True, help="write in the background while training goes on")
 
     _writer: Writer | None = state(default=None)
+    _lock: Lock | None = state(default=None)
     _found: Found | None = state(default=None)
     _origin: dict[str, Any] = state(factory=dict)
     _saved: dict[str, Any] | None = state(default=None)
@@ -67,11 +69,14 @@ class Checkpoint:
         """Find what to resume and see that it fits, before anything costly happens; else load the weights asked for."""
         from detkernel_checkpoint import _origin, _resume
 
+        if self.best is not None and run.mode == "train" and run.options.validate is None:
+            run.log.warning("no checkpoint will be the best by %s: there are no validations (run.validate)", self.best)
         training = run.mode == "train" and not run.checking
         if training:
             self._origin = from_main(run, lambda: _origin.origin(run))
+        own = training and from_main(run, lambda: self._hold(run))
         if training or (run.mode == "test" and self.load_from is None):
-            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self.resume))
+            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self, own))
         if self._found is None:
             self._load_weights(run)
         elif training:
@@ -115,6 +120,8 @@ class Checkpoint:
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
+        if run.checking and self.best is not None:
+            self._metric(run)
         if self._writer is None or self.best is None:
             return
         better, self._best_value = from_main(run, lambda: self._judge(run))
@@ -124,6 +131,14 @@ class Checkpoint:
     @hookimpl
     def after_run(self, run: Run) -> None:
         """However the run ends, what is being written is finished; if it ends well, its end is saved."""
+        try:
+            self._end(run)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def _end(self, run: Run) -> None:
         if self._writer is None:
             return
         if run.error is not None:
@@ -176,14 +191,27 @@ class Checkpoint:
     def _judge(self, run: Run) -> tuple[bool, float | None]:
         """Whether this validation is the best so far, and the best figure including it."""
         assert self.best is not None
-        if self.best not in run.metrics:
-            raise wrong(self, "best", f"no metric is named '{self.best}'{did_you_mean(self.best, run.metrics)}")
-        value, rule = float(run.metrics[self.best]), _rule_of(self.best) if self.rule == "auto" else self.rule
+        value, rule = self._metric(run), _rule_of(self.best) if self.rule == "auto" else self.rule
         old = self._best_value
         if math.isnan(value):
             return False, old
         better = old is None or (value > old if rule == "greater" else value < old)
         return better, value if better else old
+
+    def _metric(self, run: Run) -> float:
+        assert self.best is not None
+        if self.best not in run.metrics:
+            raise wrong(self, "best", f"no metric is named '{self.best}'{did_you_mean(self.best, run.metrics)}")
+        return float(run.metrics[self.best])
+
+    def _hold(self, run: Run) -> bool:
+        """Keep other runs out of the folder; whether it is this run's own already, from before it was started again."""
+        self._lock = self._folder(run).hold()
+        if self._lock is None:
+            return restarts() > 0
+        before = self._lock.read()[1]
+        self._lock.write(before)
+        return restarts() > 0 and before == identity()
 
     def _take_over(self, run: Run) -> None:
         """Make the folder this run's own."""
@@ -195,6 +223,8 @@ class Checkpoint:
             run.log.warning(
                 "%d checkpoints that are not of this run's past were moved to %s", aside[0], relative(aside[1])
             )
+        if self._lock is not None:
+            self._lock.write(identity())
 
     def _load_weights(self, run: Run) -> None:
         from detkernel_checkpoint._weights import load_weights

@@ -16,7 +16,7 @@ from detkernel_checkpoint._folder import Folder
 
 CONTENT = {
     "format": 1,
-    "position": {"epoch": 0, "iter": 3, "batch": 3, "validated": 0, "metrics": {}},
+    "position": {"epoch": 0, "iter": 3, "batch": 3, "validated": 0, "epoch_length": 4, "metrics": {}},
     "model": {"weight": torch.arange(600.0)},
     "plugins": {},
     "ranks": [{}],

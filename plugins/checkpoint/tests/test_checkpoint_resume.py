@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from detkernel import CheckpointError, Run, Span, hookimpl, option, plugin, state
+from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin, state
 from detkernel.testing import Recorder, TinyDetector, TinySgd, tiny_kernel, tiny_run
+from detkernel_checkpoint import _file
+from detkernel_checkpoint._folder import Folder
 from detkernel_checkpoint.checkpoint import Checkpoint
 from torch import Tensor
 
@@ -152,7 +157,7 @@ def test_asynchronous_saving_writes_what_synchronous_saving_writes(tmp_path: Pat
     for asynchronous in (True, False):
         checkpoint = Checkpoint(every=Span(1, "iters"), asynchronous=asynchronous)
         tiny_run(parts(checkpoint=checkpoint), **LENGTH, work_dir=tmp_path / str(asynchronous))
-        files = sorted((tmp_path / str(asynchronous) / "checkpoints").iterdir())
+        files = sorted((tmp_path / str(asynchronous) / "checkpoints").glob("*.pt"))
         assert len(files) == 12
         contents.append({file.name: torch.load(file, weights_only=True) for file in files})
     for one in contents:
@@ -201,9 +206,7 @@ def test_the_newest_sound_one_is_found_when_the_last_is_torn(
         run = tiny_run(parts(), **LENGTH, work_dir=tmp_path)
     assert_same(everything(run), undisturbed[0])
     text = caplog.text
-    assert (
-        "iter_8.pt: torn, or no checkpoint of a run: it does not end with a checksum; looking for an older one" in text
-    )
+    assert "iter_8.pt: torn, or no checkpoint of a run: it does not end with a checksum; an older one is taken" in text
     assert "iter_6.pt: torn, or no checkpoint: it has only 0 bytes" in text
     assert "going on from" in text
     assert "iter_4.pt: epoch 1, iteration 4" in text
@@ -237,9 +240,61 @@ def test_a_restart_by_torchrun_goes_on_even_with_never(tmp_path: Path, monkeypat
     assert recorder.names().count("after_train_iter") == 8
 
 
-def test_a_path_that_is_not_sound_is_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"gone.pt: cannot be read: No such file"):
-        tiny_run(parts(checkpoint=Checkpoint(resume=str(tmp_path / "gone.pt"))), work_dir=tmp_path)
+def test_where_none_is_sound_nothing_starts_afresh_unasked(tmp_path: Path):
+    tiny_run(parts(checkpoint=Checkpoint(every=Span(2, "iters"))), until="4 iters", work_dir=tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    message = r"checkpoints: none of its 2 checkpoints can be used; the newest: .*iter_4.pt: torn, .* give resume=never"
+    for kernel in tiny_kernel(parts(), until="4 iters", work_dir=tmp_path), tiny_kernel(parts(), work_dir=tmp_path):
+        with pytest.raises(CheckpointError, match=message):
+            kernel.run()
+    run = tiny_run(parts(checkpoint=Checkpoint(resume="never")), until="4 iters", work_dir=tmp_path)
+    assert run.iter == 4
+
+
+def test_a_format_to_come_is_an_error_even_where_there_are_older_ones(tmp_path: Path):
+    tiny_run(parts(checkpoint=Checkpoint(every=Span(2, "iters"))), until="4 iters", work_dir=tmp_path)
+    path = tmp_path / "checkpoints" / "iter_4.pt"
+    _file.write(path, {**_file.read(path), "format": 2})
+    with pytest.raises(CheckpointError, match=r"iter_4.pt: has format 2, this detkernel reads 1"):
+        tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+
+
+def test_a_path_that_is_not_there_says_what_was_expected(tmp_path: Path):
+    tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    for given, hint in (("no", "and no such file"), ("iter_4.pt", "did you mean '.*checkpoints/iter_4.pt'?")):
+        with pytest.raises(UserError, match=rf"resume: expected 'auto', 'never' or .* path, got '{given}', {hint}"):
+            tiny_run(parts(checkpoint=Checkpoint(resume=given)), until="4 iters", work_dir=tmp_path)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path):
+    held = Folder(tmp_path / "checkpoints").hold()
+    assert held is not None
+    held.write("mine")
+    script = f"""
+from detkernel.testing import tiny_run
+from detkernel_checkpoint.checkpoint import Checkpoint
+tiny_run({{"checkpoint": Checkpoint()}}, until="2 iters", work_dir={str(tmp_path)!r})
+"""
+    command = [sys.executable, "-c", script]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"checkpoints: another run is at work there (process {os.getpid()} on " in refused.stderr
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+    held.release()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_restart_takes_only_what_this_run_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool):
+    """An attempt may die before it has made the folder its own."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(leave=Leave(at=5)), **LENGTH, work_dir=tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first" if own else "second")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    recorder = Recorder()
+    tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    assert recorder.names().count("after_train_iter") == (8 if own else 12)
 
 
 def test_what_differs_is_listed_and_can_be_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -296,7 +351,10 @@ def test_other_versions_are_told_and_do_not_stop_a_resume(tmp_path: Path, caplog
     )
 
 
-def test_a_shorter_epoch_that_was_accepted_ends_at_its_end(tmp_path: Path):
+@pytest.mark.parametrize(("until", "begun", "end"), [("3 epochs", 1, (6, 3)), ("6 iters", 3, (6, 3))])
+def test_a_shorter_epoch_that_was_accepted_keeps_what_the_run_is_measured_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, until: str, begun: int, end: tuple[int, int]
+):
     from detkernel.testing import TinyData
 
     with pytest.raises(KeyboardInterrupt):
@@ -304,8 +362,9 @@ def test_a_shorter_epoch_that_was_accepted_ends_at_its_end(tmp_path: Path):
             parts(checkpoint=Checkpoint(every=Span(1, "iters")), leave=Leave(at=3)), until="2 epochs", work_dir=tmp_path
         )
     more = parts(data=TinyData(batch_size=4), checkpoint=Checkpoint(accept_changes=True))
-    run = tiny_run(more, until="3 epochs", work_dir=tmp_path)
-    assert (run.iter, run.epoch) == (6, 2)
+    run = tiny_run(more, until=until, work_dir=tmp_path)
+    assert (run.iter, run.epoch) == end
+    assert f"an epoch has 2 iterations, and had 4: iteration 3 is now iteration {begun}, in epoch" in caplog.text
 
 
 def test_a_state_that_does_not_fit_names_the_plugin(tmp_path: Path):
@@ -315,6 +374,8 @@ def test_a_state_that_does_not_fit_names_the_plugin(tmp_path: Path):
 
     Changed.__qualname__ = "Noise"
     tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    accepted = parts(noise=Changed(), checkpoint=Checkpoint(accept_changes=True))
+    tiny_run(accepted, until="4 iters", work_dir=tmp_path)
     with pytest.raises(CheckpointError, match=r"iter_4.pt: the state of plugin 'noise' does not fit: KeyError"):
         tiny_run(parts(noise=Changed()), until="4 iters", work_dir=tmp_path)
 

@@ -25,7 +25,7 @@ from detkernel_checkpoint.checkpoint import Checkpoint
 
 
 def names(work_dir: Path) -> list[str]:
-    return sorted(path.name for path in (work_dir / "checkpoints").iterdir())
+    return sorted(path.name for path in (work_dir / "checkpoints").glob("[!.]*"))
 
 
 def test_the_end_is_saved_whatever_else_is(tmp_path: Path):
@@ -270,7 +270,10 @@ class At:
     ("command", "reason"),
     [
         ("head -c 2m /dev/zero > {}/ballast || true", "No space left on device"),
-        ("mount -o remount,ro {}", "Read-only file system"),
+        (
+            "mount --bind {0}/checkpoints {0}/checkpoints && mount -o remount,ro,bind {0}/checkpoints",
+            "Read-only file system",
+        ),
     ],
 )
 def test_a_disk_that_fails_in_the_middle_loses_nothing(

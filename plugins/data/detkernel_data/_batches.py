@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detkernel import UserError
 from detkernel.detection import Batch, Dataset
+from detkernel.errors import ResourceError
 from torch.utils.data import DataLoader
 
 from detkernel_data._order import Order
@@ -101,7 +101,7 @@ class Batches:
         except (RuntimeError, OSError, EOFError) as error:
             if _DEAD not in str(error) and not _somebody_died(iterator, error):
                 raise
-            raise UserError(self._obituary(iterator, position)) from None
+            raise ResourceError(self._obituary(iterator, position)) from None
         return loaded
 
     def _obituary(self, iterator: Any, position: tuple[int, list[int]]) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from detkernel import Run, UserError, wrong
 from detkernel.detection import Batch
+from detkernel.errors import ResourceError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -110,7 +111,7 @@ def _out_of_memory(run: Run, batch: Batch, error: RuntimeError) -> UserError | N
             f"in epoch {run.epoch + 1},",
             "batch_size (with the optimizer's accumulate, steps stay the same)",
         )
-    return UserError(
+    return ResourceError(
         f"{run.device} ran out of memory {when} iteration {run.iter}, with {len(batch)} pictures "
         f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
         f"{smaller}, smaller pictures{advice}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from detkernel import Run, UserError, hookimpl, option, plugin
 from detkernel.detection import Batch
 
@@ -12,6 +14,8 @@ class CheckClasses:
 
     Without it, a label too high is an assertion inside of a GPU kernel, which names nothing.
     """
+
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     interval: int = option(default=200, at_least=1, help="iterations between checks of labels")
 

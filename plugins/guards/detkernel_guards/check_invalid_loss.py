@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from detkernel import Run, UserError, hookimpl, option, plugin
 from detkernel.detection import Batch, Losses
 
@@ -11,6 +13,7 @@ class CheckInvalidLoss:
     """Stop the run when a loss is NaN or infinite, before the weights are stepped with it."""
 
     priority = "very_high"
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     interval: int = option(
         default=50,

@@ -23,14 +23,23 @@ class EarlyStopping:
 
     _best: float | None = state(default=None)
     _waited: int = state(default=0)
+    _run: Any = state(default=None)
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        if run.mode == "train" and run.options.validate is None:
+            raise wrong(self, "metric", "there are no validations to look at; set run.validate, to 'every 1 epoch' say")
+        self._run = run
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        if run.mode == "test" or run.checking:
+        if run.mode == "test":
             return
         if self.metric not in run.metrics:
             hint = did_you_mean(self.metric, run.metrics)
             raise wrong(self, "metric", f"no metric is named '{self.metric}'{hint}")
+        if run.checking:
+            return
         value = float(run.metrics[self.metric])
         gain = 0.0 if self._best is None else value - self._best
         if self.rule == "less":
@@ -39,6 +48,9 @@ class EarlyStopping:
             self._best, self._waited = value, 0
             return
         self._waited += 1
+        self._stop_if_due(run)
+
+    def _stop_if_due(self, run: Run) -> None:
         if self._waited >= self.patience:
             best = "none yet" if self._best is None else f"{self._best:.4f}"
             run.stop(f"{self.metric} has not improved for {self._waited} validations (best: {best})")
@@ -49,3 +61,5 @@ class EarlyStopping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         best = state["best"]
         self._best, self._waited = None if best is None else float(best), int(state["waited"])
+        if self._run is not None:
+            self._stop_if_due(self._run)  # a run that had stopped for good is not trained on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
@@ -21,6 +21,8 @@ class Signals:
     A second SIGINT leaves at once. A validation that is running is finished first.
     """
 
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+
     names: list[str] = option(factory=lambda: ["SIGTERM", "SIGINT", "SIGUSR1"], help="signals that end the run")
     exit_status: int = option(default=STOPPED, at_least=0, at_most=255, help="what the command then exits with")
 
@@ -34,6 +36,8 @@ class Signals:
                 raise wrong(
                     self, "names", f"no signal is called '{name}'{did_you_mean(name, signal.Signals.__members__)}"
                 )
+            if name in ("SIGKILL", "SIGSTOP"):
+                raise wrong(self, "names", f"no program is told of {name}; it takes effect at once")
         if threading.current_thread() is not threading.main_thread() or run.checking or run.mode == "test":
             return  # in a test there is nothing to save: a signal ends it at once, as it does any program
         self._run = run

@@ -251,3 +251,62 @@ def test_early_stopping_remembers_in_a_resume():
     second = EarlyStopping(metric="mAP", patience=2)
     second.load_state_dict(first.state_dict())
     assert (second._best, second._waited) == (0.5, 1)
+
+
+@plugin
+class Score:
+    """Publishes a metric that gets no better."""
+
+    @hookimpl
+    def after_val_epoch(self, run):
+        run.metrics["mAP"] = 0.5
+
+
+def test_a_run_that_stopped_early_is_finished_for_good(tmp_path):
+    first = EarlyStopping(metric="mAP", patience=2)
+    first._best, first._waited = 0.5, 2
+
+    @plugin
+    class Resume:
+        """What the checkpoint plugin does."""
+
+        @hookimpl(trylast=True)
+        def before_run(self, run):
+            run.bus["stop"].load_state_dict(first.state_dict())
+
+    for patience, ends in ((2, 0), (3, 1)):
+        run = tiny_run(
+            {"stop": EarlyStopping(metric="mAP", patience=patience), "resume": Resume(), "score": Score()},
+            work_dir=tmp_path, until="9 iters", validate="every 1 iters",
+        )  # fmt: skip
+        assert run.iter == ends
+        assert run.stop_reason == f"mAP has not improved for {patience} validations (best: 0.5000)"
+
+
+def test_what_looks_at_validations_needs_some(tmp_path):
+    with pytest.raises(ConfigError, match=r"there are no validations to look at; set run.validate"):
+        tiny_run({"stop": EarlyStopping(metric="mAP")}, work_dir=tmp_path)
+
+
+def test_a_check_finds_a_metric_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="no metric is named 'mAP'"):
+        tiny_kernel({"stop": EarlyStopping(metric="mAP")}, work_dir=tmp_path, validate="every 1 iters").check()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_signal_that_no_program_is_told_of(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"names: no program is told of {name}"):
+        tiny_run({"signals": Signals(names=[name])}, work_dir=tmp_path)
+
+
+def test_what_is_told_to_stop_when_all_is_done_has_not_been_stopped(tmp_path):
+    @plugin
+    class Late:
+        """A signal in the last validation."""
+
+        @hookimpl
+        def before_val_epoch(self, run):
+            run.stop("SIGTERM was received", 75)
+
+    run = tiny_run({"late": Late()}, work_dir=tmp_path, until="3 iters", validate="every 3 iters")
+    assert (run.iter, run.stop_reason, run.exit_status) == (3, None, 0)

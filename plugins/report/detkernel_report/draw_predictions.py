@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.detection import Detections
@@ -18,6 +19,7 @@ class DrawPredictions:
     """
 
     priority = "low"
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     count: int = option(default=12, at_least=1, help="pictures on the sheet, spread evenly over the data")
     columns: int = option(default=4, at_least=1, help="pictures in a row")
