@@ -110,8 +110,9 @@ class Batches:
         reason = next((_signal_name(-code) for code in codes if code < 0), f"exit status {codes[0] if codes else '?'}")
         paths = [self.dataset.annotations(index).path for index in indices]
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        when = f"around epoch {epoch + 1}" if self._endless else "in a validation"
         return (
-            f"data: a loader worker died ({reason}) around epoch {epoch + 1}, pictures {', '.join(paths[:_SHOWN])}"
+            f"data: a loader worker died ({reason}) {when}, pictures {', '.join(paths[:_SHOWN])}"
             f"{more}. Most often memory ran out: lower data.workers, data.prefetch or data.batch_size; data.workers=0 "
             "loads in the main process and shows an error at its place"
         )

@@ -6,8 +6,9 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from detkernel import ConfigError, DataError, UserError, option, plugin
+from detkernel import ConfigError, DataError, option, plugin
 from detkernel.detection import Annotations, Dataset, Transform
+from detkernel.errors import ResourceError
 from detkernel.testing import TinyDataset, tiny_kernel, tiny_run
 from detkernel_data._order import Order
 from detkernel_data.loader import Loader
@@ -68,10 +69,10 @@ class Sizes(Dataset):
         )
 
 
-def batches(loader, epochs=1, start=0, **run_options):
+def batches(loader, epochs=1, start=0, mode="train", **run_options):
     """(picture positions, pixels, boxes) of every batch."""
     kernel = tiny_kernel({"data": loader}, **run_options)
-    made = loader.build_loader(kernel.state, "train")
+    made = loader.build_loader(kernel.state, mode)
     found = []
     for epoch in range(epochs):
         for batch in made.batches(epoch, start if epoch == 0 else 0):
@@ -213,12 +214,13 @@ def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
     assert 'raise ZeroDivisionError("a bug")' in str(caught.value)
 
 
-def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do():
+@pytest.mark.parametrize(("mode", "when"), [("train", "around epoch 1"), ("val", "in a validation")])
+def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do(mode, when):
     dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="kill")
     with pytest.raises(
-        UserError, match=r"a loader worker died \(SIGKILL\) around epoch 1, pictures picture-\d.jpg"
+        ResourceError, match=rf"a loader worker died \(SIGKILL\) {when}, pictures picture-\d.jpg"
     ) as caught:
-        batches(Loader(train=dataset, workers=1, batch_size=1))
+        batches(Loader(**{mode: dataset}, workers=1, batch_size=1), mode=mode)
     assert "lower data.workers" in str(caught.value)
 
 
