@@ -85,9 +85,9 @@ def report(status: int, error: BaseException | None = None, text: str = "") -> b
             made = Report(rank, status, text, error is not None and followed(error) is not None, final)
             write_atomic(Path(folder) / f"{rank}.json", json.dumps(attrs.asdict(made)))
             return True
-        if file and error is not None and followed(error) is None:
+        if file and error is not None:  # torchrun's summary has the first that ends, be it the cause or what followed
             about = {"py_callstack": text, "timestamp": str(int(time.time()))}
-            message = {"message": f"{type(error).__name__}: {error}", "extraInfo": about}
+            message = {"message": followed(error) or f"{type(error).__name__}: {error}", "extraInfo": about}
             write_atomic(Path(file), json.dumps({"message": message}))
     except OSError:
         pass  # the message matters more than who prints it
