@@ -50,6 +50,11 @@ _SIZED_BY_CONTENT = {
     _aten.nonzero.default,
     _aten.masked_select.default,
     _aten._local_scalar_dense.default,
+    _aten.equal.default,
+    _aten._unique2.default,
+    _aten.unique_dim.default,
+    _aten.repeat_interleave.Tensor,
+    _aten.bincount.default,
     torch.ops.torchvision.nms.default,
 }
 

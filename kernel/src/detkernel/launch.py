@@ -68,7 +68,10 @@ def restarts() -> int:
 
 def identity() -> str:
     """A name for this run that is the same however often its processes are started again; empty for one process."""
-    return os.environ.get(_IDENTITY) or os.environ.get("TORCHELASTIC_RUN_ID") or ""
+    named = os.environ.get("TORCHELASTIC_RUN_ID") or ""
+    if named == "none":  # torchrun's word for no name: its own process stands for it
+        named = f"torchrun {os.getppid()}"
+    return os.environ.get(_IDENTITY) or named
 
 
 def report(status: int, error: BaseException | None = None, text: str = "") -> bool:

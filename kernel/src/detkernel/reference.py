@@ -53,7 +53,9 @@ def usage(name: str, cls: type[Any]) -> str:
     kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
     if kinds:
         return f"a {kinds[-1].lower()}, for options of that type: {used}"
-    key = getattr(cls, "key", name if name.isidentifier() else "mine")
+    key = getattr(cls, "key", None)
+    if not isinstance(key, str):
+        key = name if name.isidentifier() else "mine"
     return f"in a config: {key}: {{{', '.join(given)}}}" if key == name else f"in a config: {key}: {used}"
 
 

@@ -6,8 +6,8 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 import attrs
 from detkernel import CheckpointError
@@ -15,6 +15,7 @@ from detkernel.errors import relative
 
 from detkernel_checkpoint import _file
 
+_RECORD = 512
 _NAME = re.compile(r"(best_)?iter_(\d+)\.pt")
 
 
@@ -34,22 +35,22 @@ class Lock:
     The lock is the process's alone (POSIX): loader workers do not have it, and with the process it is gone.
     """
 
-    file: TextIO
+    handle: int
 
     def read(self) -> tuple[str, str]:
         """The process, and the identity of the run."""
-        self.file.seek(0)
-        process, _, identity = self.file.read(1000).partition("\n")
+        process, _, identity = os.pread(self.handle, _RECORD, 0).decode(errors="replace").partition("\n")
         return process, identity.strip()
 
     def write(self, identity: str) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        self.file.write(f"process {os.getpid()} on {platform.node()}\n{identity}\n")
-        self.file.flush()
+        """On a full disk, what was there stays."""
+        with suppress(OSError):
+            os.pwrite(
+                self.handle, f"process {os.getpid()} on {platform.node()}\n{identity}\n".encode().ljust(_RECORD), 0
+            )
 
     def release(self) -> None:
-        self.file.close()
+        os.close(self.handle)
 
 
 @attrs.frozen
@@ -81,22 +82,22 @@ class Folder:
             return None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             return None  # `prepare` says so
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            holder = Lock(file).read()[0]
-            file.close()
+            holder = Lock(handle).read()[0]
+            os.close(handle)
             raise CheckpointError(
                 f"{relative(self.path)}: another run is at work there ({holder}); wait for its end, or set "
                 "run.work_dir to another folder"
             ) from None
         except OSError:
-            file.close()
+            os.close(handle)
             return None
-        return Lock(file)
+        return Lock(handle)
 
     def name(self, iteration: int, best: bool = False) -> Path:
         return self.path / f"{'best_' * best}iter_{iteration}.pt"

@@ -34,10 +34,10 @@ def origin(run: Run) -> dict[str, Any]:
 
 
 def _files(run: Run) -> Iterator[tuple[str, str]]:
-    """The local files that plugins come from, and what is in them."""
+    """The local files that plugins come from, and what is in them, but for those from which no result follows."""
     for _, part in _parts(run.bus.plugins, ""):
         file = file_of(type(part).__module__)
-        if file:
+        if file and "*" not in getattr(type(part), "resume_neutral", ()):
             yield file, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
@@ -89,16 +89,26 @@ def _parts(value: Any, path: str) -> Iterator[tuple[str, object]]:
         yield from _parts(item, f"{path}.{name}" if path else str(name))
 
 
+def harmless(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """The paths that may differ. A whole plugin that both runs have must be harmless in both: it may be another one."""
+    one, other = set(old["neutral"]), set(new["neutral"])
+    return {
+        path
+        for path in one | other
+        if "." in path or path in one & other or path not in old["config"] or path not in new["config"]
+    }
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What makes the result of one run another's: `optimizer.lr: 0.01 -> 0.02`, one line each."""
-    harmless = {*old["neutral"], *new["neutral"]}
-    before, after = _leaves(old["config"], harmless), _leaves(new["config"], harmless)
+    fine = harmless(old, new)
+    before, after = _leaves(old["config"], fine), _leaves(new["config"], fine)
     lines = [
         f"{path}: {_text(before, path)} -> {_text(after, path)}"
         for path in [*before, *(path for path in after if path not in before)]
         if path not in before or path not in after or before[path] != after[path]
     ]
-    orders = [[key for key in side["config"] if key not in harmless] for side in (old, new)]
+    orders = [[key for key in side["config"] if key not in fine] for side in (old, new)]
     if sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]:
         lines.append(f"the order of the plugins: {', '.join(orders[0])} -> {', '.join(orders[1])}")
     if old["classes"] != new["classes"]:

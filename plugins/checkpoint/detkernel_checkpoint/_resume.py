@@ -13,7 +13,7 @@ from detkernel.errors import one_line, relative
 
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Entry, Folder
-from detkernel_checkpoint._origin import differences, neutral, rounding
+from detkernel_checkpoint._origin import differences, harmless, rounding
 
 if TYPE_CHECKING:
     from detkernel_checkpoint.checkpoint import Checkpoint
@@ -105,19 +105,30 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
     )
 
 
-def apply(run: Run, found: Found, accept: bool) -> None:
-    """Put the model, every plugin and the position where the checkpoint has them.
+def compare_states(run: Run, found: Found, origin: Mapping[str, Any], accept: bool) -> None:
+    """Raise CheckpointError for a state that is missing, or that nobody takes, unless such differences are accepted, or
+    no result follows from that plugin."""
+    where, fine = relative(found.path), harmless(found.content["origin"], origin)
+    names = {name for name, _ in run.bus.stateful()}
+    ranks = found.content["ranks"]
+    held = {*found.content["plugins"], *(ranks[run.rank] if run.rank < len(ranks) else ())}
+    for name in sorted(names - held):
+        _differ(run, accept or name in fine, f"{where} has no state of plugin '{name}'", "it starts anew")
+    left = sorted(held - names)
+    if left:
+        taken = f"{where} has states that no active plugin takes: {one_line(', '.join(left))}"
+        _differ(run, accept or fine.issuperset(left), taken, "they are dropped")
 
-    A state that is missing, or that nobody takes, is an error too, unless such differences are accepted, or no result
-    follows from that plugin.
-    """
+
+def apply(run: Run, found: Found, accept: bool) -> None:
+    """Put the model, every plugin and the position where the checkpoint has them."""
     content, where = found.content, relative(found.path)
     weights = content["model"] if content.get("training_model") is None else content["training_model"]
-    position = _moved(run, content["position"]) if accept else content["position"]
-    if not accept and position["iter"] != position["epoch"] * run.epoch_length + position["batch"]:
-        raise CheckpointError(f"{where}: its position is none with {run.epoch_length} iterations an epoch: {position}")
+    position, length = content["position"], content["position"]["epoch_length"] if accept else run.epoch_length
+    if position["iter"] != position["epoch"] * length + position["batch"] or position["batch"] > length:
+        raise CheckpointError(f"{where}: its position is none with {length} iterations an epoch: {position}")
+    position = _moved(run, position)
     states = dict(content["plugins"])
-    harmless = {*content["origin"]["neutral"], *neutral(run.bus.plugins)}
     per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
     try:
         run.bare_model.load_state_dict(weights)
@@ -132,7 +143,6 @@ def apply(run: Run, found: Found, accept: bool) -> None:
     for name, plugin in plugins:
         state = per_rank.get(name, states.pop(name, None))
         if state is None:
-            _differ(run, accept or name in harmless, f"{where} has no state of plugin '{name}'", "it starts anew")
             continue
         try:
             plugin.load_state_dict(state)
@@ -144,9 +154,6 @@ def apply(run: Run, found: Found, accept: bool) -> None:
             if not accept:
                 raise CheckpointError(message) from error
             run.log.warning("%s; it starts anew", message)
-    if states:
-        taken = f"{where} has states that no active plugin takes: {one_line(', '.join(states))}"
-        _differ(run, accept or harmless.issuperset(states), taken, "they are dropped")
     run.log.info("going on from %s: epoch %d, iteration %d", where, run.epoch + 1, run.iter)
 
 
@@ -166,6 +173,8 @@ def _moved(run: Run, position: dict[str, Any]) -> dict[str, Any]:
         moved["epoch"], moved["batch"] = divmod(position["iter"], now)
     if position["validated"] == position["iter"]:
         moved["validated"] = moved["iter"]
+    elif moved["iter"] != position["iter"]:
+        moved["validated"] = 0
     run.log.warning(
         "an epoch has %d iterations, and had %d: iteration %d is now iteration %d, in epoch %d",
         *(now, then, position["iter"], moved["iter"], moved["epoch"] + 1),

@@ -57,8 +57,8 @@ class Writer:
             self.safe, self.failure = self._entry, None
         except OSError as error:
             self.failure = f"{relative(self._entry.path)} could not be written: {error.strerror or error}"
-            if then is not None:
-                self._log.error("%s; %s. %s", self.failure, then, self.safety())
+            if then is not None or self._entry.best:  # nobody tries to write that one again
+                self._log.error("%s; %s. %s", self.failure, then or "the run has ended", self.safety())
 
     def close(self) -> None:
         """Finish what is being written; what came of it is `failure` and `safe`."""

@@ -81,6 +81,7 @@ class Checkpoint:
             self._load_weights(run)
         elif training:
             _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
+            _resume.compare_states(run, self._found, self._origin, self.accept_changes)
         else:
             from detkernel_checkpoint._weights import check_classes, fit
 
@@ -95,13 +96,19 @@ class Checkpoint:
         from detkernel_checkpoint import _resume
         from detkernel_checkpoint._writer import Writer
 
-        from_main(run, lambda: self._take_over(run))
-        entry = None
-        if self._found is not None:
-            _resume.apply(run, self._found, self.accept_changes)
-            entry, self._saved = self._found.entry(), run.state_dict()
-            self._found = None
-        self._writer = Writer(self._folder(run), self.keep, run.log, safe=entry, step_back=self.asynchronous)
+        from_main(run, self._folder(run).prepare)
+        found, self._found = self._found, None
+        if found is not None:
+            _resume.apply(run, found, self.accept_changes)
+            self._saved = run.state_dict()
+        folder, safe = self._folder(run), found.entry() if found is not None else None
+        self._writer = Writer(folder, self.keep, run.log, safe=safe, step_back=self.asynchronous)
+        if found is None or found.path.resolve().parent != folder.path.resolve():
+            from_main(run, lambda: self._take_over(run, after=-1))
+        if found is not None and found.iteration != run.iter:  # counted in other epochs: what is older may have more
+            self._save(run)
+            self._writer.settle(wait=True)
+        from_main(run, lambda: self._take_over(run, after=run.iter))
 
     @hookimpl
     def after_train_iter(self, run: Run) -> None:
@@ -213,12 +220,9 @@ class Checkpoint:
         self._lock.write(before)
         return restarts() > 0 and before == identity()
 
-    def _take_over(self, run: Run) -> None:
-        """Make the folder this run's own."""
-        folder, found = self._folder(run), self._found
-        folder.prepare()
-        inside = found is not None and found.path.resolve().parent == folder.path.resolve()
-        aside = folder.set_aside(after=found.iteration if found is not None and inside else -1)
+    def _take_over(self, run: Run, after: int) -> None:
+        """Make the folder this run's own: what lies beyond an iteration is of another."""
+        aside = self._folder(run).set_aside(after)
         if aside is not None:
             run.log.warning(
                 "%d checkpoints that are not of this run's past were moved to %s", aside[0], relative(aside[1])

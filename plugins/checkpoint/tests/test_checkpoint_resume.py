@@ -407,3 +407,73 @@ def test_a_state_that_is_missing_or_not_taken_is_a_difference(
         tiny_run(parts(noise=then()), until="4 iters", work_dir=tmp_path)
     tiny_run(parts(noise=then(), checkpoint=Checkpoint(accept_changes=True)), until="4 iters", work_dir=tmp_path)
     assert what in caplog.text
+
+
+def test_epochs_of_another_length_leave_no_newer_checkpoint_and_owe_validations(tmp_path: Path):
+    from detkernel.testing import TinyData
+
+    parted = {"data": TinyData(batch_size=1), "checkpoint": Checkpoint(every=Span(1, "iters"))}
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(
+            parts(**parted, leave=Leave(at=13)), until="2 epochs", validate="1 epoch", work_dir=tmp_path
+        )  # 8 iterations an epoch
+    shorter = {"data": TinyData(batch_size=2), "checkpoint": Checkpoint(accept_changes=True, keep=2)}
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(parts(**shorter, leave=Leave(at=7)), until="2 epochs", validate="1 epoch", work_dir=tmp_path)
+    folder = Folder(tmp_path / "checkpoints")
+    assert folder.entries()[0].iteration == 6, "13 of 16 are 6 of 8, saved at once"
+    run = tiny_run(parts(data=TinyData(batch_size=2)), until="2 epochs", validate="1 epoch", work_dir=tmp_path)
+    assert (run.iter, run.epoch, run.validated) == (8, 2, 8)
+    assert folder.entries()[0].iteration == 8
+
+
+def test_a_refused_run_leaves_the_folder_as_it_was(tmp_path: Path):
+    tiny_run(parts(noise=Older()), until="4 iters", work_dir=tmp_path / "other")
+    tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    given = Checkpoint(resume=str(tmp_path / "other/checkpoints/iter_4.pt"))
+    with pytest.raises(CheckpointError, match="has no state of plugin 'noise'"):
+        tiny_run(parts(checkpoint=given), until="4 iters", work_dir=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[!.]*")) == ["iter_4.pt"]
+
+
+def test_what_replaces_a_harmless_plugin_is_a_difference(tmp_path: Path):
+    tiny_run(parts(extra=Leave(at=99)), until="4 iters", work_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"extra.use: Leave -> Noise"):
+        tiny_run(parts(extra=Noise()), until="4 iters", work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("neutral", [False, True])
+def test_the_code_of_a_local_plugin_counts_unless_no_result_follows_from_it(tmp_path: Path, neutral: bool):
+    import importlib
+
+    from detkernel import local
+
+    file = tmp_path / f"mine_{neutral}.py"
+    source = f"""
+from detkernel import hookimpl, plugin
+
+@plugin
+class Mine:
+    "Does nothing."
+    resume_neutral = {("*",) if neutral else ()}
+"""
+    file.write_text(source)
+    tiny_run(parts(mine=local.load(file).Mine()), until="4 iters", work_dir=tmp_path)
+    file.write_text(source + "# changed")
+    again = parts(mine=importlib.reload(local.load(file)).Mine())
+    if neutral:
+        tiny_run(again, until="4 iters", work_dir=tmp_path)
+    else:
+        with pytest.raises(CheckpointError, match=rf"mine_{neutral}.py: its code has changed"):
+            tiny_run(again, until="4 iters", work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("accept", [True, False])
+@pytest.mark.parametrize("wrong", [{"batch": 100}, {"epoch": 50}])
+def test_a_position_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, int], accept: bool):
+    tiny_run(parts(), until="4 iters", work_dir=tmp_path)
+    path = tmp_path / "checkpoints" / "iter_4.pt"
+    content = _file.read(path)
+    _file.write(path, {**content, "position": {**content["position"], **wrong}})
+    with pytest.raises(CheckpointError, match="its position is none with 4 iterations an epoch"):
+        tiny_run(parts(checkpoint=Checkpoint(accept_changes=accept)), until="4 iters", work_dir=tmp_path)

@@ -294,3 +294,33 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path:
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"checkpoints cannot be written there: .*; free it, or set run.work_dir"):
         tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_best_that_cannot_be_saved_is_told_though_the_end_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asynchronous: bool
+):
+    @plugin
+    class Room(FullDisk):
+        """Room is made behind the last validation."""
+
+        @hookimpl(tryfirst=True)
+        def after_run(self, run: Run) -> None:
+            run.bus["checkpoint"]._writer._thread.submit(lambda: None).result()  # the best is out, or is not
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    checkpoint = Checkpoint(every=None, best="coco/bbox_mAP", asynchronous=asynchronous)
+    parts = {"checkpoint": checkpoint, "figures": Figures(values=[0.5]), "disk": Room(begin=1)}
+    tiny_run(parts, until="4 iters", validate="4 iters", work_dir=tmp_path)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "best_iter_4.pt could not be written: File too large" in errors[0]
+    assert names(tmp_path) == ["iter_4.pt"]
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
+def test_a_disk_that_is_full_from_the_start_is_one_message(small_disk: Path):
+    subprocess.run(f"head -c 2m /dev/zero > {small_disk}/ballast || true", shell=True, check=True)
+    with pytest.raises(UserError, match=r"cannot be written.*: No space left on device"):
+        tiny_run({"checkpoint": Checkpoint()}, until="2 iters", work_dir=small_disk)

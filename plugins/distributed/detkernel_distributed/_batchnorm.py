@@ -38,7 +38,7 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
             alone: Tensor = super().forward(input)
             return alone
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         count = x.new_full((1,), x.numel() / x.shape[1])
         total: Tensor = _Summed.apply(torch.cat([x.sum(dims), count]), group)
@@ -57,8 +57,8 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
             return
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 class _Summed(torch.autograd.Function):
@@ -74,7 +74,17 @@ class _Summed(torch.autograd.Function):
         return ctx.group.summed(gradients[0]), None
 
 
+class _Synchronised1d(_Synchronised, nn.BatchNorm1d): ...
+
+
+class _Synchronised2d(_Synchronised, nn.BatchNorm2d): ...
+
+
+class _Synchronised3d(_Synchronised, nn.BatchNorm3d): ...
+
+
 _SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
-    kind: type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
-    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    nn.BatchNorm1d: _Synchronised1d,
+    nn.BatchNorm2d: _Synchronised2d,
+    nn.BatchNorm3d: _Synchronised3d,
 }

@@ -191,7 +191,10 @@ class Device:
         except RuntimeError as error:
             from detkernel_distributed import _wrap
 
-            raise _wrap.explained(self, run, batch, error) or error from None
+            explained = _wrap.explained(self, run, batch, error)
+            if explained is None:
+                raise
+            raise explained from None
 
     def _receive(self, run: Run, batch: Batch) -> None:
         batch.move(run.device, non_blocking=True)

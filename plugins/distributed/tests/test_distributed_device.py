@@ -257,3 +257,17 @@ def test_an_operation_without_a_repeatable_algorithm_is_named(event: str, tmp_pa
     ):
         tiny_run({"device": Device(device="cpu", deterministic=True), "varying": varying}, work_dir=tmp_path)
     tiny_run({"device": Device(device="cpu"), "varying": varying}, until="1 iter", work_dir=tmp_path)
+
+
+def test_the_cause_of_an_error_of_another_is_kept(tmp_path: Path):
+    @plugin
+    class Broken:
+        """Fails for a reason."""
+
+        @hookimpl(tryfirst=True)
+        def val_step(self) -> None:
+            raise RuntimeError("no light") from KeyError("lamp")
+
+    with pytest.raises(RuntimeError, match="no light") as caught:
+        tiny_run({"device": Device(device="cpu"), "broken": Broken()}, validate="1 iter", work_dir=tmp_path)
+    assert isinstance(caught.value.__cause__, KeyError)

@@ -99,16 +99,21 @@ class TransformContract:
 
     def _compare(self, boxes_of: Callable[[Sample, int], list[Box]], what: str, **annotations: bool) -> None:
         """Every object that is seen clearly must be annotated there; half of them, where others' objects are added."""
-        transform, problems, fits, adds = self._prepared(), [], [], False
+        transform, problems, fits, adds, fewer = self._prepared(), [], [], False, False
         for seed in SEEDS:
             found = _apply(transform, probe(seed, **annotations), seed)
             adds |= len(found.target) > len(probe(seed).target)
             for label in set(found.target.labels.tolist()):
                 place = seen(found, _apply(transform, probe(seed, without=label, **annotations), seed))
                 boxes = boxes_of(found, label)
+                fewer |= place is not None and not boxes
                 if place is not None and (boxes or what != "keypoints"):  # some may be out of the picture
                     problems.append(_problem(place, label, boxes, what, slack=2 + 0.01 * max(found.size)))
                     fits.append(max((iou(place, box) for box in boxes), default=0))
+        assert problems or not fewer, (
+            f"in none of {len(SEEDS)} pictures were all {what} of an object left, though objects were; keep those that "
+            "are still in the picture"
+        )
         wrong = [problem for problem in problems if problem]
         assert not wrong or (adds and 2 * len(wrong) < len(problems)), wrong[0]
         assert not fits or median(fits) > 0.5, (
