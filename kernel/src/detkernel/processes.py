@@ -1,11 +1,13 @@
 """Between the processes of a run, for plugins: what one finds out is everybody's.
 
-Every process must call these at the same place, or the others wait for it. A run of one process asks nobody.
+Every process must call these at the same place, or the others wait for it. A run of one process asks nobody, and needs
+no torch; one of several has it from the plugin that made the process group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 from detkernel.errors import UserError
@@ -18,10 +20,8 @@ def gathered(run: Run, value: T) -> list[T]:
     """On the first process, everybody's value by rank; elsewhere nothing."""
     if run.world_size == 1:
         return [value]
-    import torch.distributed as dist
-
     values: list[Any] | None = [None] * run.world_size if run.is_main else None
-    dist.gather_object(value, values)
+    import_module("torch.distributed").gather_object(value, values)
     return values or []
 
 
@@ -29,8 +29,6 @@ def from_main(run: Run, make: Callable[[], T]) -> T:
     """What the first process makes, on all of them. A `UserError` that it raises is everybody's."""
     if run.world_size == 1:
         return make()
-    import torch.distributed as dist
-
     told: list[Any] = [None, None]
     error: UserError | None = None
     if run.is_main:
@@ -38,7 +36,7 @@ def from_main(run: Run, make: Callable[[], T]) -> T:
             told[0] = make()
         except UserError as caught:
             error, told[1] = caught, str(caught)
-    dist.broadcast_object_list(told)
+    import_module("torch.distributed").broadcast_object_list(told)
     if told[1] is not None:
         raise error or UserError(told[1])
     value: T = told[0]
