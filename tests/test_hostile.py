@@ -41,7 +41,7 @@ class Draw:
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        run.metrics["mAP"] = 0.1 * run.iter
+        run.metrics.publish("mAP", 0.1 * run.iter, better="higher")
 
 
 def run(folder: Path, resume: Path | None = None, optimizer: Stepping | None = None, accept: bool = False) -> Run:

@@ -55,7 +55,15 @@ class TestPosition:
             made.advance()
         made.metrics["ap"] = 0.5
         kept = made.state_dict()
-        assert kept == {"epoch": 0, "iter": 5, "batch": 5, "validated": 0, "metrics": {"ap": 0.5}}
+        assert kept == {
+            "epoch": 0,
+            "iter": 5,
+            "batch": 5,
+            "validated": 0,
+            "metrics": {"ap": 0.5},
+            "better": {},
+            "history": {},
+        }
         made.metrics["ap"] = 0.6
         again = run()
         again.load_state_dict(kept)

@@ -203,13 +203,13 @@ class Events:
 
     @hookspec
     def after_val_epoch(self, run: Run) -> None:
-        """A validation is complete; evaluators (`high`) put their figures in `run.metrics`, others read them.
+        """A validation is complete; evaluators (`high`) publish their metrics, others read them in `run.metrics`.
 
         For example:
 
             @hookimpl
             def after_val_epoch(self, run):
-                run.metrics["mine/boxes"] = float(self._found)
+                run.metrics.publish("mine/boxes", self._found, better="higher")
         """
 
     @hookspec

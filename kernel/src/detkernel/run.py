@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from detkernel.errors import UserError
+from detkernel.metrics import Metrics
 from detkernel.plugin import option, plugin
 from detkernel.span import Span
 
@@ -89,8 +90,11 @@ class Run:
     """A torch device, set by the `device` plugin in `setup`."""
     rank: int = 0
     world_size: int = 1
-    metrics: dict[str, float] = attrs.field(factory=dict)
-    """The figures of the last validation, such as `coco/bbox_mAP`."""
+    metrics: Metrics = attrs.field(
+        init=False, default=attrs.Factory(lambda run: Metrics(lambda: run.iter), takes_self=True)
+    )
+    """The metrics of the last validation, such as `coco/bbox_mAP`: a mapping of floats. Evaluators set them by
+    `run.metrics.publish(name, value, better="higher")`."""
     scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
     """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
     log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("detkernel"))
@@ -184,11 +188,11 @@ class Run:
             "iter": self.iter,
             "batch": self.batch,
             "validated": self.validated,
-            "metrics": dict(self.metrics),
+            **self.metrics.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the position of a checkpoint; the loop goes on from there."""
         for name in ("epoch", "iter", "batch", "validated"):
             setattr(self, name, int(state[name]))
-        self.metrics = dict(state["metrics"])
+        self.metrics.load_state_dict(state)

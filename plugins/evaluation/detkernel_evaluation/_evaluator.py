@@ -48,4 +48,6 @@ class Evaluator(ABC):
 
         found = merged(gathered(run, self._found))
         self._found = {}
-        run.metrics.update(from_main(run, lambda: dict(self._evaluate(run, pictures(run, found)))))
+        metrics = from_main(run, lambda: dict(self._evaluate(run, pictures(run, found))))
+        for name, value in metrics.items():
+            run.metrics.publish(name, value, better="higher")

@@ -121,7 +121,7 @@ def _run(evaluator: Any, folder: Path) -> Run:
 
 
 def _validate(run: Run, metric: str, indices: Sequence[int], faults: _Faults) -> float:
-    run.metrics = {}
+    run.metrics.clear()
     run.hook.before_val_epoch(run=run)
     for index in indices:
         batch = make_batch(run.loaders["val"].dataset, [index])
