@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from detkernel.files import write_atomic
+from detkernel.errors import UserError
+from detkernel.files import open_regular, open_to_write, read_regular, refuse_links, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -88,3 +91,83 @@ def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path
         writer.send_signal(signal.SIGKILL)
     assert len(seen) >= 5
     assert path.read_text()[:9] * 100_000 == path.read_text()
+
+
+@pytest.mark.parametrize("link", ["log.txt", "logs", "logs/deep"])
+def test_nothing_is_written_through_a_link_below_the_work_dir(tmp_path: Path, link: str):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "victim").write_text("mine")
+    work_dir = tmp_path / "w"
+    (work_dir / link).parent.mkdir(parents=True)
+    (work_dir / link).symlink_to(tmp_path / ("victim" if link == "log.txt" else "elsewhere"))
+    target = work_dir / link if link == "log.txt" else work_dir / link / "x" / "y.txt"
+    with pytest.raises(UserError, match=rf"{link} is a link, and nothing is written through a link in .*w; remove it"):
+        open_to_write(target, work_dir)
+    with pytest.raises(UserError, match="is a link"):
+        refuse_links(target, work_dir)
+    if link != "log.txt":
+        with pytest.raises(UserError, match="is a link"):
+            write_atomic(target, "x", work_dir)
+    assert names(tmp_path / "elsewhere") == []
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_dangling_link_is_a_link(tmp_path: Path):
+    (tmp_path / "log.txt").symlink_to(tmp_path / "new")
+    with pytest.raises(UserError, match="is a link"):
+        open_to_write(tmp_path / "log.txt", tmp_path)
+    assert names(tmp_path) == ["log.txt"]
+
+
+def test_an_atomic_write_replaces_a_link_and_leaves_what_it_leads_to(tmp_path: Path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "config.yaml").symlink_to(tmp_path / "victim")
+    write_atomic(tmp_path / "config.yaml", "new", tmp_path)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "config.yaml").is_symlink()
+
+
+def test_the_work_dir_itself_may_be_a_link_and_other_folders_are_not_looked_at(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "w").symlink_to(tmp_path / "disk")
+    for path in (tmp_path / "w" / "logs" / "a.txt", tmp_path / "w" / ".." / "beside.txt"):
+        for text in (b"one\n", b"two\n"):
+            handle = open_to_write(path, tmp_path / "w")
+            os.write(handle, text)
+            os.close(handle)
+    assert (tmp_path / "disk" / "logs" / "a.txt").read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / "disk" / "logs" / "a.txt").stat().st_mode & 0o111 == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "a named pipe"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(path.name), "a socket"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+        (Path.mkdir, "Is a directory"),
+    ],
+    ids=["fifo", "socket", "device", "folder"],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_is_not_a_regular_file_is_neither_read_nor_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], said: str
+):
+    monkeypatch.chdir(tmp_path)  # a socket's name has at most 107 bytes
+    make(tmp_path / "odd")
+    with pytest.raises(OSError, match=said):
+        open_regular(tmp_path / "odd")
+    with pytest.raises(OSError, match=said):
+        read_regular(tmp_path / "odd", 10)
+    with pytest.raises((OSError, UserError), match="is a link" if said == "a device" else said):
+        open_to_write(tmp_path / "odd", tmp_path)
+
+
+def test_a_file_is_read_up_to_a_limit(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    assert read_regular(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        read_regular(tmp_path / "a", 4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "b", 4)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from detkernel import __version__, launch
-from detkernel.errors import ConfigError, UserError, did_you_mean, relative
+from detkernel.errors import ConfigError, UserError, did_you_mean, printable, relative
 
 if TYPE_CHECKING:
     from detkernel.catalog import Catalog
@@ -117,7 +117,7 @@ def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) ->
     _launch(nproc_per_node)
     state = _kernel(loaded).test()
     for name, value in state.metrics.items() if state.is_main else ():
-        click.echo(f"{name}: {value:.4f}")
+        click.echo(f"{printable(name)}: {value:.4f}")
 
 
 @cli.command()
@@ -137,7 +137,7 @@ def check(config: str, overrides: tuple[str, ...]) -> None:
     }
     width = max(map(len, rows))
     for name, text in rows.items():
-        click.echo(f"{name:<{width}}  {text}")
+        click.echo(f"{name:<{width}}  {_shown(text)}")
     click.echo("ready to run")
 
 
@@ -288,7 +288,10 @@ def _value_places(config: Config) -> dict[str, str]:
     """Dotted path -> `file:line` of every value that was written somewhere."""
     from detkernel.config.structure import places
 
-    return {path: f"{where.file}:{where.line}" if where.text else where.file for path, where in places(config.root)}
+    return {
+        path: printable(f"{where.file}:{where.line}" if where.text else where.file)
+        for path, where in places(config.root)
+    }
 
 
 @contextmanager
@@ -304,10 +307,16 @@ def rendered(error: UserError) -> str:
     """A user's mistake as it is printed on standard error."""
     label = click.style("error:", fg="red", bold=True)
     problems: list[Any] = error.problems if isinstance(error, ConfigError) else [error]
-    lines = [*(f"{label} {problem}" for problem in problems), *getattr(error, "__notes__", ())]
+    lines = [f"{label} {_shown(problem)}" for problem in problems]
+    lines += [_shown(note) for note in getattr(error, "__notes__", ())]
     if len(problems) > 1:
         lines.append(f"{len(problems)} problems; nothing was run")
     return "\n".join(lines)
+
+
+def _shown(text: object) -> str:
+    """What may hold text from files, as a terminal may be given it; line breaks of a message's own are kept."""
+    return printable(str(text), keep="\n\t")
 
 
 def main() -> None:
@@ -325,7 +334,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        _end(1, error, "".join(traceback.format_exception(error)).rstrip())
+        _end(1, error, _shown("".join(traceback.format_exception(error)).rstrip()))
 
 
 def _end(status: int, error: BaseException, text: str) -> NoReturn:

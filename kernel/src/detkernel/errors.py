@@ -15,6 +15,7 @@ distribution, the event and the iteration.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,9 +65,27 @@ def followed(error: BaseException) -> str | None:
     return next((note.removeprefix(_FOLLOWS) for note in notes), None)
 
 
-def one_line(text: str) -> str:
-    """Text of a user's as it may stand in a message: what cannot be printed, a line break say, is escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def printable(text: str, *, keep: str = "") -> str:
+    """Text from a file, or of a user, as it may be shown: in one line, and a terminal obeys nothing in it.
+
+    Escaped is what `str.isprintable` is false for: line breaks, control characters and with them every escape
+    sequence, halves of surrogate pairs, characters that turn the direction of writing. Those in `keep` are not.
+    """
+    if text.isprintable():
+        return text
+    shown = (char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text)
+    return "".join(shown)
+
+
+class Escape(logging.Filter):
+    """Makes the records of a logger `printable`, line by line: a table keeps its lines."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
+        return True
+
+
+ESCAPE = Escape()
 
 
 @attrs.frozen
@@ -82,14 +101,18 @@ class Where:
     """Whether it came inside another file, a checkpoint say, and so not from the hand of the user."""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        file = printable(self.file)
+        return f"{file}:{self.line}:{self.column}" if self.line else file
 
     def caret(self) -> str:
         """The line with a caret under the column, indented; empty where there is no line to show."""
         if not self.text:
             return ""
-        pad = "".join("\t" if char == "\t" else " " for char in self.text[: self.column - 1])
-        return f"    {self.text}\n    {pad}^"
+        before, after = (
+            printable(part, keep="\t") for part in (self.text[: self.column - 1], self.text[self.column - 1 :])
+        )
+        pad = "".join("\t" if char == "\t" else " " for char in before)
+        return f"    {before}{after}\n    {pad}^"
 
 
 @attrs.frozen
@@ -97,7 +120,7 @@ class Problem:
     """One thing that is wrong with a config. `path` is the option's dotted path, such as `model.backbone.depth`."""
 
     where: Where
-    path: str = attrs.field(converter=one_line)
+    path: str = attrs.field(converter=printable)
     message: str
 
     def __str__(self) -> str:
@@ -133,6 +156,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def relative(path: str | Path) -> str:
+    """The path as a message shows it: relative to the current folder where it lies below it, and `printable`."""
+    return printable(as_typed(path))
+
+
+def as_typed(path: str | Path) -> str:
     """The path as a user would type it: relative to the current folder where it lies below it."""
     try:
         return str(Path(os.path.realpath(path)).relative_to(Path.cwd()))

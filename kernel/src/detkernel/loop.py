@@ -110,7 +110,7 @@ def write_config(run: Run) -> None:
 
     versions = "".join(f"# {name} {version}\n" for name, version in run.versions.items())
     try:
-        write_atomic(run.work_dir / "config.yaml", versions + dump(dict(run.config)))
+        write_atomic(run.work_dir / "config.yaml", versions + dump(dict(run.config)), run.work_dir)
     except OSError as error:
         raise UserError(f"run.work_dir: {relative(run.work_dir)} cannot be written: {error.strerror}") from None
 

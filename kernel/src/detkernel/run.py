@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from detkernel.errors import UserError
+from detkernel.errors import ESCAPE, UserError
 from detkernel.metrics import Metrics
 from detkernel.plugin import option, plugin
 from detkernel.span import Span
@@ -58,6 +58,13 @@ def _validation_of(workflow: list[tuple[Literal["train", "val"], int]], validate
     return Span(workflow[0][1], "epochs") if len(modes) == 2 else None
 
 
+def _logger() -> logging.Logger:
+    """The logger of runs. What it is told may come from files, so it is escaped before any handler sees it."""
+    logger = logging.getLogger("detkernel")
+    logger.addFilter(ESCAPE)
+    return logger
+
+
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Run:
     """The state of one run. Plugins read all of it and set what their event is for (`model`, `metrics`, ...)."""
@@ -97,7 +104,7 @@ class Run:
     `run.metrics.publish(name, value, better="higher")`."""
     scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
     """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
-    log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("detkernel"))
+    log: logging.Logger = attrs.field(factory=_logger)
     error: BaseException | None = None
     stop_reason: str | None = None
     exit_status: int = 0

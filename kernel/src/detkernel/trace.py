@@ -107,7 +107,7 @@ class Tracer:
         if self.run.is_main:
             self._out.write(self.tree())
             lines = "".join(json.dumps(attrs.asdict(call)) + "\n" for call in self.calls)
-            write_atomic(self.run.work_dir / "trace.jsonl", lines)
+            write_atomic(self.run.work_dir / "trace.jsonl", lines, self.run.work_dir)
 
     def tree(self) -> str:
         """The calls as text: events with their plugins below them, and what was spent between two events."""

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 from detkernel import CheckpointError
-from detkernel.errors import one_line, relative
+from detkernel.errors import printable, relative
 from xxhash import xxh3_128
 
 FORMAT = 1
@@ -83,7 +83,8 @@ def write(path: Path, payload: object) -> None:
     """Write a checkpoint: afterwards it is whole, and on the disk. Raises OSError, and then leaves nothing behind."""
     beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # not through a link that bears its name
             sealed = _Sealed(file)
             torch.save(payload, sealed)  # type: ignore[arg-type]
             sealed.seal()
@@ -200,7 +201,7 @@ def read(path: Path) -> dict[str, Any]:
     odd = next(_odd_tensors(content, ""), None)
     if odd is not None:
         raise CheckpointError(
-            f"{relative(path)}: {one_line(odd)} is no plain tensor, or the states are nested too deep"
+            f"{relative(path)}: {printable(odd)} is no plain tensor, or the states are nested too deep"
         )
     return content
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 from detkernel import CheckpointError
 from detkernel.errors import relative
+from detkernel.files import open_to_write, refuse_links
 
 from detkernel_checkpoint import _file
 
@@ -62,6 +63,7 @@ class Folder:
     def prepare(self) -> None:
         """Make the folder, clear away what a killed run left half written, and see that it can be written to."""
         probe = self.path / f"probe{_file.TEMPORARY}"
+        refuse_links(probe, self.path.parent)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob(f"*.pt.*{_file.TEMPORARY}"):
@@ -81,8 +83,7 @@ class Folder:
         except ImportError:
             return None
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            handle = open_to_write(self.path / ".lock", self.path.parent, os.O_RDWR | os.O_CREAT)
         except OSError:
             return None  # `prepare` says so
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from detkernel import CheckpointError, Run, UserError, wrong
-from detkernel.errors import one_line, relative
+from detkernel.errors import printable, relative
 
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Entry, Folder
@@ -116,7 +116,7 @@ def compare_states(run: Run, found: Found, origin: Mapping[str, Any], accept: bo
         _differ(run, accept or name in fine, f"{where} has no state of plugin '{name}'", "it starts anew")
     left = sorted(held - names)
     if left:
-        taken = f"{where} has states that no active plugin takes: {one_line(', '.join(left))}"
+        taken = f"{where} has states that no active plugin takes: {printable(', '.join(left))}"
         _differ(run, accept or fine.issuperset(left), taken, "they are dropped")
 
 

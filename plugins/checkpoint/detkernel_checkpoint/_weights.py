@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detkernel import CheckpointError
-from detkernel.errors import one_line, relative
+from detkernel.errors import printable, relative
 from torch import Tensor, nn
 
 from detkernel_checkpoint import _file
@@ -88,4 +88,4 @@ def _usable(value: Any) -> bool:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(one_line(str(name)) for name in names[:_SHOWN]) + more
+    return ", ".join(printable(str(name)) for name in names[:_SHOWN]) + more

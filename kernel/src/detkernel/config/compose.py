@@ -18,7 +18,7 @@ from detkernel.catalog import Catalog
 from detkernel.config.dump import dump
 from detkernel.config.read import UNUSABLE, read_file, read_text, scalar
 from detkernel.config.tree import Node
-from detkernel.errors import ConfigError, Problem, UserError, Where, did_you_mean, relative
+from detkernel.errors import ConfigError, Problem, UserError, Where, as_typed, did_you_mean, relative
 
 MAX_REFERENCES = 10_000
 MAX_CHAIN = 50
@@ -87,7 +87,7 @@ def _read(path: Path) -> Node:
         return read_file(path)
     held = readers.load_object(suffix)(path)
     try:
-        node = _foreign(read_text(dump(held), relative(path)))
+        node = _foreign(read_text(dump(held), as_typed(path)))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{relative(path)}: the config in it is none: {error}") from None
     if isinstance(node.value, dict) and "base" in node.value:

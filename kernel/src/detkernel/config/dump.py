@@ -16,8 +16,6 @@ from detkernel.plugin import Part, is_plugin
 from detkernel.span import Span
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./~+-][A-Za-z0-9_./+@ -]*(:[A-Za-z0-9_./+-]+)*")
-_BARE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-"""What JSON leaves as it is, but YAML takes for a line break or refuses."""
 WIDTH = 100
 
 
@@ -95,8 +93,11 @@ def inline(value: Plain) -> str:
 def _text(value: str) -> str:
     """Text without quotes where it would read back as the same text, else as a JSON string."""
     safe = _PLAIN_TEXT.fullmatch(value) and scalar(value) == value and not value.endswith(" ") and value[0] not in "-~"
-    return value if safe else _BARE.sub(_escaped, json.dumps(value, ensure_ascii=False))
+    if safe:
+        return value
+    # JSON leaves what YAML takes for a line break or refuses, and what a terminal obeys; YAML knows \u and \U
+    return "".join(char if char.isprintable() else _escaped(char) for char in json.dumps(value, ensure_ascii=False))
 
 
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}" if char <= "\uffff" else f"\\U{ord(char):08x}"

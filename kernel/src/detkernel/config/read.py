@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from detkernel.config.tree import Node, Scalar
-from detkernel.errors import ConfigError, Problem, UserError, Where, one_line, relative
+from detkernel.errors import ConfigError, Problem, UserError, Where, as_typed, printable, relative
 
 MAX_NODES = 100_000
 MAX_DEPTH = 50
@@ -87,7 +87,7 @@ def read_file(path: Path) -> Node:
         raise UserError(f"{relative(path)}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{relative(path)}: cannot be read: {error.strerror}") from None
-    root = read_text(text, relative(path))
+    root = read_text(text, as_typed(path))
     if root.value is None:
         raise root.error("the config is empty")
     return root
@@ -141,7 +141,7 @@ class _Converter:
         for key_node, value_node in node.value:
             key, place = self._key(key_node)
             if key in values:
-                message = f"'{one_line(key)}' is given twice (first in line {keys[key].line})"
+                message = f"'{printable(key)}' is given twice (first in line {keys[key].line})"
                 raise ConfigError([Problem(place, "", message)])
             keys[key] = place
             values[key] = self.convert(value_node, depth + 1)

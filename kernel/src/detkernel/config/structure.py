@@ -19,7 +19,7 @@ from detkernel.catalog import Catalog
 from detkernel.config.read import scalar
 from detkernel.config.tree import Node, kind
 from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
-from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, one_line
+from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, printable
 from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
 from detkernel.span import Span
 
@@ -90,7 +90,7 @@ class Structurer:
             if key in RESERVED:
                 continue
             if key not in fields:
-                message = f"there is no option '{one_line(key)}'{did_you_mean(key, fields)}"
+                message = f"there is no option '{printable(key)}'{did_you_mean(key, fields)}"
                 problems.append(Problem(node.keys.get(key, child.where), self._dotted(key), message))
                 continue
             with self._collect(problems), self._at(key):

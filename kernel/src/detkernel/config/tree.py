@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import attrs
 
-from detkernel.errors import ConfigError, Problem, Where, one_line
+from detkernel.errors import ConfigError, Problem, Where, printable
 
 LONGEST = 80
 """Characters of a text that a message repeats."""
@@ -40,7 +40,7 @@ class Node:
 
     def error(self, message: str, path: str = "") -> ConfigError:
         """A mistake at this place."""
-        return ConfigError([Problem(self.where, path, one_line(message))])
+        return ConfigError([Problem(self.where, path, printable(message))])
 
 
 def kind(node: Node) -> str:
