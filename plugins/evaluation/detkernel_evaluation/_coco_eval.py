@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, Literal
 
+import attrs
 import numpy as np
 from detkernel import DataError
 from detkernel.detection import Annotations
@@ -17,49 +18,77 @@ from pycocotools.cocoeval import COCOeval
 from detkernel_evaluation._found import Found, Picture
 
 Kind = Literal["bbox", "segm", "keypoints"]
+_FAR = 1e5**2
+"""COCO's largest area."""
+
+
+def percent(threshold: float) -> str:
+    """How a metric names a threshold: 0.5 is `50`."""
+    return f"{100 * threshold:g}"
+
+
+@attrs.frozen
+class Rules:
+    """What is measured; None stands for COCO's own."""
+
+    iou_thresholds: Sequence[float] | None = None
+    area_ranges: Mapping[str, tuple[float, float | None]] | None = None
+    max_dets: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
 
 
 class Evaluation(COCOeval):  # type: ignore[misc]
     """Matches and accumulates for one kind; then `eval` has the precision [T, R, K, A, M] and recall [T, K, A, M].
 
-    Pictures and classes go by their position, so that ids may be text and data sets may be joined. pycocotools' own
+    Images and classes go by their position, so that ids may be text and data sets may be joined. pycocotools' own
     `_prepare` would overwrite `ignore` by `iscrowd`; VOC's difficult objects are ignored, yet matched once like others.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        pictures: Sequence[Picture],
-        classes: int,
-        max_dets: Sequence[int],
-        sigmas: Sequence[float] | None,
-    ) -> None:
+    def __init__(self, kind: Kind, pictures: Sequence[Picture], labels: Sequence[int], rules: Rules) -> None:
+        """`labels`: those of all classes, in the order of their categories' ids: a sum of floats depends on it."""
         super().__init__(iouType=kind)
         self.kind = kind
         self.pictures = pictures
+        self.labels = labels
+        """The label of each K."""
         self.params.imgIds = list(range(len(pictures)))
-        self.params.catIds = list(range(classes))
-        self.params.maxDets = sorted(max_dets)
-        if sigmas is not None and kind == "keypoints":
-            self.params.kpt_oks_sigmas = np.array(sigmas)
+        self.params.catIds = list(range(len(labels)))
+        self.params.areaRngLbl = [name[0] if name != "all" else name for name in self.params.areaRngLbl]
+        self.named_thresholds = {"50": 0, "75": 5}
+        """Positions in T of the thresholds that have metrics of their own."""
+        self._apply(rules)
         with redirect_stdout(io.StringIO()):
             self.evaluate()
             self.accumulate()
 
+    def _apply(self, rules: Rules) -> None:
+        params = self.params
+        if rules.iou_thresholds is not None:
+            params.iouThrs = np.array(sorted(rules.iou_thresholds))
+            self.named_thresholds = {percent(threshold): at for at, threshold in enumerate(params.iouThrs)}
+        if rules.area_ranges is not None:
+            own = [[low, _FAR if high is None else high] for low, high in rules.area_ranges.values()]
+            params.areaRng, params.areaRngLbl = [[0, _FAR], *own], ["all", *rules.area_ranges]
+        if rules.max_dets is not None:
+            params.maxDets = sorted(rules.max_dets)
+        if rules.sigmas is not None and self.kind == "keypoints":
+            params.kpt_oks_sigmas = np.array(rules.sigmas)
+
     def counts(self) -> list[int]:
-        """Objects of each class that count when they are missed."""
-        counts = [0] * len(self.params.catIds)
-        for (_, label), truths in self._gts.items():
-            counts[label] += sum(not truth["ignore"] for truth in truths)
+        """Objects of each class that count when they are missed, by label."""
+        counts = [0] * len(self.labels)
+        for (_, k), truths in self._gts.items():
+            counts[self.labels[k]] += sum(not truth["ignore"] for truth in truths)
         return counts
 
     def _prepare(self) -> None:
         self._gts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
         self._dts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+        place = {label: k for k, label in enumerate(self.labels)}
         for number, (notes, found) in enumerate(self.pictures):
             for entries, into in (truths(notes, self.kind), self._gts), (detected(found, self.kind), self._dts):
                 for entry in entries:
-                    into[number, entry["category_id"]].append(entry)
+                    into[number, place[entry["category_id"]]].append(entry)
         for number, entry in enumerate((one for group in self._gts.values() for one in group), start=1):
             entry["id"] = number  # 0 would read as "not matched"
         for number, entry in enumerate((one for group in self._dts.values() for one in group), start=1):

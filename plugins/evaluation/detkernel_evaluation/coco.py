@@ -1,13 +1,14 @@
-"""The `coco_map` plugin: COCO's twelve figures, as pycocotools computes them."""
+"""The `coco_map` plugin: COCO's twelve metrics, as pycocotools computes them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from detkernel import ConfigError, Run, hookimpl, option, plugin, wrong
-from detkernel.detection import Annotations, Detections
+from detkernel.detection import Annotations, Dataset, Detections
 from detkernel.errors import relative
 
 from detkernel_evaluation._evaluator import Evaluator
@@ -29,8 +30,23 @@ class CocoMap(Evaluator):
     kinds: list[Literal["bbox", "segm", "keypoints"]] = option(
         factory=lambda: ["bbox"], help="what to evaluate; each has its own figures"
     )
-    max_dets: tuple[int, ...] = option(
-        default=(1, 10, 100), at_least=1, help="detections a picture and class for AR@N; AP goes by the largest"
+    iou_thresholds: tuple[float, ...] | None = option(
+        default=None,
+        above=0,
+        at_most=1,
+        help="mAP is the mean over these overlaps (OKS for keypoints), each of which "
+        "has a metric of its own; null: .50:.05:.95, with metrics at .50 and .75",
+    )
+    area_ranges: dict[str, tuple[float, float | None]] | None = option(
+        default=None,
+        help="metrics by size: a name and the range of areas in square pixels, as in "
+        "{tiny: [0, 256], rest: [256, null]}; null: COCO's s, m and l, which meet at 32 x 32 and 96 x 96",
+    )
+    max_dets: tuple[int, ...] | None = option(
+        default=None,
+        at_least=1,
+        help="detections an image and class for AR@N; AP goes by the largest; "
+        "null: COCO's 1, 10 and 100, for keypoints 20",
     )
     per_class: bool = option(
         default=False, help="also AP and AP50 of every class: a table in the log, AP in the metrics"
@@ -45,8 +61,15 @@ class CocoMap(Evaluator):
     def __attrs_post_init__(self) -> None:
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds: expected one or more of bbox, segm, keypoints, each once, got {self.kinds}")
-        if not self.max_dets or len(set(self.max_dets)) < len(self.max_dets):
-            raise ValueError(f"max_dets: expected one or more numbers, each once, got {list(self.max_dets)}")
+        for name in ("max_dets", "iou_thresholds"):
+            given = getattr(self, name)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise ValueError(f"{name}: expected one or more numbers, each once, got {list(given)}")
+        for name, (low, high) in (self.area_ranges or {}).items():
+            if not name.isidentifier() or name == "all":
+                raise ValueError(f"area_ranges: expected names of letters, digits and _, not 'all', got {name!r}")
+            if not 0 <= low < (math.inf if high is None else high):
+                raise ValueError(f"area_ranges: '{name}' is [{low}, {high}], expected [from, to] with 0 <= from < to")
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -82,37 +105,41 @@ class CocoMap(Evaluator):
         return compact(detections, masks="segm" in self.kinds, keypoints="keypoints" in self.kinds)
 
     def _evaluate(self, run: Run, pictures: Sequence[Picture]) -> Mapping[str, float]:
-        from detkernel_evaluation._coco_eval import Evaluation, check_sizes
+        from detkernel_evaluation._coco_eval import Evaluation, Rules, check_sizes
         from detkernel_evaluation._coco_figures import figures
 
-        dataset = run.loaders[run.mode].dataset
         check_sizes(pictures)
         if self.save is not None and not run.checking:
             self._write(run, self.save, pictures)
+        categories = _categories(run.loaders[run.mode].dataset)
+        labels = sorted(range(len(categories)), key=lambda label: categories[label])
+        rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
         metrics: dict[str, float] = {}
         for kind in self.kinds:
-            limits = (20,) if kind == "keypoints" else self.max_dets
-            evaluation = Evaluation(kind, pictures, len(dataset.classes), limits, self.sigmas)
+            evaluation = Evaluation(kind, pictures, labels, rules)
             metrics |= {f"coco/{name}": value for name, value in figures(evaluation).items()}
             if self.per_class:
-                metrics |= self._classes(run, evaluation, dataset.classes)
+                metrics |= self._classes(run, evaluation)
         return metrics
 
-    def _classes(self, run: Run, evaluation: Evaluation, classes: Sequence[str]) -> dict[str, float]:
-        from detkernel_evaluation._coco_figures import by_class
-        from detkernel_evaluation._table import table
+    def _without_annotations(self) -> str:
+        return ", or set `save` to a file to have the detections written" if self.save is None else ""
 
-        values = by_class(evaluation)
-        rows = list(zip(classes, evaluation.counts(), values, strict=True))
-        run.log.info("%s", table(f"coco/{evaluation.kind} by class", ("AP", "AP50"), rows))
-        return {f"coco/{evaluation.kind}_AP/{name}": ap for name, (ap, _) in zip(classes, values, strict=True)}
+    def _classes(self, run: Run, evaluation: Evaluation) -> dict[str, float]:
+        from detkernel_evaluation._coco_figures import by_class
+        from detkernel_evaluation._table import shown, table
+
+        values, names = by_class(evaluation), shown(run.loaders[run.mode].dataset.classes)
+        rows = list(zip(names, evaluation.counts(), values, strict=True))
+        columns = ("AP", f"AP{next(iter(evaluation.named_thresholds))}")
+        run.log.info("%s", table(f"coco/{evaluation.kind} by class", columns, rows))
+        return {f"coco/{evaluation.kind}_AP/{name}": ap for name, (ap, _) in zip(names, values, strict=True)}
 
     def _write(self, run: Run, save: Path, pictures: Sequence[Picture]) -> None:
         """One file a kind: where a file has both, pycocotools takes the area of a mask from its box."""
         from detkernel_evaluation._coco_results import write
 
-        dataset = run.loaders[run.mode].dataset
-        categories = [dataset.category_ids.get(name, label + 1) for label, name in enumerate(dataset.classes)]
+        categories = _categories(run.loaders[run.mode].dataset)
         for kind in self.kinds:
             path = run.work_dir / save
             path = path if len(self.kinds) == 1 else path.with_suffix(f".{kind}{path.suffix}")
@@ -121,3 +148,8 @@ class CocoMap(Evaluator):
                 run.log.info("wrote the detections to %s", relative(path))
             except OSError as error:
                 run.log.error("%s could not be written: %s; the run goes on", relative(path), error.strerror or error)
+
+
+def _categories(dataset: Dataset) -> list[int]:
+    """The category id of each class: the file's own, or the label plus one."""
+    return [dataset.category_ids.get(name, label + 1) for label, name in enumerate(dataset.classes)]

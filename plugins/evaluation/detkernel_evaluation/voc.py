@@ -1,4 +1,4 @@
-"""The `voc_map` plugin: the Pascal VOC challenge's figure."""
+"""The `voc_map` plugin: the Pascal VOC challenge's metric."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ class VocMap(Evaluator):
     def _evaluate(self, run: Run, pictures: Sequence[Picture]) -> Mapping[str, float]:
         import numpy as np
 
+        from detkernel_evaluation._table import shown
         from detkernel_evaluation._voc_ap import average_precision, match
 
-        classes = run.loaders[run.mode].dataset.classes
+        classes = shown(run.loaders[run.mode].dataset.classes)
         matches = [match(pictures, label, self.legacy_widths) for label in range(len(classes))]
         aps = np.array([[average_precision(one, iou, self.metric) for iou in self.thresholds] for one in matches])
         there = np.array([one.positives > 0 for one in matches])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detkernel_evaluation.coco import CocoMap
@@ -31,19 +32,34 @@ NAMES = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@1", "AR@10", 
 POINTS = ["mAP", "mAP_50", "mAP_75", "mAP_m", "mAP_l", "AR@20", "AR_50", "AR_75", "AR_m", "AR_l"]
 
 
-def reference(truth: Mapping[str, Any], results: Sequence[Any], kind: str) -> dict[str, float]:
-    """What pycocotools says, used as its documentation shows."""
+def pycoco(truth: Mapping[str, Any], results: Sequence[Any], kind: str, **params: Any) -> COCOeval:
+    """pycocotools, used as its documentation shows, with some of its parameters changed."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(dict(truth))
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(list(results))), kind)
+        for name, value in params.items():
+            setattr(evaluation.params, name, value)
         evaluation.evaluate()
         evaluation.accumulate()
+    return evaluation
+
+
+def reference(truth: Mapping[str, Any], results: Sequence[Any], kind: str) -> dict[str, float]:
+    """What pycocotools says."""
+    evaluation = pycoco(truth, results, kind)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     names = POINTS if kind == "keypoints" else NAMES
     stats = [math.nan if value == -1 else float(value) for value in evaluation.stats]
     return {f"coco/{kind}_{name}": value for name, value in zip(names, stats, strict=True)}
+
+
+def mean(values: Any) -> float:
+    """As pycocotools summarises: the mean of what is not -1."""
+    measured = values[values > -1]
+    return float(np.mean(measured)) if measured.size else math.nan
 
 
 def same(metrics: Mapping[str, float], expected: Mapping[str, float]) -> bool:
@@ -107,6 +123,65 @@ def test_the_limits_of_detections_name_the_recalls_and_the_largest_counts() -> N
     assert metrics["coco/bbox_AR@1"] == pytest.approx(1 / 3)
     assert metrics["coco/bbox_AR@2"] == metrics["coco/bbox_AR_s"] == pytest.approx(2 / 3)
     assert metrics["coco/bbox_mAP"] == pytest.approx(67 / 101)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm", "keypoints"])
+def test_own_thresholds_ranges_and_limits_as_pycocotools(kind: Any) -> None:
+    truth, results = random_coco(6)
+    if kind == "segm":
+        with_masks(truth, results)
+    if kind == "keypoints":
+        with_keypoints(truth, results)
+    ranges: dict[str, tuple[float, float | None]] = {"tiny": (0, 300), "rest": (300, None)}
+    options = {"iou_thresholds": (0.5, 0.2, 0.625), "area_ranges": ranges, "max_dets": (300, 1, 2)}
+    got = evaluated(CocoMap(kinds=[kind], per_class=True, **options), from_coco(truth, results))
+    theirs = pycoco(
+        truth, results, kind,
+        iouThrs=np.array([0.2, 0.5, 0.625]), maxDets=[1, 2, 300],
+        areaRng=[[0, 1e10], [0, 300], [300, 1e10]], areaRngLbl=["all", "tiny", "rest"],
+    ).eval  # fmt: skip
+    precision, recall = theirs["precision"], theirs["recall"]
+    ap = {"": precision[..., 0, 2], "_20": precision[0, ..., 0, 2], "_50": precision[1, ..., 0, 2]}
+    ap |= {"_62.5": precision[2, ..., 0, 2], "_tiny": precision[..., 1, 2], "_rest": precision[..., 2, 2]}
+    ar = {"@1": recall[..., 0, 0], "@2": recall[..., 0, 1], "@300": recall[..., 0, 2]}
+    if kind == "keypoints":
+        ar |= {"_20": recall[0, ..., 0, 2], "_50": recall[1, ..., 0, 2], "_62.5": recall[2, ..., 0, 2]}
+    ar |= {"_tiny": recall[..., 1, 2], "_rest": recall[..., 2, 2]}
+    expected = {f"mAP{key}": mean(value) for key, value in ap.items()} | {
+        f"AR{key}": mean(value) for key, value in ar.items()
+    }
+    expected |= {f"AP/class {c}": mean(precision[:, :, k, 0, 2]) for k, c in enumerate((3, 7, 20, 21))}
+    assert same(got, {f"coco/{kind}_{key}": value for key, value in expected.items()})
+    assert got[f"coco/{kind}_mAP_20"] > got[f"coco/{kind}_mAP_62.5"]
+    assert got[f"coco/{kind}_mAP_tiny"] != got[f"coco/{kind}_mAP_rest"]
+
+
+def test_the_table_has_the_lowest_of_own_thresholds(caplog: pytest.LogCaptureFixture) -> None:
+    case = GivenData(["a"], [annotations(1, [ONE], [0])]), [detections(0, [[10, 10, 40, 25]], [0.9], [0])]
+    with caplog.at_level("INFO", "detkernel"):
+        evaluated(CocoMap(per_class=True, iou_thresholds=(0.7, 0.4)), case)
+    assert caplog.messages[0].splitlines()[1:] == [
+        "  class  objects     AP   AP40",
+        "  a            1  0.500  1.000",
+    ]
+
+
+def test_the_order_of_the_labels_does_not_matter() -> None:
+    """A data set orders its classes as the training data does; sums of floats go by the category ids."""
+    truth, results = random_coco(6)
+    data, found = from_coco(truth, results)
+    ids = dict(zip(data.classes, (3, 7, 20, 21), strict=True))
+    order = [2, 0, 3, 1]
+    turned = GivenData([data.classes[label] for label in order], copy.deepcopy(data.given))
+    turned.category_ids = ids
+    moved = copy.deepcopy(found)
+    for part in (*turned.given, *moved):
+        labels = np.argsort(order)[np.asarray(part.labels)]
+        part.labels = torch.from_numpy(labels) if isinstance(part.labels, torch.Tensor) else labels
+    metrics = evaluated(CocoMap(per_class=True), (turned, moved))
+    theirs = pycoco(truth, results, "bbox").eval["precision"]
+    expected = {f"coco/bbox_AP/class {c}": mean(theirs[:, :, k, 0, 2]) for k, c in enumerate((3, 7, 20, 21))}
+    assert same(metrics, reference(truth, results, "bbox") | expected)
 
 
 ONE = [10.0, 10, 40, 40]

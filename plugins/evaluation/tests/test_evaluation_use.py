@@ -62,15 +62,14 @@ pascal_voc by class
 def test_the_table_by_class(case: Case, evaluator: Any, table: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "detkernel"):
         evaluated(evaluator, case)
-    assert caplog.messages == [table[1:]]
+    assert caplog.messages[0] == table[1:]
 
 
 @pytest.mark.parametrize("evaluator", [CocoMap(), VocMap(per_class=False)])
 def test_no_table_unless_asked_for(case: Case, evaluator: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "detkernel"):
         metrics = evaluated(evaluator, case)
-    assert not caplog.messages
-    assert not any("cat" in name for name in metrics)
+    assert not any("cat" in text for text in [*caplog.messages, *metrics])
 
 
 @pytest.mark.parametrize("evaluator", [CocoMap(per_class=True), VocMap()])
@@ -186,6 +185,15 @@ def test_masks_of_another_size_than_the_file() -> None:
         (CocoMap, {"kinds": ["bbox", "bbox"]}, "kinds: .* each once"),
         (CocoMap, {"max_dets": ()}, "max_dets: expected one or more numbers"),
         (CocoMap, {"max_dets": (0, 10)}, "max_dets: expected at least 1, got 0"),
+        (CocoMap, {"max_dets": (10, 10)}, "max_dets: .* each once"),
+        (CocoMap, {"iou_thresholds": ()}, "iou_thresholds: expected one or more numbers"),
+        (CocoMap, {"iou_thresholds": (0.5, 0.5)}, "iou_thresholds: .* each once"),
+        (CocoMap, {"iou_thresholds": (0.5, 50.0)}, "iou_thresholds: expected at most 1, got 50"),
+        (CocoMap, {"iou_thresholds": (0.0,)}, "iou_thresholds: expected more than 0"),
+        (CocoMap, {"area_ranges": {"all": (0, 5)}}, "area_ranges: expected names .* not 'all', got 'all'"),
+        (CocoMap, {"area_ranges": {"50": (0, 5)}}, "area_ranges: expected names .* got '50'"),
+        (CocoMap, {"area_ranges": {"tiny": (9, 9)}}, r"area_ranges: 'tiny' is \[9, 9\], expected .* from < to"),
+        (CocoMap, {"area_ranges": {"tiny": (-1, None)}}, "area_ranges: 'tiny' .* 0 <= from"),
         (VocMap, {"iou": []}, "iou: expected one or more numbers"),
         (VocMap, {"iou": [0.5, 0.5]}, "iou: .* each once"),
         (VocMap, {"iou": 1.5}, "iou: expected at most 1, got 1.5"),
@@ -200,3 +208,81 @@ def test_both_may_evaluate_one_run(case: Case, tmp_path: Path) -> None:
     metrics = kernel(CocoMap(), case, tmp_path, VocMap()).test().metrics
     assert metrics["coco/bbox_mAP_50"] == metrics["pascal_voc/AP50"] == pytest.approx(0.5)
     assert math.isnan(metrics["pascal_voc/AP/emu"])
+
+
+ODD = [
+    "evil\nclass",
+    "evil\\nclass",
+    "\x1b]0;PWN\x07\x1b[2J",
+    "\ud800x",
+    "../../x/y",
+    " ",
+    "",
+    "\u6f22\u5b57",
+    "e\u0301a",
+    "x" * 900,
+]
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "head"), [(CocoMap(per_class=True), "coco/bbox_AP/"), (VocMap(), "pascal_voc/AP/")]
+)
+def test_odd_names_of_classes(evaluator: Any, head: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each has a metric of its own that can be shown, and a row of the table that is in line with the others."""
+    case = GivenData(ODD, [annotations(1, [ONE] * 10, range(10))]), [detections(0, [], [], [])]
+    with caplog.at_level(logging.INFO, "detkernel"):
+        metrics = evaluated(evaluator, case)
+    names = [name.removeprefix(head) for name in metrics if name.startswith(head)]
+    assert names == [
+        "evil\\nclass", "evil\\nclass (2)", "\\x1b]0;PWN\\x07\\x1b[2J", "\\ud800x", "../../x/y", "' '", "''",
+        "\u6f22\u5b57", "e\u0301a", "x" * 900,
+    ]  # fmt: skip
+    assert all(name.isprintable() for name in metrics)
+    rows = caplog.messages[0].splitlines()[1:]
+    assert len(rows) == 11
+    for number, columns in ((8, 4), (9, 2), (10, 60)):
+        name = "x" * 57 + "..." if number == 10 else ODD[number - 1]
+        assert rows[number] == "  " + name + " " * (60 - columns) + rows[1][62:], "in columns of a terminal"
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "advice"),
+    [
+        (CocoMap(), "in the loader's `test`, or set `save` to a file to have the detections written"),
+        (CocoMap(save=Path("found.json")), "in the loader's `test`"),
+        (VocMap(), "in the loader's `test`"),
+    ],
+)
+def test_data_without_annotations_is_said_in_one_line(
+    evaluator: Any, advice: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    case = (
+        GivenData(["a"], [annotations(at, [], []) for at in range(2)]),
+        [detections(at, [ONE], [0.9], [0]) for at in (0, 1)],
+    )
+    metrics = evaluated(evaluator, case, tmp_path)
+    assert all(math.isnan(value) for value in metrics.values())
+    (message,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert message.startswith("evaluator: none of the 2 images of the test data has an annotation: ")
+    assert message.endswith(advice)
+    assert (tmp_path / "found.json").exists() is (getattr(evaluator, "save", None) is not None)
+
+
+def test_why_metrics_are_nan_is_said_once(case: Case, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with caplog.at_level(logging.INFO, "detkernel"):
+        evaluator = VocMap()
+        kernel(evaluator, case, tmp_path).test()
+        kernel(evaluator, case, tmp_path).test()
+        kernel(CocoMap(), case, tmp_path).test()
+    assert [message for message in caplog.messages if "nan" in message] == [
+        "evaluator: 1 of 5 metrics are nan: the test data has no object of their class or size (pascal_voc/AP/emu)",
+        "evaluator: 4 of 12 metrics are nan: the test data has no object of their class or size "
+        "(coco/bbox_mAP_m, coco/bbox_mAP_l, coco/bbox_AR_m, ...)",
+    ]
+
+
+@pytest.mark.parametrize("evaluator", [CocoMap(per_class=True), VocMap()])
+def test_every_metric_says_that_higher_is_better(evaluator: Any, case: Case, tmp_path: Path) -> None:
+    metrics = kernel(evaluator, case, tmp_path).test().metrics
+    assert metrics
+    assert {metrics.better(name) for name in metrics} == {"higher"}
