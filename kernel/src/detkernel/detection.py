@@ -90,7 +90,15 @@ class Dataset(Part, ABC):
 
     @abstractmethod
     def annotations(self, index: int) -> Annotations:
-        """The annotations of one picture, without decoding it."""
+        """What may be trained on in one image, without decoding it: boxes with an area, inside of the image."""
+
+    def truth(self, index: int) -> Annotations:
+        """What detections are measured by: the same objects as the files have them, neither clipped nor dropped.
+
+        Boxes may reach out of the image or have no area. A data set that cleans nothing leaves this as it is; one that
+        wraps another asks that one's.
+        """
+        return self.annotations(index)
 
     def fingerprint(self) -> str:
         """A short hash that changes with the pictures' names, order or annotations; a resume compares it."""

@@ -69,7 +69,7 @@ class Masks:
 class MaskView(Sequence[Any]):
     """The segmentations of one picture, made when they are asked for; pickled, a list of them."""
 
-    def __init__(self, masks: Masks, objects: range) -> None:
+    def __init__(self, masks: Masks, objects: Sequence[int]) -> None:
         self._masks = masks
         self._objects = objects
 
@@ -96,7 +96,11 @@ class FlatAnnotations:
     offsets: NDArray[np.int64]
     """[n + 1] where each picture's objects begin."""
     boxes: NDArray[np.float64]
-    """[M, 4]; this and the arrays below are those of `Annotations`."""
+    """[M, 4] as the files have them; this and the arrays below are those of `Annotations`."""
+    clean: NDArray[np.float64]
+    """[M, 4] cut to their images."""
+    usable: NDArray[np.bool_]
+    """[M] whether an object may be trained on; the others are truth to measure by, nothing else."""
     labels: NDArray[np.int64]
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
@@ -109,22 +113,36 @@ class FlatAnnotations:
         return len(self.heights)
 
     def __getitem__(self, index: int) -> Annotations:
+        """What may be trained on in an image."""
+        objects = self._objects(index)
+        usable = self.usable[objects.start : objects.stop]
+        if usable.all():
+            return self._of(index, objects, self.clean)
+        return self._of(index, [objects.start + int(number) for number in np.flatnonzero(usable)], self.clean)
+
+    def truth(self, index: int) -> Annotations:
+        """All objects of an image, as the files have them."""
+        return self._of(index, self._objects(index), self.boxes)
+
+    def _objects(self, index: int) -> range:
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         index %= len(self)
-        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        objects = slice(start, end)
+        return range(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def _of(self, index: int, numbers: Sequence[int], boxes: NDArray[np.float64]) -> Annotations:
+        objects = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
         return Annotations(
             image_id=self.image_id(index),
             path=self.files[index],
             height=int(self.heights[index]),
             width=int(self.widths[index]),
-            boxes=self.boxes[objects],
+            boxes=boxes[objects],
             labels=self.labels[objects],
             area=self.area[objects],
             crowd=self.crowd[objects],
             difficult=self.difficult[objects],
-            masks=None if self.masks is None else MaskView(self.masks, range(start, end)),
+            masks=None if self.masks is None else MaskView(self.masks, numbers),
             keypoints=None if self.keypoints is None else self.keypoints[objects],
             ids=None if self.ids is None else self.ids[objects],
         )

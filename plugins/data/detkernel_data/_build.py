@@ -138,7 +138,12 @@ class Relabelled(Dataset):
         return self._dataset.image(index)
 
     def annotations(self, index: int) -> Annotations:
-        notes = self._dataset.annotations(index)
+        return self._relabelled(self._dataset.annotations(index))
+
+    def truth(self, index: int) -> Annotations:
+        return self._relabelled(self._dataset.truth(index))
+
+    def _relabelled(self, notes: Annotations) -> Annotations:
         return attrs.evolve(notes, labels=self._labels[notes.labels])
 
     def fingerprint(self) -> str:

@@ -59,6 +59,9 @@ class FileDataset(Dataset):
     def annotations(self, index: int) -> Annotations:
         return self._loaded()[index]
 
+    def truth(self, index: int) -> Annotations:
+        return self._loaded().truth(index)
+
     def fingerprint(self) -> str:
         return self._loaded().digest(self.classes)
 

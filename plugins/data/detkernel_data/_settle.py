@@ -40,15 +40,16 @@ def settle(
         raise DataError(f"{table.source}: there is no picture in it")
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
     measure(table, rules, notes)
+    raw = pixel_boxes(table)
     check_masks(table)
-    boxes, usable = mend_boxes(table, labels >= 0, rules.bad_boxes, notes)
+    clean, usable = clean_boxes(table, raw, labels >= 0, rules.bad_boxes, notes)
     kept = choose_pictures(table, usable, rules, notes)
     picture = np.asarray(table.picture, dtype=np.int64)
-    usable &= kept[picture]
-    if not usable.any():
+    chosen = (labels >= 0) & kept[picture]
+    if not (usable & chosen).any():
         reasons = "".join(f"\n  {note}" for note in notes) or "\n  the annotations have no object at all"
         raise DataError(f"{table.source}: no object is left of {len(picture)}, in {len(kept)} pictures:{reasons}")
-    return build(table, boxes, labels, usable, kept), classes, notes
+    return build(table, raw, clean, labels, chosen, usable, kept), classes, notes
 
 
 def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
@@ -88,19 +89,24 @@ def check_masks(table: Table) -> None:
     problems.stop()
 
 
-def mend_boxes(
-    table: Table, chosen: NDArray[np.bool_], policy: str, notes: list[str]
+def pixel_boxes(table: Table) -> NDArray[np.float64]:
+    """[M, 4] the boxes as the files have them, in pixels; the masks are brought to pixels in place."""
+    boxes = np.array(table.boxes, dtype=np.float64).reshape(-1, 4)
+    if table.fractions:
+        sizes = _sizes(table)
+        boxes *= np.tile(sizes, 2)
+        _scale_masks(table, sizes)
+    return boxes
+
+
+def clean_boxes(
+    table: Table, boxes: NDArray[np.float64], chosen: NDArray[np.bool_], policy: str, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The boxes cut to their pictures, and which of the chosen objects can be used.
 
     Raises `DataError` for the first that cannot, where the policy says so.
     """
-    boxes = np.array(table.boxes, dtype=np.float64).reshape(-1, 4)
-    picture = np.asarray(table.picture, dtype=np.int64)
-    sizes = np.stack([table.widths, table.heights], axis=1)[picture].astype(np.float64)
-    if table.fractions:
-        boxes *= np.tile(sizes, 2)
-        _scale_masks(table, sizes)
+    sizes = _sizes(table)
     clipped = np.clip(boxes, 0, np.tile(sizes, 2))
     flat = chosen & _without_area(boxes)
     outside = chosen & ~flat & _without_area(clipped)
@@ -132,14 +138,16 @@ def choose_pictures(table: Table, usable: NDArray[np.bool_], rules: FileDataset,
 
 def build(
     table: Table,
-    boxes: NDArray[np.float64],
+    raw: NDArray[np.float64],
+    clean: NDArray[np.float64],
     labels: NDArray[np.int64],
+    chosen: NDArray[np.bool_],
     usable: NDArray[np.bool_],
     kept: NDArray[np.bool_],
 ) -> FlatAnnotations:
     """The flat arrays of the objects and pictures that stay."""
     picture = np.asarray(table.picture, dtype=np.int64)
-    order = np.flatnonzero(usable)
+    order = np.flatnonzero(chosen)
     order = order[np.argsort(picture[order], kind="stable")]
     pictures = np.flatnonzero(kept)
 
@@ -155,15 +163,23 @@ def build(
         heights=np.asarray(table.heights, dtype=np.int64)[pictures],
         widths=np.asarray(table.widths, dtype=np.int64)[pictures],
         offsets=offsets_of(np.bincount(picture[order], minlength=len(kept))[pictures]),
-        boxes=boxes[order],
+        boxes=raw[order],
+        clean=clean[order],
+        usable=usable[order],
         labels=labels[order],
-        area=_areas(table, boxes, order),
+        area=_areas(table, raw, order),
         crowd=flags(table.crowd),
         difficult=flags(table.difficult),
         masks=None if table.masks is None else Masks(picked(table.masks)),
         keypoints=None if table.keypoints is None else _keypoints(picked(table.keypoints)),
         ids=None if table.ids is None else np.asarray(table.ids, dtype=np.int64)[order],
     )
+
+
+def _sizes(table: Table) -> NDArray[np.float64]:
+    """[M, 2] width and height of each object's image."""
+    picture = np.asarray(table.picture, dtype=np.int64)
+    return np.stack([table.widths, table.heights], axis=1)[picture].astype(np.float64)
 
 
 def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:

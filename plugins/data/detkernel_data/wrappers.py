@@ -63,7 +63,13 @@ class Concat(Dataset):
 
     def annotations(self, index: int) -> Annotations:
         number, position = self._find(index)
-        found = self.datasets[number].annotations(position)
+        return self._joined(number, self.datasets[number].annotations(position))
+
+    def truth(self, index: int) -> Annotations:
+        number, position = self._find(index)
+        return self._joined(number, self.datasets[number].truth(position))
+
+    def _joined(self, number: int, found: Annotations) -> Annotations:
         image_id = f"{number}/{found.image_id}" if self._prefixed else found.image_id
         return attrs.evolve(found, image_id=image_id, labels=self._labels[number][found.labels], ids=None)
 
@@ -117,6 +123,9 @@ class Repeat(Dataset):
     def annotations(self, index: int) -> Annotations:
         return self.dataset.annotations(_position(index, len(self)) % len(self.dataset))
 
+    def truth(self, index: int) -> Annotations:
+        return self.dataset.truth(_position(index, len(self)) % len(self.dataset))
+
     def fingerprint(self) -> str:
         return _join([str(self.times), self.dataset.fingerprint()])
 
@@ -156,6 +165,9 @@ class Subset(Dataset):
 
     def annotations(self, index: int) -> Annotations:
         return self.dataset.annotations(int(self._chosen[_position(index, len(self))]))
+
+    def truth(self, index: int) -> Annotations:
+        return self.dataset.truth(int(self._chosen[_position(index, len(self))]))
 
     def fingerprint(self) -> str:
         return _join([self.dataset.fingerprint(), *map(str, self._chosen.tolist())])

@@ -74,5 +74,5 @@ def pictures(run: Run, found: Mapping[int, Found]) -> list[Picture]:
     if missing and not run.checking:
         run.log.warning("%d of %d pictures were not seen: their objects count as missed", missing, len(dataset))
     indices = sorted(found) if run.checking else range(len(dataset))
-    pairs = [(dataset.annotations(index), found.get(index) or Found()) for index in indices]
+    pairs = [(dataset.truth(index), found.get(index) or Found()) for index in indices]
     return sorted(pairs, key=lambda pair: (isinstance(pair[0].image_id, str), pair[0].image_id))

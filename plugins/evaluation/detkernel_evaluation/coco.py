@@ -77,7 +77,7 @@ class CocoMap(Evaluator):
         for mode in ("val", "test"):
             if mode in run.loaders:
                 dataset = run.loaders[mode].dataset
-                notes = (dataset.annotations(index) for index in range(len(dataset)))
+                notes = (dataset.truth(index) for index in range(len(dataset)))
                 self._check(next((note for note in notes if len(note)), None))
 
     def _check(self, notes: Annotations | None) -> None:
