@@ -36,7 +36,14 @@ class FileDataset(Dataset):
     exif_orientation: Literal["ignore", "apply"] = option(
         default="ignore", help="whether boxes were drawn on the picture as stored, or on the upright one"
     )
+    bit_depth: int | None = option(
+        default=None,
+        at_least=8,
+        at_most=16,
+        help="significant bits of images with 16 bits a channel; null: as many as the values of a sample of them need",
+    )
     _flat: FlatAnnotations | None = state()
+    _bits: int | None = state()
 
     def __len__(self) -> int:
         return 0 if self._flat is None else len(self._flat)
@@ -46,7 +53,7 @@ class FileDataset(Dataset):
 
         flat = self._loaded()
         path = flat.files[index]
-        image = decode(path, self.exif_orientation == "apply")
+        image = decode(path, self.exif_orientation == "apply", self.bit_depth or self._bits)
         stated = int(flat.heights[index]), int(flat.widths[index])
         found = int(image.shape[1]), int(image.shape[2])
         if found != stated:
@@ -75,6 +82,20 @@ class FileDataset(Dataset):
         from detkernel_data._settle import settle
 
         self._flat, self.classes, self.notes = settle(table, self, class_names, may_lack=may_lack)
+        if self.bit_depth is None:
+            self._find_depth()
+
+    def _find_depth(self) -> None:
+        from detkernel_data._pictures import find_depth
+
+        files = self._loaded().files
+        self._bits, largest = find_depth([files[index] for index in range(len(files))])
+        if self._bits is not None and self._bits < 16:
+            self.notes = [
+                *self.notes,
+                f"images with 16 bits a channel have values up to {largest}: read as {self._bits} bits "
+                f"({2**self._bits - 1} becomes 255); `bit_depth` says otherwise",
+            ]
 
 
 def check_names(class_names: Sequence[str] | str | None, ignored: Sequence[str] | str) -> None:

@@ -1,26 +1,32 @@
 """Picture files: what a folder has, a picture's size without decoding it, and the decoding.
 
-JPEG and PNG are decoded by torchvision's operators, which take half of Pillow's time; everything else by Pillow. An
-EXIF orientation is applied on request only: annotation files of VOC and COCO form state coordinates of the picture as
-it is stored.
+JPEG is decoded by torchvision's operator, which takes half of Pillow's time; everything else by Pillow, since
+torchvision's PNG decoder ends the process on a damaged file. An EXIF orientation is applied on request only: annotation
+files of VOC and COCO form state coordinates of the picture as it is stored.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from detkernel import DataError
 from detkernel.errors import relative
 from PIL import Image, UnidentifiedImageError
 
+from detkernel_data._regular import open_regular, read_regular
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -29,7 +35,13 @@ READERS = 8
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-_OPERATORS = {"JPEG": "decode_jpeg", "MPO": "decode_jpeg", "PNG": "decode_png"}
+_JPEG = ("JPEG", "MPO")
+_RUN_PROGRAMS = ("EPS", "WMF", "EMF")
+"""Formats for which Pillow runs a program or the system's renderer."""
+_DARK = 4096
+"""16-bit values below this are less than 16 of 255 once their upper 8 bits are kept: black, to the eye."""
+_DEPTHS = (8, 10, 12, 14, 16)
+_SAMPLED = 64
 
 
 class Header(NamedTuple):
@@ -55,20 +67,41 @@ def read_headers(paths: Sequence[str]) -> list[Header | DataError]:
         return [header for chunk in pool.map(_read_chunk, chunks) for header in chunk]
 
 
-def decode(path: str, apply_exif: bool) -> Tensor:
-    """A picture as uint8 [3, H, W] RGB, channels-last in memory. Raises `DataError` naming the file.
+def decode(path: str, apply_exif: bool, bits: int | None = None) -> Tensor:
+    """An image as uint8 [3, H, W] RGB, channels-last in memory. Raises `DataError` naming the file.
 
-    Greyscale, palette and CMYK pictures become RGB; an alpha channel is left out; 16-bit PNGs keep their upper 8 bits.
+    Greyscale, palette and CMYK images become RGB; an alpha channel is left out; of an animation the first frame is
+    taken. Of files with 16 bits a channel, `bits` are significant: their upper 8 are kept. Where `bits` is None they
+    are all 16, and an image that would become black is an error.
     """
     try:
-        data = bytearray(Path(path).read_bytes())
+        data = read_regular(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     with _opened(path, BytesIO(data)) as picture:
         header = _header(picture)
-        operator = _OPERATORS.get(header.kind)
-        image = _decode_with_torchvision(path, data, operator) if operator else _decode_with_pillow(path, picture)
+        if header.kind in _JPEG:
+            image = _decode_with_torchvision(path, data)
+        elif _is_deep(picture):
+            image = _to_8_bits(path, _deep_pixels(path, picture, data), bits)
+        else:
+            image = _decode_with_pillow(path, picture, data)
     return turn_upright(image, header.orientation) if apply_exif else image
+
+
+def find_depth(paths: Sequence[str]) -> tuple[int | None, int]:
+    """(significant bits, largest value) of files with 16 bits a channel, from a sample of them; (None, 0) for none."""
+    largest = 0
+    candidates = [path for path in paths if os.path.splitext(path)[1].lower() in (".png", ".tif", ".tiff")]  # noqa: PTH122
+    for path in candidates[:: max(1, len(candidates) // _SAMPLED)]:
+        with suppress(DataError, OSError):  # told where images are checked
+            data = read_regular(path)
+            with _opened(path, BytesIO(data)) as picture:
+                if _is_deep(picture):
+                    largest = max(largest, int(_deep_pixels(path, picture, data).max()))
+    if largest == 0:
+        return None, 0
+    return next((bits for bits in _DEPTHS if largest < 2**bits), _DEPTHS[-1]), largest
 
 
 def turn_upright(image: Tensor, orientation: int) -> Tensor:
@@ -132,7 +165,7 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
     found: list[Header | DataError] = []
     for path in paths:
         try:
-            with _opened(path, Path(path)) as picture:
+            with _file(path) as file, _opened(path, file) as picture:
                 found.append(_header(picture))
         except DataError as error:
             found.append(error)
@@ -140,17 +173,25 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
 
 
 @contextmanager
-def _opened(path: str | Path, file: Path | BinaryIO) -> Iterator[Image.Image]:
+def _file(path: str) -> Iterator[BinaryIO]:
+    try:
+        file = open_regular(path)
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        raise _unreadable(path, error) from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _opened(path: str, file: BinaryIO) -> Iterator[Image.Image]:
     """Pillow's lazy picture. Only its header is read; one that would need gigabytes is refused here.
 
     No warning filters are set: they belong to the whole process, and this runs in threads.
     """
     try:
-        picture = Image.open(file)
+        picture = Image.open(file, formats=_formats())
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large(path) from None
-    except FileNotFoundError as error:
-        raise _unreadable(path, error) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
         reason = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
@@ -160,7 +201,14 @@ def _opened(path: str | Path, file: Path | BinaryIO) -> Iterator[Image.Image]:
         yield picture
 
 
-def _too_large(path: str | Path) -> DataError:
+@cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow reads without running a program."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _RUN_PROGRAMS)
+
+
+def _too_large(path: str) -> DataError:
     limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
     return DataError(f"{relative(path)}: the picture has more than {limit} pixels; cut it into tiles")
 
@@ -174,31 +222,114 @@ def _header(picture: Image.Image) -> Header:
     return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, kind)
 
 
-def _unreadable(path: str | Path, error: OSError) -> DataError:
-    return DataError(f"{relative(path)}: the picture cannot be read ({error.strerror or error})")
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{relative(path)}: the picture cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
-def _decode_with_torchvision(path: str, data: bytearray, operator: str) -> Tensor:
+def _broken(path: str, reason: object) -> DataError:
+    return DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file")
+
+
+def _decode_with_torchvision(path: str, data: bytearray) -> Tensor:
     import torch
-    import torchvision.io  # registers the operators; its own functions, deprecated in 0.29, warn at every call
+    import torchvision.io  # registers the operator; its own functions, deprecated in 0.29, warn at every call
 
     rgb = torchvision.io.ImageReadMode.RGB.value
     try:
-        image: Tensor = getattr(torch.ops.image, operator)(torch.frombuffer(data, dtype=torch.uint8), rgb, False)
+        image: Tensor = torch.ops.image.decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), rgb, False)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rpartition(", ")[2]
-        raise DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file") from None
-    return (image.to(torch.int32) >> 8).to(torch.uint8) if image.dtype == torch.uint16 else image
+        raise _broken(path, str(error).splitlines()[0].rpartition(", ")[2]) from None
+    return image
 
 
-def _decode_with_pillow(path: str, picture: Image.Image) -> Tensor:
+def _decode_with_pillow(path: str, picture: Image.Image, data: bytearray) -> Tensor:
     import numpy as np
     import torch
 
     if picture.mode.startswith(("I", "F")):
-        raise DataError(f"{relative(path)}: {picture.mode} pixels; expected 8 bits a channel; convert the picture")
+        raise DataError(
+            f"{relative(path)}: {picture.mode} pixels; expected 8 or 16 bits a channel; convert the picture"
+        )
+    _check_png(path, picture, data)
     try:
         pixels = np.array(picture.convert("RGB"))
     except Exception as error:
-        raise DataError(f"{relative(path)}: the picture is truncated or broken ({error}); replace the file") from None
+        raise _broken(path, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_png(path: str, picture: Image.Image, data: bytearray) -> None:
+    """Compare the checksums of a PNG's critical chunks; Pillow passes over those of the pixels."""
+    if picture.format != "PNG":
+        return
+    view, start = memoryview(data), 8
+    while start + 12 <= len(data):
+        kind, end = data[start + 4 : start + 8], start + 8 + int.from_bytes(data[start : start + 4], "big")
+        critical = kind[:1].isupper()
+        if critical and zlib.crc32(view[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _broken(path, f"the checksum of its {kind.decode('ascii', 'replace')} chunk is wrong")
+        if kind == b"IEND":
+            return
+        start = end + 4
+
+
+def _raw_mode(tile: Any) -> str:
+    args = tile[3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether it has 16 bits a channel."""
+    return picture.mode.startswith("I;16") or any(";16" in _raw_mode(tile) for tile in getattr(picture, "tile", ()))
+
+
+def _deep_pixels(path: str, picture: Image.Image, data: bytearray) -> NDArray[Any]:
+    """uint16 [H, W, 3]. Pillow keeps one byte of each colour value, and is asked for both in turn."""
+    import numpy as np
+
+    _check_png(path, picture, data)
+    try:
+        if picture.mode.startswith("I;16"):
+            return np.repeat(np.asarray(picture).astype(np.uint16)[..., None], 3, axis=2)
+        with _opened(path, BytesIO(data)) as again:
+            has_lower = _read_lower_bytes(again)
+            high, low = (np.asarray(part.convert("RGB")).astype(np.uint16) for part in (picture, again))
+        return high << 8 | (low if has_lower else 0)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from None
+
+
+def _read_lower_bytes(picture: Any) -> bool:
+    """Make Pillow read the lower byte of each 16-bit value; false where it cannot (greyscale with alpha)."""
+    swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    tiles = []
+    for tile in picture.tile:
+        mode = _raw_mode(tile)
+        colours, _, order = mode.partition(";")
+        if colours not in ("RGB", "RGBA", "RGBX") or order not in swapped:
+            return False
+        lower, args = f"{colours};{swapped[order]}", tile[3]
+        tiles.append(tile._replace(args=(lower, *args[1:]) if isinstance(args, tuple) else lower))
+    picture.tile = tiles
+    return True
+
+
+def _to_8_bits(path: str, pixels: NDArray[Any], bits: int | None) -> Tensor:
+    import numpy as np
+    import torch
+
+    largest = int(pixels.max())
+    if bits is None and 0 < largest < _DARK:
+        raise DataError(
+            f"{relative(path)}: 16 bits a channel, but its values reach {largest} of 65535, so it would become black; "
+            f"set `bit_depth` to the bits that are used, such as {next(b for b in _DEPTHS if largest < 2**b)}, or to 16"
+        )
+    bits = bits or 16
+    if largest >= 2**bits:
+        raise DataError(
+            f"{relative(path)}: a value of {largest}, where `bit_depth` is {bits} and the largest is {2**bits - 1}; "
+            f"set `bit_depth` to {next(b for b in _DEPTHS if largest < 2**b)}"
+        )
+    return torch.from_numpy((pixels >> (bits - 8)).astype(np.uint8)).permute(2, 0, 1)

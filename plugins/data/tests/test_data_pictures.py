@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detkernel import DataError
-from detkernel_data._pictures import Header, Listing, decode, picture_files, read_headers, turn_upright
+from detkernel_data._pictures import Header, Listing, decode, find_depth, picture_files, read_headers, turn_upright
+from detkernel_data.yolo import Yolo
 from PIL import Image, ImageOps
 
 Picture = Callable[..., Path]
@@ -78,11 +82,143 @@ def test_pngs_of_16_bits_keep_their_upper_8(here: Path, depth: str) -> None:
     assert torch.equal(image, torch.from_numpy(values >> 8).to(torch.uint8).expand(3, -1, -1))
 
 
+def deep(folder: Path, form: str, values: np.ndarray) -> Path:
+    """A file of 16 bits a channel, grey or with three equal colours."""
+    height, width = values.shape
+    if form == "png RGB":
+        path = folder / "a.png"
+        path.write_bytes(png(width, height, 2, 16, np.repeat(values[..., None], 3, axis=2).astype(">u2")))
+    elif form == "png RGBA":
+        path = folder / "a.png"
+        colours = np.repeat(values[..., None], 4, axis=2)
+        colours[..., 3] = 65535
+        path.write_bytes(png(width, height, 6, 16, colours.astype(">u2")))
+    elif form == "tif RGB":
+        path = folder / "a.tif"
+        path.write_bytes(tiff(np.repeat(values[..., None], 3, axis=2).astype("<u2")))
+    else:
+        path = folder / f"a.{form}"
+        Image.fromarray(values).save(path)
+    return path
+
+
+DEEP = ["png", "tif", "png RGB", "png RGBA", "tif RGB"]
+
+
+@pytest.mark.parametrize("form", DEEP)
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_bits_that_are_used_become_the_whole_range(here: Path, form: str, bits: int) -> None:
+    values = np.linspace(0, 2**bits - 1, 32 * 32).astype(np.uint16).reshape(32, 32)
+    path = deep(here, form, values)
+    expected = torch.from_numpy(values.astype(np.int64) * 256 // 2**bits).to(torch.uint8).expand(3, -1, -1)
+    assert torch.equal(decode(str(path), False, bits), expected)
+    assert find_depth([str(path)]) == (bits, 2**bits - 1)
+
+
+@pytest.mark.parametrize("form", DEEP)
+def test_deep_images_that_would_become_black_are_refused(here: Path, form: str) -> None:
+    path = deep(here, form, np.full((8, 8), 1000, dtype=np.uint16))
+    assert refusal(path) == (
+        f"{path.name}: 16 bits a channel, but its values reach 1000 of 65535, so it would become black; set "
+        "`bit_depth` to the bits that are used, such as 10, or to 16"
+    )
+    assert decode(str(path), False, 16).unique().tolist() == [3]
+    with pytest.raises(DataError, match=r"a value of 1000, where `bit_depth` is 8 .* is 255; set `bit_depth` to 10"):
+        decode(str(path), False, 8)
+
+
+def test_data_of_12_bits_is_read_as_such(here: Path) -> None:
+    """Whichever reader: the depth is found in a sample of the files, and told."""
+    for number, largest in enumerate((700, 4000)):
+        values = np.full((8, 8), largest, dtype=np.uint16)
+        for folder in ("images", "labels"):
+            (here / folder).mkdir(exist_ok=True)
+        deep(here, "png", values).rename(here / f"images/{number}.png")
+        (here / f"labels/{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (here / "data.yaml").write_text("{names: [bolt], train: images}\n")
+    data = Yolo(data=Path("data.yaml"), split="train")
+    data.load()
+    assert [int(data.image(index).max()) for index in range(2)] == [700 >> 4, 4000 >> 4]
+    assert data.notes[-1] == (
+        "images with 16 bits a channel have values up to 4000: read as 12 bits (4095 becomes 255); `bit_depth` says "
+        "otherwise"
+    )
+    data = Yolo(data=Path("data.yaml"), split="train", bit_depth=14)
+    data.load()
+    assert [int(data.image(index).max()) for index in range(2)] == [700 >> 6, 4000 >> 6]
+    assert not any("bit_depth" in note for note in data.notes)
+
+
+def test_a_black_image_of_16_bits_is_black(here: Path) -> None:
+    path = deep(here, "png", np.zeros((8, 8), dtype=np.uint16))
+    assert decode(str(path), False).unique().tolist() == [0]
+    assert find_depth([str(path)]) == (None, 0)
+
+
 def test_other_deep_pictures_are_refused(here: Path) -> None:
-    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(here / "a.tif")
-    assert refusal(here / "a.tif") == "a.tif: F pixels; expected 8 bits a channel; convert the picture"
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(here / "b.tif")
-    assert refusal(here / "b.tif").startswith("b.tif: I;16 pixels; expected 8 bits")
+    for dtype, mode in ((np.float32, "F"), (np.int32, "I")):
+        Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(here / "a.tif")
+        assert refusal(here / "a.tif") == (
+            f"a.tif: {mode} pixels; expected 8 or 16 bits a channel; convert the picture"
+        )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_no_flipped_bit_of_a_png_is_passed_over(here: Path, picture: Picture, mode: str) -> None:
+    """Each is an error of one line, or was in what is not pixels; torchvision's decoder ended the process."""
+    path = picture(here / "a.png", 12, 9, mode=mode)
+    whole, expected = path.read_bytes(), decode(str(path), apply_exif=False)
+    messages = []
+    for bit in range(0, len(whole) * 8, 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert torch.equal(decode(str(path), apply_exif=False), expected)
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > len(whole) // 2
+    assert all(told.startswith("a.png: ") and "\n" not in told for told in messages)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "tif", "webp", "bmp", "ppm"])
+def test_flipped_bits_of_other_formats_end_no_process(here: Path, picture: Picture, suffix: str) -> None:
+    path, generator = picture(here / f"a.{suffix}", 24, 18), np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in generator.integers(len(whole), size=3):
+            damaged[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        with suppress(DataError):
+            decode(str(path), apply_exif=False)
+
+
+def test_only_regular_files_are_read(here: Path) -> None:
+    """None of them is waited for, or read without end."""
+    os.mkfifo(here / "fifo.png")
+    (here / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("socket.png")
+        for name, kind in (("fifo", "a FIFO"), ("zero", "a device"), ("socket", "")):
+            told = f"{name}.png: the picture cannot be read (it is {kind}; expected a regular file)"
+            if not kind:
+                told = "socket.png: the picture cannot be read (No such device or address)"
+            assert refusal(here / f"{name}.png").endswith(told)
+            assert str(read_headers([f"{name}.png"])[0]).endswith(told)
+
+
+def test_a_file_larger_than_any_image(here: Path) -> None:
+    with (here / "a.png").open("wb") as file:
+        file.truncate(2**40)
+    assert refusal(here / "a.png") == (
+        "a.png: the picture cannot be read (1,099,511,627,776 bytes, more than any image has)"
+    )
+
+
+def test_no_program_is_run_to_read_an_image(here: Path) -> None:
+    (here / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    assert refusal(here / "a.png").startswith("a.png: no picture that can be read")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -201,3 +337,15 @@ def png(width: int, height: int, colour: int, depth: int, pixels: bytes | np.nda
     rows = b"".join(b"\0" + row.tobytes() for row in pixels) if isinstance(pixels, np.ndarray) else pixels
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    """A little-endian TIFF of one strip, 16 bits a channel."""
+    height, width, channels = pixels.shape
+    entries = [
+        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)),
+        *((273, 4, 1, 14), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, pixels.nbytes)),
+    ]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<I", 14 + pixels.nbytes) + struct.pack("<HHH", 16, 16, 16)
+    return head + pixels.tobytes() + struct.pack("<H", len(entries)) + table + bytes(4)
