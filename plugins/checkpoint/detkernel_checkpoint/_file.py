@@ -8,17 +8,16 @@ was two thirds of what a save takes from training. A file is written beside its 
 from __future__ import annotations
 
 import os
-import stat
 import struct
-import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from detkernel import CheckpointError
-from detkernel.errors import printable, relative
+from detkernel.errors import relative
+from detkernel.files import open_regular
+from detkernel_detection import tensor_file
 from xxhash import xxh3_128
 
 FORMAT = 1
@@ -31,7 +30,6 @@ _END = 22
 _CHUNK = 1 << 20
 _FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origin": dict}
 _PLAIN = ("position", "classes", "origin")
-_DEEPEST = 60
 _MOST = 2**53
 _COUNTS = ("epoch", "iter", "batch", "validated", "epoch_length")
 
@@ -108,9 +106,8 @@ def _sync_folder(folder: Path) -> None:
 def verify(path: Path) -> None:
     """Raise CheckpointError, with the reason, unless this is a checkpoint with every byte as it was written."""
     shown = relative(path)
-    _see_that_it_is_a_file(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             body = file.seek(0, os.SEEK_END) - _SEAL
             if body < _END:
                 raise CheckpointError(f"{shown}: torn, or no checkpoint: it has only {body + _SEAL} bytes")
@@ -129,45 +126,9 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{shown}: damaged: its checksum does not fit its content")
 
 
-def _see_that_it_is_a_file(path: Path) -> None:
-    """To open a pipe would wait for ever."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise CheckpointError(f"{relative(path)}: cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{relative(path)}: is no regular file, expected a checkpoint")
-
-
-def _see_that_nothing_is_packed(path: Path) -> None:
-    """torch stores, it packs nothing: what is packed is there to fill the memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
-            size = sum(item.file_size for item in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # torch's older form, or one that it will refuse
-    if packed or size > path.stat().st_size:
-        raise CheckpointError(f"{relative(path)}: its parts are compressed, or overlap: torch writes no such file")
-
-
 def load(path: Path) -> Any:
     """The content of any file of `torch.save`, on the CPU. Never runs code from it; raises CheckpointError."""
-    shown = relative(path)
-    _see_that_it_is_a_file(path)
-    _see_that_nothing_is_packed(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{shown}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # whatever a damaged or hostile archive provokes in the reader
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        if "Weights only load failed" in reason[0]:
-            raise CheckpointError(
-                f"{shown}: holds more than tensors and plain values; it is not loaded, since that could run code "
-                "that somebody put there. Save it again as a dict of tensors"
-            ) from None
-        raise CheckpointError(f"{shown}: cannot be read as a checkpoint: {reason[0]}") from None
+    return tensor_file.read(path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -198,11 +159,6 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{relative(path)}: its processes have no states")
     if not all(isinstance(name, str) for states in (content["plugins"], *content["ranks"]) for name in states):
         raise CheckpointError(f"{relative(path)}: a state has no plugin's name")
-    odd = next(_odd_tensors(content, ""), None)
-    if odd is not None:
-        raise CheckpointError(
-            f"{relative(path)}: {printable(odd)} is no plain tensor, or the states are nested too deep"
-        )
     return content
 
 
@@ -213,29 +169,10 @@ def _is_metrics(value: Any) -> bool:
     return number and all(isinstance(name, str) for name in value)
 
 
-def _odd_tensors(value: Any, path: str, depth: int = 0) -> Iterator[str]:
-    """The paths of tensors that could not be copied or stepped with: sparse, quantized, without memory, overlapping."""
-    if depth > _DEEPEST:
-        yield path
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _odd_tensors(item, f"{path}.{key}".lstrip("."), depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _odd_tensors(item, f"{path}.{number}", depth + 1)
-    elif isinstance(value, torch.Tensor):
-        strided = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
-        overlaps = strided and any(
-            step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
-        )
-        if not strided or overlaps:
-            yield path
-
-
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is what JSON could hold, not nested without end: it can be compared and printed."""
+def _is_plain(value: Any) -> bool:
+    """Whether a value is what JSON could hold: it can be compared and printed."""
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple)):
-        return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in value)
+        return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (str, int, float, bool))

@@ -122,9 +122,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeyp
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "iter_9.pt")
     for read in (_file.read, _file.load):
-        with pytest.raises(CheckpointError, match=r"iter_9.pt: is no regular file"):
+        with pytest.raises(CheckpointError, match=r"iter_9.pt: .*not a regular file"):
             read(tmp_path / "iter_9.pt")
-    with pytest.raises(CheckpointError, match=r"null: is no regular file"):
+    with pytest.raises(CheckpointError, match=r"null: .*not a regular file"):
         _file.load(Path("/dev/null"))
 
 
@@ -134,8 +134,19 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path):
         for item in plain.infolist():
             bomb.writestr(item.filename, plain.read(item), zipfile.ZIP_DEFLATED)
     assert _file.load(tmp_path / "plain.pt")["weight"].numel() == 100_000
-    with pytest.raises(CheckpointError, match=r"bomb.pt: its parts are compressed, or overlap"):
+    with pytest.raises(CheckpointError, match=r"bomb.pt: .*its parts are compressed, or overlap"):
         _file.load(tmp_path / "bomb.pt")
+
+
+def test_shared_lists_that_nobody_could_visit_are_refused_at_once(tmp_path: Path):
+    """A file of a few kilobytes: forty lists, each twice in the next, are a million million values."""
+    shared = [1]
+    for _ in range(40):
+        shared = [shared, shared]
+    for place in ("plugins", "origin", "more"):
+        _file.write(tmp_path / "iter_3.pt", {**CONTENT, place: {"x": shared}})
+        with pytest.raises(CheckpointError, match=r"iter_3\.pt: .*its values refer to each other so often"):
+            _file.read(tmp_path / "iter_3.pt")
 
 
 def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path):
