@@ -142,7 +142,7 @@ def train_epoch(run: Run, limit: int | None = None) -> None:
         if run.done:
             break
     else:
-        if run.batch != run.epoch_length:
+        if run.batch != run.epoch_length and run.stop_reason is None:  # a loader that waits in vain ends with the run
             raise RuntimeError(f"the train loader says it has {run.epoch_length} batches, but gave {run.batch}")
     if run.batch == run.epoch_length:
         run.end_epoch()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +17,12 @@ from detkernel.detection import Batch, Dataset
 from detkernel.errors import ResourceError
 from torch.utils.data import DataLoader
 
+from detkernel_data import _workers
 from detkernel_data._order import Order
 from detkernel_data._samples import Failure, Packed, Samples
+from detkernel_data._scratch import share_folder
 
-_SHOWN = 8
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _DEAD = "DataLoader worker"
 
 
@@ -31,9 +34,17 @@ class Batches:
     """
 
     def __init__(
-        self, samples: Samples, order: Order, *, endless: bool, workers: int, prefetch: int, pin_memory: bool
+        self,
+        samples: Samples,
+        order: Order,
+        *,
+        endless: bool,
+        workers: int,
+        prefetch: int,
+        pin_memory: bool,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.samples, self.order = samples, order
+        self.samples, self.order, self._stopping = samples, order, stopping
         self.dataset: Dataset = samples.dataset
         self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
         self._stream: Iterator[Batch] | None = None
@@ -51,7 +62,11 @@ class Batches:
             self._stream = self._read(epoch, start)
         for number in range(start, len(self)):
             self._next = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
-            batch = next(self._stream)
+            batch = next(self._stream, None)
+            if batch is None:
+                if not self._stopping():
+                    raise RuntimeError(f"the loader has {len(self)} batches, but gave {number}")
+                return  # no batch came, and the run is to stop
             yield batch
         if not self._endless:
             self.close()
@@ -74,9 +89,11 @@ class Batches:
         if self._workers == 0:
             for position in self._positions(epoch, start):
                 with _generators_kept():
-                    loaded = self.samples[position]
-                yield _batch(loaded)
+                    made = self.samples[position]
+                yield _batch(made)
             return
+        share_folder()
+        slots = multiprocessing.RawArray("q", self._workers)
         with _quiet():
             loader = DataLoader(
                 self.samples,
@@ -85,37 +102,64 @@ class Batches:
                 num_workers=self._workers,
                 prefetch_factor=self._prefetch,
                 pin_memory=self._pin,
-                worker_init_fn=_leave_signals_to_the_run,
+                worker_init_fn=_workers.Setup(slots),
                 generator=torch.Generator(),  # its own, or it would draw from the run's
             )
-            iterator = iter(loader)
+            iterator: Any = iter(loader)
+        _workers.opened(iterator)
+
+        def reading(worker: int) -> str:
+            return f", reading {self.dataset.annotations(slots[worker] - 1).path}" if slots[worker] else ""
+
+        watch = _workers.Watch(iterator, reading, self._stopping)
         try:
             for position in self._positions(epoch, start):
-                yield _batch(self._receive(iterator, position))
+                watch.wait_begins()
+                loaded = self._receive(iterator, watch, position[0], reading)
+                watch.wait_ends()
+                if loaded is None:
+                    return
+                yield _batch(loaded)
         finally:
-            _dismiss(iterator)
+            watch.end()
+            _workers.dismiss(iterator)
 
-    def _receive(self, iterator: Iterator[Any], position: tuple[int, list[int]]) -> Packed | Failure:
+    def _receive(
+        self, iterator: Any, watch: _workers.Watch, epoch: int, reading: Callable[[int], str]
+    ) -> Packed | Failure | None:
+        """The next batch, or None where a training that is to stop has waited for it in vain."""
         try:
-            loaded: Packed | Failure = next(iterator)
+            received: Packed | Failure = next(iterator)
         except (RuntimeError, OSError, EOFError) as error:
+            if watch.gave_up:
+                if self._endless and self.order.world_size == 1:
+                    return None
+                raise ResourceError(self._given_up(watch.gave_up)) from None
             if _DEAD not in str(error) and not _somebody_died(iterator, error):
                 raise
-            raise ResourceError(self._obituary(iterator, position)) from None
-        return loaded
+            raise ResourceError(self._obituary(iterator, epoch, reading)) from None
+        return received
 
-    def _obituary(self, iterator: Any, position: tuple[int, list[int]]) -> str:
-        epoch, indices = position
-        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode is not None]
-        reason = next((_signal_name(-code) for code in codes if code < 0), f"exit status {codes[0] if codes else '?'}")
-        paths = [self.dataset.annotations(index).path for index in indices]
-        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    def _given_up(self, waited_for: str) -> str:
+        where = "training" if self._endless else "the validation"
+        return f"data: {where} was told to stop while it waited for a batch: {waited_for}"
+
+    def _obituary(self, iterator: Any, epoch: int, reading: Callable[[int], str]) -> str:
+        """Who died, of what, and the image that it was reading."""
+        for worker in iterator._workers:
+            worker.join(timeout=0.5)
+        codes = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers)]
+        number, code = next(((number, code) for number, code in codes if code is not None), (0, None))
+        reason = f"exit status {code}" if code is None or code >= 0 else _signal_name(-code)
         when = f"around epoch {epoch + 1}" if self._endless else "in a validation"
-        return (
-            f"data: a loader worker died ({reason}) {when}, pictures {', '.join(paths[:_SHOWN])}"
-            f"{more}. Most often memory ran out: lower data.workers, data.prefetch or data.batch_size; data.workers=0 "
-            "loads in the main process and shows an error at its place"
-        )
+        advice = "data.workers=0 loads in the main process and shows an error at its place"
+        if code == -signal.SIGKILL:
+            advice = "most often memory ran out: lower data.workers, data.prefetch or data.batch_size"
+        elif code == -signal.SIGBUS:
+            advice = "most often shared memory is full (/dev/shm; `--shm-size` of a container): lower data.prefetch"
+        elif code is not None and -code in _CRASHES:
+            advice = f"a library crashed on this image, or in a transform: replace the file; {advice}"
+        return f"data: a loader worker died ({reason}) {when}{reading(number) or ', between images'}; {advice}"
 
 
 class _Positions:
@@ -126,20 +170,6 @@ class _Positions:
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         return self._positions
-
-
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """Ctrl-C and batch systems signal all processes; a worker that leaves would end the run before it is saved."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _dismiss(iterator: Any) -> None:
-    """Let the workers go; one that hangs (on a lost disk, say) is killed."""
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        if worker.is_alive():
-            worker.kill()
 
 
 def _batch(loaded: Packed | Failure) -> Batch:

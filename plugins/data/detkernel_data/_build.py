@@ -60,6 +60,7 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         workers=worker_count(options.workers),
         prefetch=options.prefetch,
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
+        stopping=lambda: run.stop_reason is not None,
     )
 
 

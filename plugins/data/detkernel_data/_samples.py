@@ -74,11 +74,19 @@ class Samples(torch.utils.data.Dataset[Any]):
     keypoints: bool = False
     seeded: bool = True
     """Whether a sample sets the random generators: only training draws random numbers."""
+    reading: Any = None
+    """In a worker, (array, place) where the position of the image that is being read is told, plus 1."""
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Packed | Failure:
-        epoch, indices = item
+        try:
+            return self._load(*item)
+        finally:
+            self._tell(0)
+
+    def _load(self, epoch: int, indices: list[int]) -> Packed | Failure:
         samples = []
         for index in indices:
+            self._tell(index + 1)
             try:
                 samples.append(self.sample(epoch, index))
             except DataError as error:
@@ -86,6 +94,11 @@ class Samples(torch.utils.data.Dataset[Any]):
             except Exception as error:
                 return Failure(self._blame(index, error), traceback.format_exc())
         return pack(samples)
+
+    def _tell(self, place: int) -> None:
+        if self.reading is not None:
+            array, worker = self.reading
+            array[worker] = place
 
     def sample(self, epoch: int, index: int) -> Sample:
         """One picture, transformed; the same whenever and wherever it is asked for."""

@@ -55,6 +55,8 @@ class Loader:
         if mode == "train":
             self._check_val_transforms()
         loader = _build.build(self, run, mode, dataset)
+        if mode in self._made:
+            self._made[mode].close()
         self._made[mode] = loader
         return loader
 

@@ -1,6 +1,14 @@
+import multiprocessing
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -10,6 +18,7 @@ from detkernel import ConfigError, DataError, option, plugin
 from detkernel.detection import Annotations, Dataset, Transform
 from detkernel.errors import ResourceError
 from detkernel.testing import TinyDataset, tiny_kernel, tiny_run
+from detkernel_data import _scratch, _workers
 from detkernel_data._order import Order
 from detkernel_data.loader import Loader
 from detkernel_data.shapes import Shapes
@@ -46,9 +55,11 @@ class Sizes(Dataset):
         if index == self.fail_at:
             if self.error == "data":
                 raise DataError(f"picture-{index}.jpg: truncated")
-            if self.error == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise ZeroDivisionError("a bug")
+            if self.error.startswith("SIG"):
+                os.kill(os.getpid(), signal.Signals[self.error])
+            if self.error == "bug":
+                raise ZeroDivisionError("a bug")
+            time.sleep(1)
         height, width = self.sizes[index]
         return torch.full((height, width, 3), index + 1, dtype=torch.uint8).permute(2, 0, 1)
 
@@ -215,13 +226,24 @@ def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
 
 
 @pytest.mark.parametrize(("mode", "when"), [("train", "around epoch 1"), ("val", "in a validation")])
-def test_a_worker_that_dies_names_the_pictures_and_says_what_to_do(mode, when):
-    dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="kill")
-    with pytest.raises(
-        ResourceError, match=rf"a loader worker died \(SIGKILL\) {when}, pictures picture-\d.jpg"
-    ) as caught:
-        batches(Loader(**{mode: dataset}, workers=1, batch_size=1), mode=mode)
-    assert "lower data.workers" in str(caught.value)
+def test_a_worker_that_is_killed_names_the_image_that_it_read(mode, when):
+    dataset = Sizes(sizes=[(16, 16)] * 12, fail_at=7, error="SIGKILL")
+    with pytest.raises(ResourceError) as caught:
+        batches(Loader(**{mode: dataset}, workers=2, batch_size=2), mode=mode)
+    assert str(caught.value) == (
+        f"data: a loader worker died (SIGKILL) {when}, reading picture-7.jpg; most often memory ran out: lower "
+        "data.workers, data.prefetch or data.batch_size"
+    )
+
+
+def test_a_worker_that_crashes_is_not_said_to_lack_memory():
+    dataset = Sizes(sizes=[(16, 16)] * 12, fail_at=7, error="SIGSEGV")
+    with pytest.raises(ResourceError) as caught:
+        batches(Loader(train=dataset, workers=2, batch_size=2))
+    assert str(caught.value) == (
+        "data: a loader worker died (SIGSEGV) around epoch 1, reading picture-7.jpg; a library crashed on this image, "
+        "or in a transform: replace the file; data.workers=0 loads in the main process and shows an error at its place"
+    )
 
 
 def test_data_without_the_masks_that_a_model_needs(tmp_path):
@@ -294,16 +316,12 @@ def test_drop_last_and_no_shuffle():
 
 
 def test_workers_go_when_the_run_ends(tmp_path):
-    import multiprocessing
-
     tiny_run({"data": Loader(train=TinyDataset(), workers=2)}, work_dir=tmp_path)
     assert not multiprocessing.active_children()
 
 
 def test_signals_to_all_processes_leave_the_workers_at_work():
     """What Ctrl-C in a terminal and batch systems do; the run itself decides when to stop."""
-    import multiprocessing
-
     loader = Loader(train=Sizes(sizes=[(16, 16)] * 8), batch_size=1, workers=2, prefetch=1)
     stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
     seen = [next(stream), next(stream)]  # both workers are at work
@@ -313,6 +331,100 @@ def test_signals_to_all_processes_leave_the_workers_at_work():
     assert len([*seen, *stream]) == 8
     loader.after_run()
     assert not multiprocessing.active_children()
+
+
+def test_a_loader_that_is_built_twice_leaves_no_worker():
+    loader = Loader(train=Sizes(sizes=[(16, 16)] * 8), workers=1)
+    state = tiny_kernel({"data": loader}).state
+    made = [loader.build_loader(state, "train") for _ in range(2)]
+    streams = [iter(one.batches(0)) for one in made[1:]]
+    assert [len(next(stream)) for stream in streams] == [2]
+    loader.build_loader(state, "train")
+    assert not multiprocessing.active_children()
+    loader.after_run()
+
+
+FORGETFUL = """
+import multiprocessing, os, signal, sys, time
+from detkernel.testing import TinyDataset, tiny_kernel
+from detkernel_data.loader import Loader
+loader = Loader(train=TinyDataset(size=8), workers=2, batch_size=1)
+stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
+next(stream)
+workers = [child.pid for child in multiprocessing.active_children()]
+print(*workers, flush=True)
+if sys.argv[1] == "exit":
+    os.kill(workers[0], signal.SIGSTOP)
+else:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "killed"])
+def test_no_worker_outlives_its_process(end, tmp_path, monkeypatch):
+    """Nobody closes the loader, one worker is stopped, and all ignore SIGTERM."""
+    command = [sys.executable, "-c", FORGETFUL, end]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert result.returncode == (0 if end == "exit" else -signal.SIGKILL), result.stderr
+    workers = [int(pid) for pid in result.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 5
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    left = [folder.name for folder in tmp_path.iterdir()]
+    assert len(left) == (end == "killed")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _scratch._sweep()
+    assert [folder.name for folder in tmp_path.iterdir()] == left, "it may be of a process that has just begun"
+    monkeypatch.setattr(_scratch, "_YOUNG", -1.0)
+    _scratch._sweep()
+    assert not list(tmp_path.iterdir())
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def stopped_worker(loader, mode, monkeypatch):
+    """Batches whose only worker was stopped by a signal."""
+    monkeypatch.setattr(_workers, "WARN_AFTER", 0.2)
+    monkeypatch.setattr(_workers, "STOP_AFTER", 0.4)
+    state = tiny_kernel({"data": loader}).state
+    stream = iter(loader.build_loader(state, mode).batches(0))
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    return state, stream, worker.pid
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_a_stopped_worker_is_named_and_a_stop_signal_ends_the_run(mode, monkeypatch, caplog):
+    loader = Loader(**{mode: Sizes(sizes=[(16, 16)] * 8)}, workers=1, batch_size=1)
+    state, stream, pid = stopped_worker(loader, mode, monkeypatch)
+    threading.Timer(1.0, state.stop, ["SIGTERM was received"]).start()
+    if mode == "train":
+        assert len(list(stream)) < 7, "the epoch ends with what was ready"
+    else:
+        with pytest.raises(ResourceError, match=r"validation was told to stop while it waited for a batch: worker 0"):
+            list(stream)
+    assert f"worker 0 (process {pid}" in caplog.text
+    assert f"stopped by a signal; `kill -CONT {pid}` lets it go on" in caplog.text
+    loader.after_run()
+    assert not multiprocessing.active_children()
+
+
+def test_a_slow_worker_is_named_with_its_image(monkeypatch, caplog):
+    monkeypatch.setattr(_workers, "WARN_AFTER", 0.2)
+    found = batches(Loader(train=Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="slow"), workers=1, shuffle=False))
+    assert len(found) == 2
+    assert re.search(
+        r"waiting for a batch for \d+ seconds: worker 0 \(process \d+, reading picture-2.jpg\) is slow", caplog.text
+    )
 
 
 @pytest.mark.parametrize(
