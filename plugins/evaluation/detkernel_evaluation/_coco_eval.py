@@ -6,7 +6,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import numpy as np
@@ -15,9 +15,9 @@ from detkernel.detection import Annotations
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
+from detkernel_evaluation._evaluator import Kind
 from detkernel_evaluation._found import Found, Picture
 
-Kind = Literal["bbox", "segm", "keypoints"]
 _FAR = 1e5**2
 """COCO's largest area."""
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from detkernel.files import write_atomic
 
-from detkernel_evaluation._coco_eval import Kind, detected
+from detkernel_evaluation._coco_eval import detected
+from detkernel_evaluation._evaluator import Kind
 from detkernel_evaluation._found import Picture
 
 
-def write(path: Path, kind: Kind, pictures: Sequence[Picture], categories: Sequence[int]) -> None:
-    """`categories`: the category id of each class."""
-    write_atomic(path, json.dumps(list(_results(kind, pictures, categories))))
+def write(path: Path, kind: Kind, pictures: Sequence[Picture], categories: Sequence[int], within: Path) -> None:
+    """`categories`: the category id of each class; `within`: below it, links are not followed. JSON in ASCII."""
+    write_atomic(path, json.dumps(list(_results(kind, pictures, categories))), within=within)
 
 
 def _results(kind: Kind, pictures: Sequence[Picture], categories: Sequence[int]) -> Iterator[dict[str, Any]]:

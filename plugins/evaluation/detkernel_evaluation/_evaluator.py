@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 from detkernel import Run, hookimpl
@@ -14,6 +14,8 @@ from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
     from detkernel_evaluation._found import Found, Picture
+
+Kind = Literal["bbox", "segm", "keypoints"]
 
 
 @attrs.define(kw_only=True, eq=False, slots=False)

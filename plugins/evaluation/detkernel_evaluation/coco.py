@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from detkernel import ConfigError, Run, hookimpl, option, plugin, wrong
+from detkernel import ConfigError, Run, UserError, hookimpl, option, plugin, wrong
 from detkernel.detection import Annotations, Dataset, Detections
 from detkernel.errors import relative
+from detkernel.files import refuse_links
 
-from detkernel_evaluation._evaluator import Evaluator
+from detkernel_evaluation._evaluator import Evaluator, Kind
 
 if TYPE_CHECKING:
     from detkernel_evaluation._coco_eval import Evaluation
@@ -27,9 +29,7 @@ class CocoMap(Evaluator):
 
     resume_neutral: ClassVar[tuple[str, ...]] = ("save",)
 
-    kinds: list[Literal["bbox", "segm", "keypoints"]] = option(
-        factory=lambda: ["bbox"], help="what to evaluate; each has its own figures"
-    )
+    kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own figures")
     iou_thresholds: tuple[float, ...] | None = option(
         default=None,
         above=0,
@@ -73,7 +73,9 @@ class CocoMap(Evaluator):
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        """See that the data has what is to be evaluated, before hours are spent."""
+        """See that the data has what is to be evaluated, and that it can be saved, before hours are spent."""
+        for path in self._files(run).values():
+            refuse_links(path, run.work_dir)
         for mode in ("val", "test"):
             if mode in run.loaders:
                 dataset = run.loaders[mode].dataset
@@ -109,8 +111,8 @@ class CocoMap(Evaluator):
         from detkernel_evaluation._coco_figures import figures
 
         check_sizes(pictures)
-        if self.save is not None and not run.checking:
-            self._write(run, self.save, pictures)
+        if not run.checking:
+            self._write(run, pictures)
         categories = _categories(run.loaders[run.mode].dataset)
         labels = sorted(range(len(categories)), key=lambda label: categories[label])
         rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
@@ -135,21 +137,29 @@ class CocoMap(Evaluator):
         run.log.info("%s", table(f"coco/{evaluation.kind} by class", columns, rows))
         return {f"coco/{evaluation.kind}_AP/{name}": ap for name, (ap, _) in zip(names, values, strict=True)}
 
-    def _write(self, run: Run, save: Path, pictures: Sequence[Picture]) -> None:
-        """One file a kind: where a file has both, pycocotools takes the area of a mask from its box."""
+    def _files(self, run: Run) -> dict[Kind, Path]:
+        """The file of each kind: where one has several, pycocotools takes the area of a mask from its box."""
+        if self.save is None:
+            return {}
+        path = run.work_dir / self.save
+        if len(self.kinds) == 1:
+            return {self.kinds[0]: path}
+        return {kind: path.with_suffix(f".{kind}{path.suffix}") for kind in self.kinds}
+
+    def _write(self, run: Run, pictures: Sequence[Picture]) -> None:
         from detkernel_evaluation._coco_results import write
 
         categories = _categories(run.loaders[run.mode].dataset)
-        for kind in self.kinds:
-            path = run.work_dir / save
-            path = path if len(self.kinds) == 1 else path.with_suffix(f".{kind}{path.suffix}")
+        for kind, path in self._files(run).items():
             try:
-                write(path, kind, pictures, categories)
+                write(path, kind, pictures, categories, run.work_dir)
                 run.log.info("wrote the detections to %s", relative(path))
-            except OSError as error:
-                run.log.error("%s could not be written: %s; the run goes on", relative(path), error.strerror or error)
+            except (OSError, UserError) as error:
+                why = getattr(error, "strerror", None) or error
+                run.log.error("%s could not be written: %s; the run goes on", relative(path), why)
 
 
 def _categories(dataset: Dataset) -> list[int]:
-    """The category id of each class: the file's own, or the label plus one."""
-    return [dataset.category_ids.get(name, label + 1) for label, name in enumerate(dataset.classes)]
+    """The category id of each class: the file's own; a class that it does not know has an id that no other has."""
+    free = count(1 + max(dataset.category_ids.values(), default=0))
+    return [dataset.category_ids[name] if name in dataset.category_ids else next(free) for name in dataset.classes]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from detkernel import ConfigError, DataError
+from detkernel import ConfigError, DataError, UserError
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
 from evaluation_cases import (
@@ -130,6 +130,32 @@ def test_each_kind_is_saved_in_a_file_that_gives_the_same_detections(tmp_path: P
         return json.dumps(one, sort_keys=True)
 
     assert sorted(saved, key=key) == sorted(results, key=key)
+
+
+def test_ids_of_saved_detections_are_the_files_and_no_two_classes_share_one(case: Case, tmp_path: Path) -> None:
+    case[0].category_ids = {"long-haired dog": 9, "cat": 3}  # the emu is the training data's
+    case[0].given[0].image_id = "\ud800\n\x1b[2J"
+    evaluated(CocoMap(save=Path("results.json")), case, tmp_path)
+    text = (tmp_path / "results.json").read_text("ascii")
+    assert text.isprintable()
+    assert [(one["image_id"], one["category_id"]) for one in json.loads(text)] == [
+        ("b", 3), ("b", 10), ("\ud800\n\x1b[2J", 3)
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "nothing temporary is left"
+
+
+def test_detections_are_not_saved_through_a_link(case: Case, tmp_path: Path) -> None:
+    work, victim = tmp_path / "run", tmp_path / "victim"
+    work.mkdir()
+    victim.mkdir()
+    (work / "found").symlink_to(victim)
+    with pytest.raises(UserError, match="found is a link, and nothing is written through a link"):
+        evaluated(CocoMap(save=Path("found/results.json")), case, work)
+    (victim / "results.json").write_text("mine")
+    (work / "results.json").symlink_to(victim / "results.json")
+    with pytest.raises(UserError, match=r"results\.json is a link"):
+        evaluated(CocoMap(save=Path("results.json")), case, work)
+    assert (victim / "results.json").read_text() == "mine"
 
 
 def test_a_check_saves_nothing(case: Case, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import time
 
 import torch
-from detkernel import Run
+from detkernel import Run, UserError
 from detkernel.errors import followed, relative
 
 from detkernel_logging._lines import duration
@@ -31,8 +31,13 @@ def described(run: Run) -> str:
 
 
 def ending(run: Run, progress: Progress) -> tuple[int, str, str]:
-    """Level, form and text of the last line: how the run ended."""
-    return (logging.ERROR if run.error else logging.INFO, "%s", _ended(run, progress))
+    """Level and text of the last line, how the run ended, and its text for a terminal: there, a user's mistake is the
+    last thing that is printed anyway."""
+    text = _ended(run, progress)
+    if run.error is None:
+        return logging.INFO, text, text
+    brief = text.partition(": ")[0] if isinstance(run.error, UserError) else text
+    return logging.ERROR, text, brief
 
 
 def _ended(run: Run, progress: Progress) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from detkernel import Run
+from detkernel.errors import printable
 
 from detkernel_logging.sink import Figures
 
@@ -55,4 +56,4 @@ _FORMS = {"time": ".3f", "data_time": ".3f", "memory": ".0f"}
 
 
 def _said(name: str, value: float) -> str:
-    return f"{name}: {value:{'.3e' if is_rate(name) else _FORMS.get(name, '.4f')}}"
+    return f"{printable(name)}: {value:{'.3e' if is_rate(name) else _FORMS.get(name, '.4f')}}"

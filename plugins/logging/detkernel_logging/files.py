@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from detkernel import Run, plugin
 from detkernel.errors import relative
-from detkernel.files import write_atomic
+from detkernel.files import open_to_write, refuse_links, write_atomic
 
 from detkernel_logging.sink import Entry, Figures, Sink
 
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 class TextLog(Sink):
     """Every line of the log in `<work_dir>/log.txt`, which is only ever appended to."""
 
+    def start(self, run: Run, progress: Progress) -> None:
+        """Raises UserError for a link, before the run has begun."""
+        refuse_links(run.work_dir / "log.txt", run.work_dir)
+
     def write(self, run: Run, entry: Entry) -> None:
-        append(run.work_dir / "log.txt", entry.text)
+        append(run.work_dir / "log.txt", _line(entry.text), run.work_dir)
 
 
 @plugin
@@ -36,6 +40,7 @@ class JsonLines(Sink):
         """What a killed run wrote beyond the position that this one resumes is removed; another run's file is kept
         under another name."""
         path = run.work_dir / "log.jsonl"
+        refuse_links(path, run.work_dir)
         if run.mode != "train" or not path.is_file() or not path.stat().st_size:
             return
         if run.iter == 0:
@@ -46,26 +51,30 @@ class JsonLines(Sink):
         lines = path.read_bytes().splitlines()
         kept = [line for line in lines if _is_past(line, run)]
         if len(kept) < len(lines):
-            write_atomic(path, b"".join(line + b"\n" for line in kept))
+            write_atomic(path, b"".join(line + b"\n" for line in kept), within=run.work_dir)
 
     def write(self, run: Run, entry: Entry) -> None:
         if entry.figures is not None:
-            append(run.work_dir / "log.jsonl", json.dumps(_plain(entry.figures), allow_nan=False))
+            line = json.dumps(_plain(entry.figures), allow_nan=False)
+            append(run.work_dir / "log.jsonl", _line(line), run.work_dir)
 
 
-def append(path: Path, line: str) -> None:
-    """Append a line, whole or not at all. Raises OSError.
+def append(path: Path, data: bytes, within: Path, head: bytes = b"") -> None:
+    """Append to a file, all or nothing; a new one begins with `head`.
 
-    The file is opened for each line, which costs some 50 us: a folder that was moved away is noticed, and nothing is
-    left open or unwritten, however the run ends.
+    Raises OSError, and UserError for a link below the folder `within`. The file is opened each time, which costs some
+    50 us: a folder that was moved away is noticed, and nothing is left open or unwritten, however the run ends.
     """
-    data = f"{line}\n".encode(errors="backslashreplace")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    with os.fdopen(open_to_write(path, within), "ab", buffering=0) as file:
         end = file.tell()
+        data = data if end else head + data
         if file.write(data) < len(data):
             file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _line(text: str) -> bytes:
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def _plain(figures: Figures) -> dict[str, Any]:

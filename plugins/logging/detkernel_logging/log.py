@@ -50,7 +50,8 @@ class Log:
         from detkernel_logging._meter import Meter
 
         self._meter = Meter()
-        self._forward = Forward(run, self.sinks)
+        name = next((name for name, part in run.bus.plugins.items() if part is self), "log")
+        self._forward = Forward(run, self.sinks, f"{name}.sinks")
 
     @hookimpl(wrapper=True)
     def before_run(self, run: Run) -> Generator[None, None, None]:
@@ -67,6 +68,7 @@ class Log:
             from detkernel_logging._describe import described
 
             self._forward.each(lambda sink: sink.start(run, self._progress))
+            self._forward.begin()
             run.log.info("%s", described(run))
         self._progress.waits()
 
@@ -129,7 +131,8 @@ class Log:
         if self._began and run.is_main:
             from detkernel_logging._describe import ending
 
-            run.log.log(*ending(run, self._progress))
+            level, text, brief = ending(run, self._progress)
+            run.log.log(level, "%s", text, extra={"brief": brief})
         self._forward.each(lambda sink: sink.stop())
         self._forward.detach()
         self._forward, self._began = None, False

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
+import time
+from io import BytesIO
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, plugin, state
+from detkernel.errors import printable
+from detkernel.files import refuse_links
 
+from detkernel_logging.files import append
 from detkernel_logging.sink import Entry, Sink
 
 if TYPE_CHECKING:
@@ -15,29 +24,50 @@ if TYPE_CHECKING:
 
 @plugin
 class TensorBoard(Sink):
-    """Figures for TensorBoard in `<work_dir>/tensorboard`: `train/loss`, `val/coco/bbox_mAP`, ..."""
+    """Metrics for TensorBoard in `<work_dir>/tensorboard`: `train/loss`, `val/coco/bbox_mAP`, ...
 
-    _writer: Any = state(default=None)
+    Written line by line and not by a `SummaryWriter`: its thread keeps back what a killed run would lose, ends with a
+    traceback on a full disk, and writes to a file that was removed without noticing.
+    """
+
+    _path: Path | None = state(default=None)
+    _head: bytes = state(default=b"")
+    """What the file begins with."""
 
     def __attrs_post_init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed: `pip install tensorboard`, or leave this sink out")
 
     def start(self, run: Run, progress: Progress) -> None:
-        """What a killed run wrote beyond the position that this one resumes is hidden, by `purge_step`."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = run.iter + 1 if run.mode == "train" else None
-        self._writer = SummaryWriter(str(run.work_dir / "tensorboard"), purge_step=purge_step)
+        """What a killed run wrote beyond the position that this one resumes is hidden, by a start at the next step."""
+        now = time.time()
+        folder = run.work_dir / "tensorboard"
+        refuse_links(folder, run.work_dir)
+        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
+        self._path = next(path for number in count() if not (path := folder / f"{name}.{number}").exists())
+        self._head = _record(wall_time=now, file_version="brain.Event:2")
+        if run.mode == "train":
+            self._head += _record(wall_time=now, step=run.iter + 1, session_log={"status": 1})  # START
 
     def write(self, run: Run, entry: Entry) -> None:
-        if self._writer is None or entry.figures is None:
+        if self._path is None or entry.figures is None:
             return
-        for name, value in entry.figures.values.items():
-            self._writer.add_scalar(f"{entry.figures.mode}/{name}", value, entry.figures.step)
-        self._writer.flush()  # else a killed run would lose two minutes that a resume does not repeat
+        mode, step = entry.figures.mode, entry.figures.step
+        values = [
+            {"tag": f"{mode}/{printable(name)}", "simple_value": value} for name, value in entry.figures.values.items()
+        ]
+        record = _record(wall_time=time.time(), step=step, summary={"value": values})
+        append(self._path, record, run.work_dir, head=self._head)
 
     def stop(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        self._path = None
+
+
+def _record(**fields: Any) -> bytes:
+    """An event as TensorBoard's files have it."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    file = BytesIO()
+    RecordWriter(file).write(Event(**fields).SerializeToString())
+    return file.getvalue()

@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from detkernel import Run, hookimpl, plugin
+from detkernel import DataError, Run, hookimpl, plugin
 from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
@@ -97,6 +97,27 @@ def test_a_failure_is_the_last_line(tmp_path: Path, capfd: pytest.CaptureFixture
         tiny_run({"log": Log(), "broken": Broken()}, work_dir=tmp_path)
     last = capfd.readouterr().err.splitlines()[-1]
     assert re.search(r" - ERROR - failed at iteration 3, after 0:00:0\d: OSError: the lights went out$", last)
+
+
+def test_a_mistake_of_the_users_is_left_to_who_prints_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """`detkernel run` ends with `error: ...`; the log file has it, since it outlives the terminal."""
+
+    @plugin
+    class Broken:
+        """Finds something wrong in iteration 3."""
+
+        @hookimpl
+        def before_train_iter(self, run: Run) -> None:
+            if run.iter == 3:
+                raise DataError("a.jpg: it is: no image\nand more")
+
+    with pytest.raises(DataError):
+        tiny_run({"log": Log(), "broken": Broken()}, work_dir=tmp_path)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(r" - ERROR - failed at iteration 3, after 0:00:0\d$", last)
+    assert (
+        (tmp_path / "log.txt").read_text().endswith(f"{last.split(' - ', 1)[1]}: DataError: a.jpg: it is: no image\n")
+    )
 
 
 def test_check_talks_but_leaves_nothing_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -9,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from detkernel import ConfigError, Run, hookimpl, plugin, state
+from detkernel import ConfigError, Run, UserError, hookimpl, plugin, state
 from detkernel.config import load
 from detkernel.testing import tiny_run
 from detkernel_logging.console import Console
-from detkernel_logging.files import JsonLines, append
+from detkernel_logging.files import JsonLines, TextLog, append
 from detkernel_logging.log import Log
 from detkernel_logging.progress import Progress
 from detkernel_logging.sink import Entry, Figures, Sink
@@ -125,16 +128,79 @@ def test_a_missing_tensorboard_is_said_before_anything_runs(tmp_path: Path, monk
         load(str(write_config(tmp_path, "{sinks: [tensorboard]}")), [])
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_said_once_and_the_run_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    run = tiny_run({"log": Log(interval=1)}, until="4 iters", work_dir=tmp_path)
-    assert run.iter == 4
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file of this process may get longer than this many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_said_once_for_each_sink_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    sinks = [TextLog(), JsonLines(), TensorBoard()]  # no console: what pytest captures goes to files as well
+    with full_disk(600):
+        run = tiny_run({"log": Log(interval=1, sinks=sinks)}, until="20 iters", work_dir=tmp_path)
+    assert run.iter == 20
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 3
+    for name, file in ("text_log", "log.txt"), ("json_lines", "log.jsonl"):
+        why = f"{tmp_path}/{file}: No space left on device"
+        assert f"log.sinks ({name}) cannot write: {why}; the run goes on without" in said
+        assert (tmp_path / file).read_text().endswith("\n"), "a line is written whole or not at all"
+    assert (
+        sum(message.startswith(f"log.sinks (tensorboard) cannot write: {tmp_path}/tensorboard/") for message in said)
+        == 1
+    )
+    assert len(scalars(tmp_path)["train/loss"]) >= 1
+
+
+def test_a_config_says_which_sink_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    config = load(str(write_config(tmp_path, "{interval: 1, sinks: [console, json_lines]}")), [])
+    (tmp_path / "run" / "log.jsonl").mkdir(parents=True)
+    tiny_run({"mine": config.plugins["log"]}, until="3 iters", work_dir=tmp_path / "run")
     said = capfd.readouterr().err
-    assert said.count("TextLog cannot write: [Errno 28] No space left on device; the run goes on without") == 1
-    assert said.count("JsonLines cannot write") == 1
-    assert "done after" in said
+    assert said.count("log.sinks.1 (json_lines) cannot write: ") == said.count("cannot write") == 1
+    assert f"{tmp_path}/run/log.jsonl: Is a directory; the run goes on without" in said
+
+
+@pytest.mark.parametrize("name", ["log.txt", "log.jsonl", "tensorboard"])
+def test_a_link_in_the_work_dir_is_not_written_through(tmp_path: Path, name: str):
+    """Whether its aim is there or not; the run ends before it began."""
+    victim, work = tmp_path / "victim", tmp_path / "run"
+    work.mkdir()
+    for make in (victim.mkdir if name == "tensorboard" else lambda: victim.write_text("mine"), lambda: None):
+        make()
+        (work / name).symlink_to(victim)
+        before = victim.read_bytes() if victim.is_file() else victim.exists()
+        with pytest.raises(UserError, match=f"{name} is a link, and nothing is written through a link in "):
+            tiny_run({"log": Log(sinks=[TextLog(), JsonLines(), TensorBoard()])}, work_dir=work)
+        assert (victim.read_bytes() if victim.is_file() else victim.exists()) == before
+        assert not victim.is_dir() or not list(victim.iterdir())
+        (work / name).unlink()
+        shutil.rmtree(victim) if victim.is_dir() else victim.unlink(missing_ok=True)
+
+
+def test_a_link_put_there_in_mid_run_ends_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    work = tmp_path / "run"
+
+    @plugin
+    class Attacker:
+        """Replaces the log in iteration 2."""
+
+        @hookimpl
+        def before_train_iter(self, run: Run) -> None:
+            if run.iter == 2:
+                (work / "log.txt").unlink()
+                (work / "log.txt").symlink_to(tmp_path / "victim")
+
+    run = tiny_run({"log": Log(interval=1), "attacker": Attacker()}, until="4 iters", work_dir=work)
+    assert run.iter == 4
+    assert not (tmp_path / "victim").exists()
+    assert capfd.readouterr().err.count("log.sinks (text_log) cannot write: ") == 1
+    assert len((work / "log.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_sink_that_can_write_again_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -150,7 +216,7 @@ def test_a_sink_that_can_write_again_does(tmp_path: Path, capfd: pytest.CaptureF
     sink = Briefly()
     tiny_run({"log": Log(interval=1, sinks=[Console(), sink])}, until="4 iters", work_dir=tmp_path)
     assert [entry.figures.step for entry in sink.entries if entry.figures] == [3, 4]
-    assert capfd.readouterr().err.count("Briefly cannot write: no room; the run goes on without") == 1
+    assert capfd.readouterr().err.count("log.sinks (Briefly) cannot write: no room; the run goes on without") == 1
 
 
 def test_a_removed_folder_is_made_again_and_a_blocked_one_is_said_once(
@@ -174,28 +240,39 @@ def test_a_removed_folder_is_made_again_and_a_blocked_one_is_said_once(
     tiny_run({"log": Log(interval=1), "vandal": Vandal()}, until="6 iters", work_dir=folder)
     said = capfd.readouterr().err
     assert said.count("cannot write") == 2
+    assert said.count(f"run.work_dir: {folder} was removed; the log goes on in a new one") == 1
     assert "Iter [6/6]" in said
+
+
+def test_tensorboard_goes_on_in_a_folder_made_again(tmp_path: Path):
+    @plugin
+    class Vandal:
+        """Removes the work dir in iteration 2."""
+
+        @hookimpl
+        def before_train_iter(self, run: Run) -> None:
+            if run.iter == 2:
+                shutil.rmtree(tmp_path / "run")
+
+    plugins = {"log": Log(interval=1, sinks=[TensorBoard()]), "vandal": Vandal()}
+    tiny_run(plugins, until="4 iters", work_dir=tmp_path / "run")
+    assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == [3, 4]
 
 
 def test_tensorboard_without_a_place_to_write_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "tensorboard").write_text("in the way")
     run = tiny_run({"log": Log(interval=1, sinks=[Console(), TensorBoard()])}, work_dir=tmp_path)
     assert run.iter == 4
-    assert capfd.readouterr().err.count("TensorBoard cannot write") == 1
+    assert capfd.readouterr().err.count("log.sinks (tensorboard) cannot write") == 1
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "log.txt"
-    append(path, "x" * 60)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            append(path, "y" * 60)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    append(path, "z\udce4")
-    assert path.read_text() == "x" * 60 + "\nz\\udce4\n"
+    append(path, b"x" * 60, tmp_path, head=b"head ")
+    with full_disk(100), pytest.raises(OSError, match="No space left"):
+        append(path, b"y" * 60, tmp_path)
+    append(path, b"z", tmp_path, head=b"head ")
+    assert path.read_text() == "head " + "x" * 60 + "z"
 
 
 def test_the_plugins_are_imported_without_torch_or_rich():
@@ -227,3 +304,37 @@ def test_a_forked_worker_leaves_the_sinks_alone(tmp_path: Path, capfd: pytest.Ca
     text = (tmp_path / "log.txt").read_text()
     assert "in trouble" not in text
     assert "no interest" not in text
+
+
+HOSTILE = ["evil\nclass", "\x1b]0;PWN\x07\x1b[2J", "\ud800x", "../../x/y", " ", "\u202ecba", "\u6f22"]
+
+
+@plugin
+class Hostile:
+    """Publishes and says what came from a file."""
+
+    priority = "high"
+
+    @hookimpl
+    def after_val_epoch(self, run: Run) -> None:
+        for at, name in enumerate(HOSTILE):
+            run.metrics.publish(f"coco/bbox_AP/{name}", at / 8)
+        run.log.info("a class is named %s", HOSTILE[1])
+        try:
+            raise RuntimeError(HOSTILE[1] + HOSTILE[2])
+        except RuntimeError:
+            run.log.exception("and a traceback has it too")
+
+
+def test_names_from_files_are_escaped_in_every_sink(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    sinks = [Console(), TextLog(), JsonLines(), TensorBoard()]
+    tiny_run({"log": Log(sinks=sinks), "hostile": Hostile()}, until="1 epoch", validate="1 epoch", work_dir=tmp_path)
+    shown = ["evil\\nclass", r"\x1b]0;PWN\x07\x1b[2J", r"\ud800x", "../../x/y", " ", r"\u202ecba", "\u6f22"]
+    for text in capfd.readouterr().err, (tmp_path / "log.txt").read_text():
+        (line,) = (line for line in text.splitlines() if "(val)" in line)
+        assert line.endswith("  ".join(f"coco/bbox_AP/{name}: {at / 8:.4f}" for at, name in enumerate(shown)))
+        assert rf"a class is named {shown[1]}" in text
+        assert all(char.isprintable() or char in "\n\t" for char in text)
+    entry = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert [entry[f"coco/bbox_AP/{name}"] for name in HOSTILE] == [at / 8 for at in range(7)]
+    assert {f"val/coco/bbox_AP/{name}" for name in shown} <= set(scalars(tmp_path))

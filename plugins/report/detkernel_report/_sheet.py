@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from detkernel.detection import Dataset, Detections
+from detkernel.errors import printable
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ _GAP = 6
 _PAPER = (24, 26, 30)
 _TRUTH = (255, 255, 255)
 _MASK_OPACITY = 90
+_LONGEST = 40
+"""Characters of a class name that are drawn."""
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -50,11 +53,17 @@ def _draw_boxes(draw: ImageDraw.ImageDraw, classes: Sequence[str], found: Detect
     for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
         x1, y1, x2, y2 = (round(side * scale) for side in box)
         draw.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=colour(label), width=2)
-        text = f"{classes[label]} {score:.2f}"
+        text = f"{_label(classes[label])} {score:.2f}"
         high = 13
         top = y1 - high if y1 >= high else y1
         draw.rectangle([x1, top, x1 + draw.textlength(text, font) + 4, top + high], fill=colour(label))
         draw.text((x1 + 2, top), text, fill=_ink(colour(label)), font=font)
+
+
+def _label(name: str) -> str:
+    """A class name that can be drawn: in one line, and not longer than the sheet is wide."""
+    name = printable(name)
+    return f"{name[: _LONGEST - 3]}..." if len(name) > _LONGEST else name
 
 
 def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:

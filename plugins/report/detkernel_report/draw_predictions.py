@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.detection import Detections
+from detkernel.errors import relative
 from detkernel.files import write_atomic
 from detkernel.processes import gathered
 
@@ -54,7 +55,8 @@ class DrawPredictions:
         dataset = run.loaders[run.mode].dataset
         tiles = [_sheet.tile(self, dataset, kept[index]) for index in sorted(kept)]
         try:
-            write_atomic(run.work_dir / "predictions.png", _sheet.encode(tiles, self.columns))
+            write_atomic(run.work_dir / "predictions.png", _sheet.encode(tiles, self.columns), within=run.work_dir)
         except OSError as error:
-            run.log.warning("predictions.png could not be written: %s", error)
+            path = relative(run.work_dir / "predictions.png")
+            run.log.warning("%s could not be written: %s; the run goes on", path, error.strerror or error)
         self._kept.clear()

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from detkernel.detection import Detections
 from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
@@ -75,3 +76,23 @@ def test_neighbouring_classes_have_colours_far_apart():
     colours = np.array([colour(label) for label in range(20)])
     assert len(np.unique(colours, axis=0)) == 20
     assert (np.abs(np.diff(colours.astype(int), axis=0)).sum(1) > 100).all()
+
+
+def test_a_link_is_replaced_and_its_aim_left_alone(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "predictions.png").symlink_to(tmp_path / "victim")
+    tiny_run({"draw": DrawPredictions()}, work_dir=tmp_path, validate="every 4 iters")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "predictions.png").is_symlink()
+    assert (tmp_path / "predictions.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name", ["evil\nclass", "\x1b]0;PWN\x07", "\ud800x", "../../x/y", " ", "", "\u6f22\u5b57", "\u202ecba", "x" * 5000]
+)
+def test_any_name_of_a_class_can_be_drawn(name):
+    dataset = loaded(side=64)
+    dataset.classes = (name, name, name)
+    pixels = np.asarray(tile(DrawPredictions(side=128, annotations=False), dataset, detections(dataset)))
+    assert pixels.shape == (128, 128, 3)
+    assert (pixels == colour(0)).all(2).any()
