@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,54 @@ def test_a_machine_that_cannot_resolve_its_own_name_runs_several_processes(tmp_p
     status, told = end(start(tmp_path, *options, command=(*nowhere, *RUN)))
     assert status == 0, told
     assert "device cpu, 2 processes" in told
+
+
+def listening(processes: set[int]) -> set[str]:
+    """The addresses, in hexadecimal, on which any of these processes listens."""
+    inodes = set()
+    for process in processes:
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                inodes.add(str(entry.readlink()))
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+def descendants(process: int) -> set[int]:
+    found = {process}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            child, parent = int(stat.parent.name), int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == process:
+                found |= descendants(child)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nobody_else_can_take_part_and_a_killed_launcher_takes_its_processes_along(tmp_path: Path) -> None:
+    """Sockets on the loopback interface only, no module from the current folder, and no process that stays behind."""
+    for module in ("torch", "pickle", "attrs", "detkernel_data"):
+        (tmp_path / f"{module}.py").write_text("from pathlib import Path; Path('shadowed').touch(); raise ImportError")
+    command = (str(Path(sys.executable).with_name("detkernel")), *RUN[3:])
+    process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "run.until=900 iters", command=command)
+    reach(tmp_path, process)
+    family = descendants(process.pid)
+    assert len(family) == 3
+    assert listening(family) == {"0100007F"}, "127.0.0.1, in the byte order of /proc on such a machine"
+    process.kill()
+    status, told = end(process)  # once all have closed their ends of the pipes
+    assert status == -signal.SIGKILL
+    assert "stopped at iteration" in told, told
+    assert "SIGTERM was received" in told
+    assert len(list((tmp_path / "work/checkpoints").glob("*.pt"))) > 0
+    assert not (tmp_path / "shadowed").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [RUN[:3], (str(Path(sys.executable).with_name("detkernel")),)], ids=["-m", "script"]
+)
+def test_the_current_folder_shadows_no_module(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "detkernel_data.py").write_text("raise ImportError('not this one')")
+    status, told = end(start(tmp_path, "config", "config.yaml", "data.train.bach_size=3", command=command))
+    assert (status, told.count("there is no option 'bach_size'")) == (2, 1), told

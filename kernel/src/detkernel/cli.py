@@ -321,6 +321,8 @@ def _shown(text: object) -> str:
 
 def main() -> None:
     """The entry point `detkernel`."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes to come, loader workers say: no imports from this folder
+    launch.end_with_launcher()
     try:
         cli(standalone_mode=False)
     except UserError as error:

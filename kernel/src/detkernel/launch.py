@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -35,12 +37,19 @@ _REPORTS = "DETKERNEL_REPORTS"
 """The folder where the processes of a launch leave word of how they ended."""
 _RESTARTS = "DETKERNEL_RESTARTS"
 _IDENTITY = "DETKERNEL_RUN"
+_LAUNCHER = "DETKERNEL_LAUNCHER"
+"""The launcher's process id."""
+_HERE = "127.0.0.1"
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 """What ends a process from outside or below: no error of another process leads to it."""
 _AT_ONCE = 5.0
 """Seconds until a second Ctrl-C kills what does not leave: a process that waits for others hears no signal."""
 _POLL = 0.05
+_LOOK = 1.0
+"""Seconds between two looks at whether the launcher is still there."""
+_GRACE = 60.0
+"""Seconds that a process without its launcher has to save."""
 
 
 @attrs.frozen
@@ -105,7 +114,7 @@ def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
     """
     count = _count(processes)
     signals = _Signals()
-    os.environ[_IDENTITY] = uuid.uuid4().hex
+    os.environ[_IDENTITY], os.environ[_LAUNCHER] = uuid.uuid4().hex, str(os.getpid())
     logging.disable(logging.CRITICAL)  # torch's account of the same
     with signals.held():
         for attempt in range(restarts + 1):
@@ -157,29 +166,87 @@ def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signa
 
 
 def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
-    """The agent as `torchrun --standalone` makes it, but not by the machine's name: some containers resolve none."""
+    """torch's agent for processes that meet in a store of this one, which answers on the loopback interface only."""
     server = import_module("torch.distributed.elastic.agent.server.api")
     local = import_module("torch.distributed.elastic.agent.server.local_elastic_agent")
-    rendezvous = import_module("torch.distributed.elastic.rendezvous")
-    registry = import_module("torch.distributed.elastic.rendezvous.registry")
     logs = import_module("torch.distributed.elastic.multiprocessing").DefaultLogsSpecs(log_dir=str(folder))
     if count > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the device's `threads` says otherwise
-    here, run_id = "localhost", folder.parent.name
-    where = rendezvous.RendezvousParameters(
-        backend="c10d", endpoint=f"{here}:0", run_id=run_id, min_nodes=1, max_nodes=1, local_addr=here
-    )
+    for backend in ("GLOO", "NCCL"):  # whatever a cluster's profile says: nobody else takes part
+        os.environ[f"{backend}_SOCKET_IFNAME"] = _loopback()
     specification = server.WorkerSpec(
         role="default",
         local_world_size=count,
         entrypoint=sys.executable,
-        args=("-u", "-m", "detkernel", *arguments),
-        rdzv_handler=registry.get_rendezvous_handler(where),
+        args=("-u", "-P", "-m", "detkernel", *arguments),  # -P: without the current folder on the path
+        rdzv_handler=_Meeting(folder.parent.name),
         max_restarts=0,
         monitor_interval=_POLL,
-        local_addr=here,
+        local_addr=_HERE,
     )
     return local.LocalElasticAgent(specification, logs_specs=logs)
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name.startswith("lo")), "lo")
+
+
+class _Meeting:
+    """A torch `RendezvousHandler` of one machine. torch's own listen on every interface, to a store whose readers
+    unpickle what is in it: from another machine they could be made to run code."""
+
+    use_agent_store = True
+    """The processes meet in the agent's store instead of one that the first of them opens."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def get_backend(self) -> str:
+        return "static"
+
+    def get_run_id(self) -> str:
+        return self._run_id
+
+    def next_rendezvous(self) -> Any:
+        api = import_module("torch.distributed.elastic.rendezvous.api")
+        listening = socket.create_server((_HERE, 0))
+        port = listening.getsockname()[1]
+        store = import_module("torch.distributed").TCPStore(
+            _HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
+        return api.RendezvousInfo(store, 0, 1, api.RendezvousStoreInfo(_HERE, port))
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nobody else could come."""
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def end_with_launcher() -> None:
+    """In a process that `launch` has started: stop as at SIGTERM once the launcher is gone without a word.
+
+    Nobody would see how it ends, and the store in which the processes met is gone too.
+    """
+    launcher = int(os.environ.get(_LAUNCHER) or 0)
+    if is_rank() and launcher:
+        Thread(target=_watch, args=(launcher,), name="detkernel-launcher", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(_LOOK)
+    shutil.rmtree(os.environ.pop(_REPORTS, ""), ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _end(failures: dict[int, int], reports: Sequence[Report]) -> Report:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ class Group:
     _rank: int
     _control: Any
     watch: Watch
+    _own: tuple[str, int] = ("another process stopped", 0)
     _question: Any = None
     _answer: torch.Tensor | None = None
 
@@ -137,7 +139,9 @@ class Group:
 
     def _ask(self, run: Run) -> None:
         if run.stop_reason is not None:
-            self._store.set("stop", json.dumps([run.stop_reason, run.exit_status]))
+            self._own = (run.stop_reason, run.exit_status)
+            with suppress(dist.DistError):  # the store went with the launcher: each has a reason of its own to stop
+                self._store.set("stop", json.dumps(self._own))
         self._answer = torch.tensor([float(run.stop_reason is not None)])
         run.stop_reason, run.exit_status = None, 0
         self._question = dist.all_reduce(self._answer, group=self._control, async_op=True)
@@ -147,6 +151,9 @@ class Group:
             return
         self._question.wait()
         if self._answer.item():
-            reason, status = json.loads(self._store.get("stop"))
+            try:
+                reason, status = json.loads(self._store.get("stop"))
+            except dist.DistError:
+                reason, status = self._own
             run.stop(reason, status)
         self._question = None
