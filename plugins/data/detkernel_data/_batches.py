@@ -88,7 +88,7 @@ class Batches:
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         if self._workers == 0:
             for position in self._positions(epoch, start):
-                with _generators_kept():
+                with generators_kept():
                     made = self.samples[position]
                 yield _batch(made)
             return
@@ -208,7 +208,7 @@ def _signal_name(number: int) -> str:
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Loading in the main process draws from its generators; a model's dropout must not notice."""
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -9,6 +9,8 @@ from detkernel.detection import Sample, Target
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from detkernel_data._color import require_bytes
+
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2, in whole pixels."""
 
@@ -43,7 +45,7 @@ def flip(sample: Sample, axis: int, swapped: Sequence[int]) -> Sample:
     if target.keypoints is not None:
         points = target.keypoints.clone()
         points[..., low] = torch.where(points[..., 2] > 0, side - points[..., low], points[..., low])
-        target.keypoints = points[:, list(swapped)] if axis == -1 and swapped else points
+        target.keypoints = points[:, list(swapped)] if swapped else points  # a mirror image, along either axis
     return sample
 
 
@@ -79,6 +81,7 @@ def crop(sample: Sample, window: Window, keep: Tensor) -> Sample:
 
 def expand(sample: Sample, ratio: float, top: float, left: float, fill: Sequence[int]) -> Sample:
     """Put the picture on a canvas `ratio` times as high and wide, at a place given in shares of the free space."""
+    require_bytes(sample.image, "expand")
     height, width = sample.size
     high, wide = int(height * ratio), int(width * ratio)
     y, x = int(top * (high - height)), int(left * (wide - width))
@@ -96,7 +99,7 @@ def expand(sample: Sample, ratio: float, top: float, left: float, fill: Sequence
 
 
 def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tries: int) -> Sample:
-    """SSD's crop. One of the drawn overlaps is "whole picture", so that the search ends."""
+    """SSD's crop. One of the choices is the whole image, so that the search ends; an overlap of 0 asks for nothing."""
     boxes, (height, width) = sample.target.boxes, sample.size
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     while len(boxes):
@@ -115,6 +118,7 @@ def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tri
             if (inside / (area(boxes) + h * w - inside)).max() < overlaps[choice]:
                 continue
             keep = ((centres > torch.tensor([x, y])) & (centres < torch.tensor([x + w, y + h]))).all(1)
+            keep &= is_sound(clipped(boxes, window))
             if keep.any():
                 return crop(sample, window, keep)
     return sample
@@ -122,8 +126,12 @@ def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tri
 
 def sound(target: Target) -> Target:
     """Only the objects whose box is at least a pixel wide and high."""
-    sides = target.boxes[:, 2:] - target.boxes[:, :2]
-    return target.keep((sides >= 1).all(1))
+    return target.keep(is_sound(target.boxes))
+
+
+def is_sound(boxes: Tensor) -> Tensor:
+    """[N] whether a box is at least a pixel wide and high."""
+    return (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
 
 
 def moved(points: Tensor, x: int, y: int, width: int, height: int) -> Tensor:

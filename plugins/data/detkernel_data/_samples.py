@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from detkernel import DataError
+from detkernel import DataError, UserError
 from detkernel.detection import Annotations, Batch, Dataset, ImageId, Sample, Target, Transform
+from detkernel.errors import relative
 from torch import Tensor
 
 from detkernel_data._order import seed_of
@@ -89,11 +90,15 @@ class Samples(torch.utils.data.Dataset[Any]):
             self._tell(index + 1)
             try:
                 samples.append(self.sample(epoch, index))
-            except DataError as error:
-                return Failure(str(error))
+            except UserError as error:
+                return Failure(self._told(index, error))
             except Exception as error:
-                return Failure(self._blame(index, error), traceback.format_exc())
-        return pack(samples)
+                problem = f"{type(error).__name__}: {error}"
+                return Failure(self._named(index, self._guilty(error), problem), traceback.format_exc())
+        try:
+            return pack(samples)
+        except UserError as error:
+            return Failure(str(error))
 
     def _tell(self, place: int) -> None:
         if self.reading is not None:
@@ -115,6 +120,9 @@ class Samples(torch.utils.data.Dataset[Any]):
             seed_all(seed_of(self.seed, epoch, index))
         for transform in self.transforms:
             sample = transform(sample)
+            problem = _problem(sample)
+            if problem:
+                raise UserError(self._named(index, transform, problem))
         return sample
 
     def _target(self, notes: Annotations) -> Target:
@@ -132,14 +140,40 @@ class Samples(torch.utils.data.Dataset[Any]):
         boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)
         return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints)
 
-    def _blame(self, index: int, error: Exception) -> str:
-        """Names the picture, and the transform whose frame the error came through."""
+    def _told(self, index: int, error: UserError) -> str:
+        """A mistake, with the image's name: what a data set raises has it, what a transform raises may not."""
+        message, guilty = str(error), self._guilty(error)
+        if isinstance(guilty, Transform) and relative(self.dataset.annotations(index).path) not in message:
+            return self._named(index, guilty, message)
+        return message
+
+    def _guilty(self, error: Exception) -> object:
+        """The transform or data set whose frame the error came through."""
         frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-        guilty = next(
-            (type(part).__qualname__ for part in reversed(frames) if isinstance(part, (Transform, Dataset))), ""
-        )
-        place = f" in {guilty}" if guilty else ""
-        return f"{self.dataset.annotations(index).path} (picture {index}){place}: {type(error).__name__}: {error}"
+        return next((part for part in reversed(frames) if isinstance(part, (Transform, Dataset))), None)
+
+    def _named(self, index: int, guilty: object, problem: str) -> str:
+        place = f" in {type(guilty).__qualname__}" if guilty is not None else ""
+        return f"{relative(self.dataset.annotations(index).path)} (image {index}){place}: {problem}"
+
+
+def _problem(sample: Any) -> str:
+    """What is wrong with what a transform gave, or ""."""
+    if not isinstance(sample, Sample):
+        return f"it gives {type(sample).__name__}; expected the sample"
+    image, target = sample.image, sample.target
+    if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != 3:
+        found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        return f"the image it gives is {found}; expected a tensor [3, H, W]"
+    if image.dtype not in (torch.uint8, torch.float32):
+        return f"the image it gives is {image.dtype}; expected torch.uint8, or torch.float32 once it is normalised"
+    if target.boxes.shape != (len(target.labels), 4):
+        return f"it gives {list(target.boxes.shape)} boxes and {len(target.labels)} labels; expected [N, 4] and N"
+    if target.masks is not None and target.masks.shape != (len(target.labels), *sample.size):
+        return f"it gives masks {list(target.masks.shape)}; expected {[len(target.labels), *sample.size]}"
+    if target.keypoints is not None and len(target.keypoints) != len(target.labels):
+        return f"it gives keypoints of {len(target.keypoints)} objects, and {len(target.labels)} labels"
+    return ""
 
 
 def _needed(notes: Annotations, value: Any, what: str) -> Any:
@@ -153,6 +187,8 @@ def pack(samples: Sequence[Sample]) -> Packed:
     targets = [sample.target for sample in samples]
     sizes = [sample.size for sample in samples]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    if len({sample.image.dtype for sample in samples}) > 1:
+        raise UserError("data: transforms make some images of a batch float and leave others uint8; expected one kind")
     images = torch.zeros(len(samples), height, width, 3, dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
     for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
         image[:, :h, :w].copy_(sample.image)

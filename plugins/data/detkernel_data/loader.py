@@ -54,6 +54,7 @@ class Loader:
             return None
         if mode == "train":
             self._check_val_transforms()
+        self._check_order()
         loader = _build.build(self, run, mode, dataset)
         if mode in self._made:
             self._made[mode].close()
@@ -88,6 +89,14 @@ class Loader:
                     "such as resize"
                 )
                 raise wrong(self, "val_transforms", message)
+
+    def _check_order(self) -> None:
+        from detkernel_data.transforms import misplaced
+
+        for name in ("train_transforms", "val_transforms"):
+            problem = misplaced(getattr(self, name))
+            if problem:
+                raise wrong(self, name, problem)
 
     def transforms(self, mode: Mode) -> Sequence[Transform]:
         return self.train_transforms if mode == "train" else self.val_transforms

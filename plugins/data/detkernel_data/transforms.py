@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from detkernel import option, plugin, state
@@ -56,7 +58,7 @@ class Resize(Transform):
 
 @plugin
 class Flip(Transform):
-    """Mirror a picture at random; `left_*` and `right_*` keypoints change places."""
+    """Mirror a picture at random; keypoints whose names say left and right (`left_eye`, `Right Eye`, `l_eye`) swap."""
 
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are mirrored")
     direction: Literal["horizontal", "vertical", "both"] = option(
@@ -66,8 +68,7 @@ class Flip(Transform):
 
     def prepare(self, dataset: Dataset) -> None:
         names = list(dataset.keypoint_names)
-        sides = {"left": "right", "right": "left"}
-        partners = ["_".join(sides.get(part, part) for part in name.split("_")) for name in names]
+        partners = [_other_side(name) for name in names]
         self._swapped = [names.index(name) if name in names else number for number, name in enumerate(partners)]
 
     def __call__(self, sample: Sample) -> Sample:
@@ -115,7 +116,9 @@ class Crop(Transform):
         h, w = (max(1, min(side, whole)) for side, whole in zip(given, (height, width), strict=True))
         y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
         window = (x, y, x + w, y + h)
-        keep = _geometry.visible_share(sample.target.boxes, window) >= max(self.visible, 1e-6)
+        boxes = sample.target.boxes
+        keep = _geometry.visible_share(boxes, window) >= max(self.visible, 1e-6)
+        keep &= _geometry.is_sound(_geometry.clipped(boxes, window))
         if self.keep_objects and len(keep) and not keep.any():
             return sample
         return _geometry.crop(sample, window, keep)
@@ -123,16 +126,23 @@ class Crop(Transform):
 
 @plugin
 class MinIouCrop(Transform):
-    """SSD's crop (Liu et al. 2016): a window whose overlap with some object is at least a drawn one.
+    """SSD's crop (Liu et al. 2016): a window whose overlap with some object is at least a drawn one, or no crop.
 
-    Objects stay whose centre lies in the window.
+    Objects stay whose centre lies in the window; one at least does.
     """
 
     overlaps: list[float] = option(
-        factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9], at_least=0, at_most=1, help="the least overlaps (IoU) to draw from"
+        factory=lambda: [0.0, 0.1, 0.3, 0.5, 0.7, 0.9],
+        at_least=0,
+        at_most=1,
+        help="the least overlaps (IoU) to draw from, beside the whole image; 0: any window",
     )
     smallest: float = option(default=0.3, above=0, at_most=1, help="least share of each side that a window has")
     tries: int = option(default=50, at_least=1, help="windows that are tried before another overlap is drawn")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.overlaps:
+            raise ValueError("overlaps: expected at least one")
 
     def __call__(self, sample: Sample) -> Sample:
         from detkernel_data import _geometry
@@ -210,7 +220,7 @@ class Normalize(Transform):
 class V2(Transform):
     """Any transform of torchvision.transforms.v2, by name, such as `{use: v2, name: RandomGrayscale, args: {p: 0.2}}`.
 
-    Objects whose box it makes smaller than a pixel are left out.
+    Objects whose box it makes smaller than a pixel are left out. One that does not know boxes is refused.
     """
 
     name: str = option(help="the class, such as RandomRotation")
@@ -221,8 +231,39 @@ class V2(Transform):
         from detkernel_data import _v2
 
         self._made = _v2.make(self, self.name, self.args)
+        _v2.try_boxes(self, self._made)
 
     def __call__(self, sample: Sample) -> Sample:
         from detkernel_data import _v2
 
         return _v2.apply(self._made or _v2.make(self, self.name, self.args), sample)
+
+
+_NEEDS_COLOURS = frozenset(
+    ("ColorJitter", "GaussianNoise", "JPEG", "RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize")
+) | frozenset(("RandomGrayscale", "RandomInvert", "RandomPhotometricDistort", "RandomPosterize", "RandomSolarize"))
+"""Transforms of torchvision that take colours of a known range; they cut normalised ones off."""
+
+
+def misplaced(transforms: Sequence[Transform]) -> str:
+    """What is wrong with their order: a transform of colours behind one that normalises them, or ""."""
+    normalised = False
+    for number, transform in enumerate(transforms):
+        name = transform.name if isinstance(transform, V2) else ""
+        if normalised and (isinstance(transform, (Color, Expand, Normalize)) or name in _NEEDS_COLOURS):
+            called = name or type(transform).__name__
+            return f"{called} (number {number}) takes colours of 0 to 255; put it before what normalises them"
+        normalised = normalised or isinstance(transform, Normalize) or name == "Normalize"
+    return ""
+
+
+def _other_side(name: str) -> str:
+    """The keypoint's name with left and right exchanged, however they are written."""
+    sides = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+    def exchanged(found: re.Match[str]) -> str:
+        text = found.group()
+        other = sides[text.lower()]
+        return other.upper() if text.isupper() else other.capitalize() if text[0].isupper() else other
+
+    return re.sub(r"left|right|(?<![a-z])[lr](?![a-z])|(?-i:(?<=[a-z])[LR]$)", exchanged, name, flags=re.IGNORECASE)

@@ -220,7 +220,7 @@ def test_a_picture_that_cannot_be_read_is_one_line(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
     dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="bug")
-    with pytest.raises(RuntimeError, match=r"picture-2.jpg \(picture 2\) in Sizes: ZeroDivisionError: a bug") as caught:
+    with pytest.raises(RuntimeError, match=r"picture-2.jpg \(image 2\) in Sizes: ZeroDivisionError: a bug") as caught:
         batches(Loader(train=dataset, workers=workers))
     assert 'raise ZeroDivisionError("a bug")' in str(caught.value)
 
