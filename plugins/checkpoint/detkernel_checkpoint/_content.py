@@ -11,8 +11,10 @@ from detkernel_checkpoint._file import FORMAT
 
 
 def own_states(run: Run) -> dict[str, Any]:
-    """The states that every process has for itself (`state_per_rank`), by plugin."""
-    return {name: plugin.state_dict() for name, plugin in run.bus.stateful() if _per_rank(plugin)}
+    """The states that every process has for itself (`state_per_rank`, `rank_state_dict`), by plugin."""
+    own = {name: plugin.state_dict() for name, plugin in run.bus.stateful() if _per_rank(plugin)}
+    also = {name: plugin.rank_state_dict() for name, plugin in run.bus.stateful() if hasattr(plugin, "rank_state_dict")}
+    return own | also
 
 
 def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,11 +141,15 @@ def apply(run: Run, found: Found, accept: bool) -> None:
         ) from None
     plugins = sorted(run.bus.stateful(), key=lambda item: item[0] in per_rank)  # random numbers come last
     for name, plugin in plugins:
-        state = per_rank.get(name, states.pop(name, None))
-        if state is None:
+        own, state = per_rank.get(name), states.pop(name, None)
+        if own is None and state is None:
             continue
         try:
-            plugin.load_state_dict(state)
+            if hasattr(plugin, "load_rank_state_dict"):
+                plugin.load_state_dict(state)
+                plugin.load_rank_state_dict(own or {})
+            else:
+                plugin.load_state_dict(state if own is None else own)
         except UserError:
             raise
         except Exception as error:

@@ -68,3 +68,9 @@ def norm(value: Tensor | None) -> Tensor | None:
     if value is not None and (not isinstance(value, Tensor) or value.numel() != 1):
         raise ValueError("its gradient norm is no number")
     return value
+
+
+def count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"it counts {value!r}")
+    return value

@@ -5,74 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 from detkernel import UserError, wrong
-from detkernel.detection import Losses
 from detkernel.errors import did_you_mean
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from detkernel_optim.stepping import Stepping, TorchOptimizer
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
 """They need a closure, or sparse gradients."""
 _OURS = {"params", "lr", "weight_decay"}
-
-
-def total(losses: Losses) -> Tensor:
-    """The sum of every entry whose name contains "loss"."""
-    chosen = [value for name, value in losses.items() if "loss" in name]
-    if not chosen:
-        raise UserError(
-            f"the model's train_step gave {sorted(losses)}: no name contains 'loss', so nothing is minimised"
-        )
-    loss = chosen[0]
-    for value in chosen[1:]:
-        loss = loss + value
-    return loss
-
-
-def parameter_groups(options: Stepping, model: nn.Module) -> list[dict[str, Any]]:
-    """The trained parameters, those of equal settings in one group: a step costs by the group, not by the parameter."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    matched: set[str] = set()
-    for owner_name, owner in model.named_modules():
-        for leaf, parameter in owner.named_parameters(recurse=False):
-            name = f"{owner_name}.{leaf}" if owner_name else leaf
-            settings = _settings(options, owner, leaf, name, matched)
-            if parameter.requires_grad:
-                groups.setdefault(settings, []).append(parameter)
-    for group in options.groups:
-        if group.match not in matched:
-            names = [name for name, _ in model.named_parameters()]
-            hint = did_you_mean(group.match, names) or f"; they are called such as {names[0]}"
-            raise wrong(options, "groups", f"no parameter's name matches '{group.match}'{hint}")
-    if not groups:
-        raise UserError("every parameter of the model is frozen: there is nothing to train")
-    return [{"params": _unique(found), "lr": lr, "weight_decay": decay} for (lr, decay), found in groups.items()]
-
-
-def _settings(options: Stepping, owner: nn.Module, leaf: str, name: str, matched: set[str]) -> tuple[float, float]:
-    """(learning rate, weight decay) of a parameter."""
-    decay = options.weight_decay
-    if options.norm_weight_decay is not None and isinstance(owner, _NORMS):
-        decay = options.norm_weight_decay
-    elif options.bias_weight_decay is not None and leaf == "bias":
-        decay = options.bias_weight_decay
-    hits = [group for group in options.groups if fnmatchcase(name, group.match)]
-    matched.update(group.match for group in hits)
-    if not hits:
-        return options.lr, decay
-    return options.lr * hits[0].lr_mult, decay * hits[0].weight_decay_mult
-
-
-def _unique(parameters: list[Tensor]) -> list[Tensor]:
-    """A parameter that two modules share, once."""
-    return list({id(parameter): parameter for parameter in parameters}.values())
 
 
 def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -89,19 +33,6 @@ def misfit(error: Exception) -> Exception:
         f"the optimizer could not step with its state from the checkpoint: {type(error).__name__}: {reason}. Resume an "
         "older checkpoint, or start with its weights alone (load_from)"
     )
-
-
-def clip(optimizer: torch.optim.Optimizer, norm: float | None, value: float | None) -> Tensor | None:
-    """Clip gradients; returns their norm before, where that is computed."""
-    if norm is None and value is None:
-        return None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found = None
-    if norm is not None:
-        found = nn.utils.clip_grad_norm_(parameters, norm)
-    if value is not None:
-        nn.utils.clip_grad_value_(parameters, value)
-    return found
 
 
 def autocast(precision: str, device: Any) -> AbstractContextManager[None]:
@@ -121,7 +52,7 @@ def by_name(options: TorchOptimizer, groups: list[dict[str, Any]]) -> torch.opti
     if "weight_decay" not in inspect.signature(cls).parameters:
         groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in groups]
     try:
-        made: torch.optim.Optimizer = cls(groups, lr=options.lr, **given)
+        made: torch.optim.Optimizer = cls(groups, lr=groups[0]["lr"], **given)
     except (TypeError, ValueError) as error:
         raise wrong(options, "args", f"{options.name}: {error}") from None
     return made

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from detkernel import Run, hookimpl, hookspec, option, plugin, state
-from detkernel.detection import Detections, Losses
+from detkernel import Run, UserError, hookimpl, hookspec, option, plugin, state, wrong
+from detkernel.detection import Batch, Detections, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from detkernel_optim._gradients import Norms
+    from detkernel_optim._losses import Totals
+
+_MOST_SKIPPED = 50
+"""Steps left out one after the other, before a run is said to learn nothing."""
 
 
 class OptimizerEvents:
@@ -17,11 +24,12 @@ class OptimizerEvents:
 
     @hookspec
     def before_optimizer_step(self, run: Run) -> None:
-        """Gradients are complete and unscaled, and not clipped yet; the optimizer has not stepped."""
+        """Gradients are complete, averaged and unscaled, and not clipped yet; the optimizer has not stepped."""
 
     @hookspec
     def after_optimizer_step(self, run: Run) -> None:
-        """The optimizer has stepped; the gradients are still there."""
+        """The optimizer has stepped; the gradients are still there. Not fired for a step that was left out, since its
+        gradients were not finite."""
 
 
 @plugin
@@ -34,6 +42,17 @@ class Group:
 
 
 @plugin
+class LayerDecay:
+    """Learning rates that fall from the head to the input, layer by layer (Clark et al. 2020, ELECTRA)."""
+
+    decay: float = option(above=0, at_most=1, help="factor from one layer to the one before it")
+    layers: list[str] = option(
+        factory=lambda: ["backbone.body.*"],
+        help="the layers from the input on, by the names of their modules; a * stands for no dot. All others keep `lr`",
+    )
+
+
+@plugin
 class Stepping:
     """What all stepping plugins share."""
 
@@ -42,11 +61,18 @@ class Stepping:
     events: ClassVar[type] = OptimizerEvents
 
     lr: float = option(above=0, help="learning rate, before the schedule")
+    base_batch: int | None = option(
+        default=None,
+        at_least=1,
+        help="images a step that `lr` is meant for: it is multiplied by the images a step of this run (batch size x "
+        "processes x `accumulate`) over this; null: `lr` as it is",
+    )
     weight_decay: float = option(default=0.0, at_least=0, help="weight decay")
     groups: list[Group] = option(
         factory=list,
         help="other learning rates or decays, for parameters by name; the first pattern that matches counts",
     )
+    layer_decay: LayerDecay | None = option(default=None, help="lower learning rates towards the input; null: none")
     norm_weight_decay: float | None = option(
         default=None, at_least=0, help="weight decay of normalisation layers; null: as all others"
     )
@@ -55,7 +81,17 @@ class Stepping:
     )
     clip_norm: float | None = option(default=None, above=0, help="largest norm of all gradients together; null: any")
     clip_value: float | None = option(default=None, above=0, help="largest absolute value of a gradient; null: any")
-    accumulate: int = option(default=1, at_least=1, help="iterations whose gradients are averaged for a step")
+    accumulate: int = option(
+        default=1,
+        at_least=1,
+        help="iterations whose gradients are averaged for a step; they may lie on both sides of an epoch's end, and "
+        "the last step of the run has those that are left",
+    )
+    invalid_gradients: Literal["stop", "skip"] = option(
+        default="stop",
+        help="what to do when the norm of the gradients is not finite: stop the run, or leave that step out and count "
+        "it (which waits for the device at every step). fp16 always leaves it out: its loss scale is found that way",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option(
         default="fp32", help="what forward computes in where that is safe (autocast); fp16 with loss scaling"
     )
@@ -63,6 +99,13 @@ class Stepping:
     _run: Any = state(default=None)
     _scaler: Any = state(default=None)
     _norm: Tensor | None = state(default=None)
+    _norms: Norms = state()
+    _totals: Totals = state()
+    _window: int = state(default=0)
+    """Iterations whose gradients wait for a step."""
+    _skipped: int = state(default=0)
+    _skipped_last: int = state(default=0)
+    """Steps left out, in the whole run and since the last that was taken."""
     _made: list[dict[str, Any]] = state(factory=list)
     """The settings of the parameter groups as the config has them, before anybody changed one."""
     _resumed: bool = state(default=False)
@@ -70,65 +113,80 @@ class Stepping:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        from detkernel_optim import _stepping
+        from detkernel_optim import _gradients, _groups, _losses, _stepping
 
         self._run = run
-        run.optimizer = self._make(_stepping.parameter_groups(self, run.bare_model))
+        if run.mode == "test":
+            return
+        groups = _groups.parameter_groups(self, run, self._rate(run))
+        if not any(parameter.requires_grad for parameter in run.bare_model.parameters()):
+            raise UserError("every parameter of the model is frozen: there is nothing to train")
+        run.optimizer = self._make(groups.settings())
         for group in run.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._made, self._resumed = _stepping.group_settings(run.optimizer), False
         self._scaler = _stepping.scaler(self.precision, run.device)
-        run.scalars["lr"] = lambda: float(run.optimizer.param_groups[0]["lr"])
+        self._norms, self._totals = _gradients.Norms(), _losses.Totals()
+        self._window = self._skipped = self._skipped_last = 0
+        for name, group in groups.rates(run.optimizer.param_groups).items():
+            run.scalars[name] = lambda group=group: float(group["lr"])  # type: ignore[misc]
         if self.clip_norm is not None:
             run.scalars["grad_norm"] = lambda: float("nan") if self._norm is None else float(self._norm)
+        if self.invalid_gradients == "skip" or self._scaler is not None:
+            run.scalars["skipped_steps"] = lambda: float(self._skipped)
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
-        if self.precision == "fp32":
-            return (yield)
-        from detkernel_optim import _stepping
+        from detkernel_optim import _losses
 
-        with _stepping.autocast(self.precision, run.device):
-            return (yield)
+        with self._local(run, run.iter + 1), self._autocast(run):
+            losses = yield
+        return self._totals.without(run, _losses.scalars(losses, run.device))
 
     @hookimpl(wrapper=True)
     def val_step(self, run: Run) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
-        if self.precision == "fp32":
-            return (yield)
-        from detkernel_optim import _stepping
-
-        with _stepping.autocast(self.precision, run.device):
+        with self._autocast(run):
             return (yield)
 
     @hookimpl
-    def after_train_iter(self, run: Run, losses: Losses) -> None:
-        from detkernel_optim import _stepping
+    def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
+        from detkernel_optim import _losses
 
-        loss = _stepping.total(losses)
-        if self.accumulate > 1:
-            loss = loss / self.accumulate
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-        if run.iter % self.accumulate == 0 or run.iter >= run.max_iters:
-            self._step(run)
+        loss = _losses.total(run, losses)
+        with self._local(run, run.iter):
+            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        complete = self._completes(run, run.iter)
+        self._window += 1
+        if complete:
+            self._step(run, batch, losses)
+
+    @hookimpl
+    def before_val_epoch(self, run: Run) -> None:
+        if run.mode != "test":
+            self._norms.look()
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
-        groups = len(run.optimizer.param_groups)
-        name, many = type(run.optimizer).__name__, f"{groups} parameter group{'s' * (groups > 1)}"
-        return {"optimizer": f"{name}, lr {self.lr:g}, {many}, {self.precision}"}
+        from detkernel_optim import _groups
+
+        name = type(run.optimizer).__name__
+        scaled = f" ({self.lr:g} for {self.base_batch} images a step)" if self.base_batch is not None else ""
+        text = f"{name}, lr {self._rate(run):g}{scaled}, {self.precision}"
+        return {"optimizer": text, "parameter groups": _groups.described(run.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, the loss scale, gradients in accumulation, and the norm at the last step."""
+        """The optimizer's state, the loss scale, where in an accumulation this is, and the norm at the last step."""
+        self._norms.look()
         run = self._run
-        partial = run.iter % self.accumulate != 0
-        gradients = {name: p.grad for name, p in run.bare_model.named_parameters() if p.grad is not None}
         return {
             "kind": type(run.optimizer).__name__,
             "optimizer": run.optimizer.state_dict(),
             "made": self._made,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
-            "gradients": gradients if partial else {},
+            "window": self._window,
+            "processes": run.world_size,
             "grad_norm": self._norm,
+            "skipped": [self._skipped, self._skipped_last],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,28 +195,110 @@ class Stepping:
 
         _restore.optimizer(self._run.optimizer, state, self._made)
         _restore.scaler(self._scaler, state["scaler"])
-        _restore.gradients(self._run.bare_model, state["gradients"])
+        self._window = _restore.count(state["window"])
+        if self._window and state["processes"] != self._run.world_size:
+            self._run.log.warning(
+                "optimizer: the gradients of %d iterations, accumulated by %d processes, are dropped: there are %d now",
+                *(self._window, state["processes"], self._run.world_size),
+            )
+            self._window = 0
         self._norm = _restore.norm(state["grad_norm"])
+        self._skipped, self._skipped_last = map(_restore.count, state["skipped"])
         self._resumed = True
 
-    def _step(self, run: Run) -> None:
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Gradients in the midst of an accumulation: each process has its own, until a step averages them."""
+        if self._window == 0:
+            return {}
+        device = "cpu" if self._run.world_size > 1 else None
+        named = self._run.bare_model.named_parameters()
+        return {"gradients": {name: p.grad.to(device) for name, p in named if p.grad is not None}}
+
+    def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
+        from detkernel_optim import _restore
+
+        if self._window:
+            _restore.gradients(self._run.bare_model, state["gradients"])
+
+    def _rate(self, run: Run) -> float:
+        """`lr`, for the images a step that this run has."""
+        if self.base_batch is None:
+            return self.lr
+        batch_size = getattr(run.loaders["train"], "batch_size", None)
+        if batch_size is None:
+            loader = type(run.loaders["train"]).__name__
+            raise wrong(self, "base_batch", f"the train loader, {loader}, does not say its `batch_size`")
+        return self.lr * float(batch_size) * run.world_size * self.accumulate / self.base_batch
+
+    def _completes(self, run: Run, iteration: int) -> bool:
+        """Whether there is a step behind an iteration, counted from 1."""
+        return self._window + 1 >= self.accumulate or iteration >= run.max_iters
+
+    def _local(self, run: Run, iteration: int) -> AbstractContextManager[None]:
+        """Around forward and backward: only those before a step exchange gradients with the other processes."""
+        if self._completes(run, iteration) or not hasattr(run.model, "no_sync"):
+            return nullcontext()
+        context: AbstractContextManager[None] = run.model.no_sync()
+        return context
+
+    def _autocast(self, run: Run) -> AbstractContextManager[None]:
+        if self.precision == "fp32":
+            return nullcontext()
         from detkernel_optim import _stepping
 
+        return _stepping.autocast(self.precision, run.device)
+
+    def _step(self, run: Run, batch: Batch, losses: Losses) -> None:
+        from detkernel_optim import _gradients, _stepping
+
+        if self._window > 1:
+            _gradients.average(run.optimizer, self._window)
+        self._window = 0
         if self._scaler is not None:
             self._scaler.unscale_(run.optimizer)
         run.bus.publish("before_optimizer_step", run=run)
-        self._norm = _stepping.clip(run.optimizer, self.clip_norm, self.clip_value)
-        try:
-            if self._scaler is None:
+        norm = _gradients.norm(run.optimizer)
+        taken = self._is_fit(run, batch, losses, norm)
+        if taken:
+            self._norm = norm
+            _gradients.clip(run.optimizer, norm, self.clip_norm, self.clip_value)
+            try:
                 run.optimizer.step()
-            else:
-                self._scaler.step(run.optimizer)
-                self._scaler.update()
-        except Exception as error:
-            raise _stepping.misfit(error) if self._resumed else error from None
-        self._resumed = False
-        run.bus.publish("after_optimizer_step", run=run)
+            except Exception as error:
+                raise _stepping.misfit(error) if self._resumed else error from None
+            self._resumed = False
+        if self._scaler is not None:
+            self._scaler.update()
+        if taken:
+            run.bus.publish("after_optimizer_step", run=run)
         run.optimizer.zero_grad(set_to_none=True)
+        if run.iter >= run.max_iters:
+            self._norms.look()
+
+    def _is_fit(self, run: Run, batch: Batch, losses: Losses, norm: Tensor) -> bool:
+        """Whether to step with gradients of this norm. Where the answer need not be known at once and the device would
+        have to be waited for, it is asked later."""
+        from detkernel_optim import _gradients
+
+        skips = self.invalid_gradients == "skip" or self._scaler is not None
+        if not skips and norm.device.type != "cpu":
+            self._norms.add(run.iter, norm)
+            return True
+        if bool(norm.isfinite()):
+            self._skipped_last = 0
+            return True
+        if not skips:
+            raise _gradients.invalid(run, batch, losses, norm)
+        self._skipped, self._skipped_last = self._skipped + 1, self._skipped_last + 1
+        if self._skipped_last >= _MOST_SKIPPED:
+            error = _gradients.invalid(run, batch, losses, norm)
+            raise UserError(f"the last {self._skipped_last} steps were left out: nothing is learned any more. {error}")
+        if self._scaler is None and self._skipped_last == 1 and run.is_main:
+            run.log.warning(
+                "iteration %d: the norm of the gradients is %s; this step is left out (%d so far)",
+                *(run.iter, float(norm), self._skipped),
+            )
+        return False
 
     def _make(self, groups: list[dict[str, Any]]) -> Any:
         """The torch optimizer, for parameter groups with `lr` and `weight_decay` filled in."""
@@ -179,7 +319,7 @@ class Sgd(Stepping):
     def _make(self, groups: list[dict[str, Any]]) -> Any:
         from torch.optim import SGD
 
-        return SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        return SGD(groups, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @plugin
@@ -192,7 +332,7 @@ class Adam(Stepping):
     def _make(self, groups: list[dict[str, Any]]) -> Any:
         from torch.optim import Adam
 
-        return Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return Adam(groups, betas=self.betas, eps=self.eps)
 
 
 @plugin
@@ -206,7 +346,7 @@ class Adamw(Stepping):
     def _make(self, groups: list[dict[str, Any]]) -> Any:
         from torch.optim import AdamW
 
-        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return AdamW(groups, betas=self.betas, eps=self.eps)
 
 
 @plugin

@@ -69,12 +69,19 @@ class _Keeper:
         run.model.load_state_dict(kept["model"])
         for name, part in run.bus.stateful():
             part.load_state_dict(kept[f"plugin {name}"])
+            if hasattr(part, "load_rank_state_dict"):
+                part.load_rank_state_dict(kept[f"rank {name}"])
         restore_all(kept["random numbers"])
 
     @hookimpl(trylast=True)
     def after_train_iter(self, run: Run) -> None:
         kept: dict[str, Any] = {"position": run.state_dict(), "model": run.model.state_dict()}
         kept |= {f"plugin {name}": part.state_dict() for name, part in run.bus.stateful()}
+        kept |= {
+            f"rank {name}": part.rank_state_dict()
+            for name, part in run.bus.stateful()
+            if hasattr(part, "rank_state_dict")
+        }
         kept["random numbers"] = states_of_all()
         self.kept[run.iter] = copy.deepcopy(kept)
 
