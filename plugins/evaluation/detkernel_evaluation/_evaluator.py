@@ -66,7 +66,7 @@ class Evaluator(ABC):
 
     def _explain(self, run: Run, metrics: Mapping[str, float], pictures: Sequence[Picture]) -> None:
         """Say why metrics are nan, as they will be in every validation: it depends on the data alone."""
-        name = next(name for name, part in run.bus.plugins.items() if part is self)
+        name = self._name(run)
         unknown = [metric for metric, value in metrics.items() if math.isnan(value)]
         if not any(len(notes) for notes, _ in pictures):
             run.log.warning(
@@ -79,6 +79,10 @@ class Evaluator(ABC):
                 "%s: %d of %d metrics are nan: the %s data has no object of their class or size (%s%s)",
                 name, len(unknown), len(metrics), run.mode, ", ".join(unknown[:3]), ", ..." if unknown[3:] else "",
             )  # fmt: skip
+
+    def _name(self, run: Run) -> str:
+        """Its key in the config."""
+        return next(name for name, part in run.bus.plugins.items() if part is self)
 
     def _without_annotations(self) -> str:
         """What else can be done about data without annotations."""

@@ -76,11 +76,23 @@ class CocoMap(Evaluator):
         """See that the data has what is to be evaluated, and that it can be saved, before hours are spent."""
         for path in self._files(run).values():
             refuse_links(path, run.work_dir)
+        self._compare_limits(run)
         for mode in ("val", "test"):
             if mode in run.loaders:
                 dataset = run.loaders[mode].dataset
                 notes = (dataset.truth(index) for index in range(len(dataset)))
                 self._check(next((note for note in notes if len(note)), None))
+
+    def _compare_limits(self, run: Run) -> None:
+        """A model says by `max_detections`, an attribute of its module, how many detections an image it gives."""
+        most = getattr(run.bare_model, "max_detections", None)
+        beyond = [limit for limit in self.max_dets or () if most is not None and limit > most]
+        if beyond and run.is_main:
+            run.log.warning(
+                "%s.max_dets: the model gives at most %d detections an image, so that its metrics at %s are those at %d; "
+                "raise that limit of the model (`detections_per_img` or the like), or leave %s out of `max_dets`",
+                self._name(run), most, *[" and ".join(map(str, beyond)), most, "them" if beyond[1:] else "it"],
+            )  # fmt: skip
 
     def _check(self, notes: Annotations | None) -> None:
         if notes is None:

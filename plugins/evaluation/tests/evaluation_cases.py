@@ -60,6 +60,7 @@ class Given:
 
     case: Any = option(help="the data set, and the detections in its order")
     batch_size: int = option(default=3, help="pictures a batch")
+    max_detections: int | None = option(default=None, help="what the model says it gives at most")
     order: list[int] | None = option(default=None, help="the positions to go through; null: all")
 
     @hookimpl
@@ -69,7 +70,10 @@ class Given:
 
     @hookimpl
     def build_model(self, run: Run) -> torch.nn.Module:
-        return torch.nn.Identity()
+        model = torch.nn.Identity()
+        if self.max_detections is not None:
+            model.max_detections = self.max_detections
+        return model
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Mapping[str, torch.Tensor]:

@@ -230,6 +230,26 @@ def test_options_that_make_no_sense(cls: Any, options: dict[str, Any], message: 
         cls(**options)
 
 
+@pytest.mark.parametrize("command", ["test", "check"])
+def test_limits_beyond_what_the_model_gives(
+    command: str, case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = kernel(CocoMap(max_dets=(1, 300, 7)), case, tmp_path, max_detections=100)
+    getattr(limited, command)()
+    assert [message for message in caplog.messages if "max_dets" in message] == [
+        "evaluator.max_dets: the model gives at most 100 detections an image, so that its metrics at 300 are those at 100; "
+        "raise that limit of the model (`detections_per_img` or the like), or leave it out of `max_dets`"
+    ]
+
+
+@pytest.mark.parametrize(("limits", "most"), [((1, 100), 100), ((1, 300), None), (None, 5)])
+def test_limits_that_the_model_may_reach(
+    limits: Any, most: int | None, case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel(CocoMap(max_dets=limits), case, tmp_path, max_detections=most).test()
+    assert "max_dets" not in caplog.text
+
+
 def test_both_may_evaluate_one_run(case: Case, tmp_path: Path) -> None:
     metrics = kernel(CocoMap(), case, tmp_path, VocMap()).test().metrics
     assert metrics["coco/bbox_mAP_50"] == metrics["pascal_voc/AP50"] == pytest.approx(0.5)

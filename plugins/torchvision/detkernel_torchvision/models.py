@@ -42,7 +42,9 @@ class Detector:
         from detkernel_torchvision import _detectors
 
         torch.manual_seed(run.seed)
-        return _detectors.finish(self, self._build(len(run.classes) + self.background), run)
+        model = _detectors.finish(self, self._build(len(run.classes) + self.background), run)
+        model.max_detections = self._max_detections()
+        return model
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Losses:
@@ -66,6 +68,10 @@ class Detector:
         """Raise `ConfigError` for pictures, of (height, width), that the model cannot take."""
 
     def _build(self, num_classes: int) -> nn.Module:
+        raise NotImplementedError
+
+    def _max_detections(self) -> int:
+        """How many detections an image it gives at most; evaluators compare their limits with it."""
         raise NotImplementedError
 
 
@@ -120,6 +126,9 @@ class FasterRcnn(PyramidDetector):
     bbox_reg_weights: tuple[float, float, float, float] = option(
         default=(10.0, 10.0, 5.0, 5.0), above=0, help="weights of dx, dy, dw and dh in the box targets"
     )
+
+    def _max_detections(self) -> int:
+        return self.box_detections_per_img
 
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors
@@ -190,6 +199,9 @@ class Retinanet(PyramidDetector):
     fg_iou_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU from which an anchor is positive")
     bg_iou_thresh: float = option(default=0.4, at_least=0, at_most=1, help="IoU below which it is negative")
 
+    def _max_detections(self) -> int:
+        return self.detections_per_img
+
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors
 
@@ -217,6 +229,9 @@ class Fcos(PyramidDetector):
             found = self.neck_channels
             raise ValueError(f"neck_channels: FCOS normalises in 32 groups: expected a multiple of 32, got {found}")
 
+    def _max_detections(self) -> int:
+        return self.detections_per_img
+
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors
 
@@ -241,6 +256,9 @@ class SsdDetector(Detector):
         from detkernel_torchvision import _detectors
 
         _detectors.check_fixed(self, sizes)
+
+    def _max_detections(self) -> int:
+        return self.detections_per_img
 
     def _side(self) -> int:
         raise NotImplementedError

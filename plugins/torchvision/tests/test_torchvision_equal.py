@@ -111,6 +111,7 @@ def test_losses_and_detections_equal_torchvisions(name, tmp_path):
     run.model = run.hook.build_model(run=run)
     peer = make_theirs()
     assert list(peer.state_dict()) == list(run.model.state_dict())
+    assert run.model.max_detections == getattr(peer, "roi_heads", peer).detections_per_img
     peer.load_state_dict(run.model.state_dict())
 
     expected = theirs(peer, batch, int(plugin.background), training=True)
