@@ -89,7 +89,7 @@ class CocoMap(Evaluator):
         beyond = [limit for limit in self.max_dets or () if most is not None and limit > most]
         if beyond and run.is_main:
             run.log.warning(
-                "%s.max_dets: the model gives at most %d detections an image, so that its metrics at %s are those at %d; "
+                "%s.max_dets: the model gives at most %d detections an image: its metrics at %s are those at %d; "
                 "raise that limit of the model (`detections_per_img` or the like), or leave %s out of `max_dets`",
                 self._name(run), most, *[" and ".join(map(str, beyond)), most, "them" if beyond[1:] else "it"],
             )  # fmt: skip

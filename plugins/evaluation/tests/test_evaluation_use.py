@@ -237,7 +237,7 @@ def test_limits_beyond_what_the_model_gives(
     limited = kernel(CocoMap(max_dets=(1, 300, 7)), case, tmp_path, max_detections=100)
     getattr(limited, command)()
     assert [message for message in caplog.messages if "max_dets" in message] == [
-        "evaluator.max_dets: the model gives at most 100 detections an image, so that its metrics at 300 are those at 100; "
+        "evaluator.max_dets: the model gives at most 100 detections an image: its metrics at 300 are those at 100; "
         "raise that limit of the model (`detections_per_img` or the like), or leave it out of `max_dets`"
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.detection import Backbone, Batch, Detections, Losses
@@ -43,7 +43,8 @@ class Detector:
 
         torch.manual_seed(run.seed)
         model = _detectors.finish(self, self._build(len(run.classes) + self.background), run)
-        model.max_detections = self._max_detections()
+        named: Any = model  # a Module's type knows parameters and modules alone
+        named.max_detections = self._max_detections()
         return model
 
     @hookimpl
