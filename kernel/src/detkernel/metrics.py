@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+from detkernel.errors import did_you_mean
+from detkernel.plugin import wrong
+
 Better = Literal["higher", "lower"]
+
+NAN = "it is nan, as a metric is where the validation data has nothing that it measures"
 
 
 class Metrics(dict[str, float]):
@@ -46,6 +51,22 @@ class Metrics(dict[str, float]):
     def history(self, name: str) -> list[tuple[int, float]]:
         """(iteration, value) of every validation so far, in a resumed run too."""
         return list(self._history.get(name, ()))
+
+    def pick(self, part: object, option: str, rule: Better | None = None) -> tuple[float, Better]:
+        """The metric that an option of a plugin names, and which direction of it is better: `rule`, or else the one
+        that was published. Raises ConfigError, at that option, for a name that is not there or has no direction."""
+        name: str = getattr(part, option)
+        if name not in self:
+            raise wrong(part, option, f"no metric is named '{name}'{did_you_mean(name, self)}")
+        better = rule or self._better.get(name)
+        if better is None:
+            raise wrong(
+                part,
+                option,
+                f"'{name}' does not say whether higher or lower is better: publish it with "
+                "run.metrics.publish(name, value, better=...), or set `rule` to higher or lower",
+            )
+        return self[name], better
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -104,7 +104,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     fine = harmless(old, new)
     before, after = _leaves(old["config"], fine), _leaves(new["config"], fine)
     lines = [
-        f"{path}: {_text(before, path)} -> {_text(after, path)}"
+        _changed(path, _text(before, path), _text(after, path))
         for path in [*before, *(path for path in after if path not in before)]
         if path not in before or path not in after or before[path] != after[path]
     ]
@@ -123,6 +123,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if old["processes"] != new["processes"]:
         lines.append(f"processes: {old['processes']} -> {new['processes']}")
     return lines
+
+
+def until_line(before: object, after: object) -> str:
+    """What `differences` says of another `run.until`."""
+    return _changed("run.until", str(before), str(after))
 
 
 def rounding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -149,6 +154,10 @@ def _leaves(config: Any, left_out: set[str], path: str = "") -> dict[str, Any]:
         for name, item in items
         for leaf, value in _leaves(item, left_out, f"{path}.{name}" if path else str(name)).items()
     }
+
+
+def _changed(path: str, before: str, after: str) -> str:
+    return f"{path}: {before} -> {after}"
 
 
 def _text(leaves: Mapping[str, Any], path: str) -> str:

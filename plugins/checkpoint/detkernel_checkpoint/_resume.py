@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from detkernel import CheckpointError, Run, UserError, wrong
+from detkernel import CheckpointError, Run, Span, UserError, wrong
 from detkernel.errors import printable, relative
 
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import _file, _finite
 from detkernel_checkpoint._folder import Entry, Folder
-from detkernel_checkpoint._origin import differences, harmless, rounding
+from detkernel_checkpoint._origin import differences, harmless, rounding, until_line
 
 if TYPE_CHECKING:
     from detkernel_checkpoint.checkpoint import Checkpoint
@@ -36,15 +36,16 @@ class Found:
         return Entry(self.path, self.iteration, best=False)
 
 
-def find(run: Run, folder: Folder, part: Checkpoint, own: bool) -> Found | None:
+def find(run: Run, folder: Folder, part: Checkpoint, own: bool, infinite: Collection[str] = ()) -> Found | None:
     """The checkpoint to resume: a given one, or the newest sound one in the folder, or None to start afresh.
 
-    Where the folder is the run's `own`, which was started again, the newest is taken whatever `resume` says. Raises
-    UserError for a checkpoint that cannot be used, or a folder in which none can.
+    Where the folder is the run's `own`, which was started again, the newest is taken whatever `resume` says. One with
+    weights that are not finite is not sound, but for the `infinite` ones. Raises UserError for a checkpoint that cannot
+    be used, or a folder in which none can.
     """
     resume = part.resume
     if resume == "auto" or own:
-        found = _newest(run, folder)
+        found = _newest(run, folder, infinite)
         if found is not None or resume == "auto":
             return found
     if resume == "never":
@@ -54,14 +55,23 @@ def find(run: Run, folder: Folder, part: Checkpoint, own: bool) -> Found | None:
         near = folder.path / path.name
         hint = f", did you mean '{relative(near)}'?" if near.is_file() else ", and no such file"
         raise wrong(part, "resume", f"expected 'auto', 'never' or a checkpoint's path, got '{resume}'{hint}")
-    return Found(path, _file.read(path))
+    return _sound(path, infinite)
 
 
-def _newest(run: Run, folder: Folder) -> Found | None:
+def _sound(path: Path, infinite: Collection[str]) -> Found:
+    content = _file.read(path)
+    try:
+        _finite.check(content, infinite)
+    except _finite.NonFiniteError as error:
+        raise CheckpointError(f"{relative(path)}: {error}: nothing can go on from it") from None
+    return Found(path, content)
+
+
+def _newest(run: Run, folder: Folder, infinite: Collection[str]) -> Found | None:
     unsound: list[CheckpointError] = []
     for entry in folder.entries():
         try:
-            found = Found(entry.path, _file.read(entry.path))
+            found = _sound(entry.path, infinite)
         except _file.OtherFormatError:
             raise
         except CheckpointError as error:
@@ -85,6 +95,15 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
         bits = rounding(found.content["origin"], origin)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{relative(found.path)}: does not say what its run was made of: {error!r}") from None
+    longer = _longer(run, found, origin)
+    if longer is not None:
+        lines.remove(longer)
+        run.log.info(
+            "%s: training goes on to the new end. What goes by the length of the run, such as a cosine or poly "
+            "schedule, goes by the new length from here on: then the result is not that of a run of this length from "
+            "its start",
+            longer,
+        )
     if bits:
         run.log.warning("the last bits may differ from those of a run that went on undisturbed: %s", "; ".join(bits))
     if not lines:
@@ -102,6 +121,39 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
         f"what you want:\n  run.work_dir=...                start this run in another folder\n"
         f"  {key}.resume=never          start this run here; the checkpoints there are set aside\n"
         f"  {key}.accept_changes=true   go on from it nevertheless"
+    )
+
+
+def _longer(run: Run, found: Found, origin: Mapping[str, Any]) -> str | None:
+    """The line about `run.until` where all that it says is that the run is to be longer than it was."""
+    before, after = (side["config"].get("run", {}).get("until") for side in (found.content["origin"], origin))
+    try:
+        old = Span.parse(before).iters(found.content["position"]["epoch_length"])
+        longer = Span.parse(after).iters(run.epoch_length) > old
+    except (TypeError, ValueError):
+        return None
+    return until_line(before, after) if longer else None
+
+
+def compare_load_from(run: Run, found: Found, part: Checkpoint, key: str) -> None:
+    """Raise UserError where `load_from` is given, but what there is to go on from did not begin with those weights."""
+    if part.load_from is None:
+        return
+    config = found.content["origin"].get("config")
+    options = config.get(key) if isinstance(config, Mapping) else None
+    before = options.get("load_from") if isinstance(options, Mapping) else None
+    if isinstance(before, str) and Path(before) == part.load_from:
+        run.log.info("%s: its weights were loaded when this run began", relative(part.load_from))
+        return
+    if not os.path.lexists(part.load_from):
+        raise wrong(part, "load_from", f"'{part.load_from}': no such file")
+    began = f"the weights of {printable(before)}" if isinstance(before, str) else "other weights"
+    raise CheckpointError(
+        f"load_from is {relative(part.load_from)}, but {relative(found.path)} is there to go on from, of a run that "
+        f"began with {began}. Say what you want:\n"
+        f"  run.work_dir=...            start with {relative(part.load_from)} in another folder\n"
+        f"  {key}.resume=never     start with it here; the checkpoints there are set aside\n"
+        f"  {key}.load_from=null   go on from {relative(found.path)}"
     )
 
 

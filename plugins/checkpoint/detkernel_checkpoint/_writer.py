@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from logging import Logger
@@ -12,7 +13,7 @@ from typing import Any
 
 from detkernel.errors import relative
 
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import _file, _finite
 from detkernel_checkpoint._folder import Entry, Folder
 from detkernel_checkpoint._snapshot import Snapshot
 
@@ -21,40 +22,66 @@ _NICE = 10
 
 
 class Writer:
-    """One background thread. A failure to write stops nothing: it is logged, and what is safe stays safe."""
+    """One background thread. A failure to write stops nothing: it is logged, and what is safe stays safe.
+
+    A state that is not finite is never written: it would take the place of one that is.
+    """
 
     def __init__(
-        self, folder: Folder, keep: int | None, log: Logger, safe: Entry | None, step_back: bool = True
+        self,
+        folder: Folder,
+        keep: int | None,
+        log: Logger,
+        safe: Entry | None,
+        infinite: Collection[str] = (),
+        step_back: bool = True,
     ) -> None:
-        self._folder, self._keep, self._log = folder, keep, log
+        self._folder, self._keep, self._log, self._infinite = folder, keep, log, infinite
         first = _step_back if step_back else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint", initializer=first)
         self._snapshot = Snapshot()
         self._pending: Future[None] | None = None
         self._entry: Entry | None = None
-        self.safe = safe
+        self._held: tuple[Entry, Any] | None = None
+        self._safe = safe
         """The last checkpoint that is known to be whole."""
         self.failure: str | None = None
         """Why the last one could not be written, or None if it was."""
 
     def start(self, entry: Entry, tree: Any) -> None:
         """Copy the state now and write it behind the caller's back. Waits if the one before is not written yet."""
+        self.hold(entry, tree)
+        self.write_held()
+
+    def hold(self, entry: Entry, tree: Any) -> None:
+        """Copy the state now, to be written only if `write_held` is called before the next `hold` or `start`."""
         self.settle(wait=True)
-        payload = self._snapshot.take(tree)
-        self._entry = entry
-        self._pending = self._thread.submit(self._write, entry, payload)
+        self._held = None
+        self._held = entry, self._snapshot.take(tree)
+
+    def write_held(self) -> None:
+        """Write what is held, if anything is."""
+        if self._held is not None:
+            self._entry, payload = self._held
+            self._held = None
+            self._pending = self._thread.submit(self._write, self._entry, payload)
 
     def settle(self, wait: bool = False, then: str | None = "training goes on") -> None:
         """See what became of the checkpoint that is being written, if it is done or the caller waits.
 
-        A failure is logged, with what happens `then`; where that is None, the caller has a better word to say.
+        A failure is logged, with what happens `then`; where that is None, the caller has a better word to say. Raises
+        NonFiniteError if the state was not finite, and so was not written.
         """
         if self._pending is None or self._entry is None or not (wait or self._pending.done()):
             return
         pending, self._pending = self._pending, None
         try:
             pending.result()
-            self.safe, self.failure = self._entry, None
+            self._safe, self.failure = self._entry, None
+        except _finite.NonFiniteError as error:
+            where = f"the state at iteration {self._entry.iteration} cannot be trained on"
+            self.failure = f"{where}: {error}; {relative(self._entry.path)} was not written"
+            raise _finite.NonFiniteError(self.failure) from None
         except OSError as error:
             self.failure = f"{relative(self._entry.path)} could not be written: {error.strerror or error}"
             if then is not None or self._entry.best:  # nobody tries to write that one again
@@ -66,12 +93,21 @@ class Writer:
         self._thread.shutdown()
 
     def safety(self) -> str:
-        if self.safe is None:
+        safe = self.safe
+        if safe is None:
             return "No checkpoint is safe yet"
-        return f"Safe is {relative(self.safe.path)}, of iteration {self.safe.iteration}"
+        return f"Safe is {relative(safe.path)}, of iteration {safe.iteration}"
+
+    @property
+    def safe(self) -> Entry | None:
+        """The newest checkpoint that a run can go on from; somebody may have removed the last one that was written."""
+        if self._safe is not None and self._safe.path.exists():
+            return self._safe
+        return next(iter(self._folder.entries()), None)
 
     def _write(self, entry: Entry, payload: Any) -> None:
         self._snapshot.wait()
+        _finite.check(payload, self._infinite)
         _file.write(entry.path, payload)
         try:
             self._folder.prune(entry, self._keep)

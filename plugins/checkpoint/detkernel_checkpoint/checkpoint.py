@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from detkernel import CheckpointError, Run, Span, hookimpl, option, plugin, state, wrong
-from detkernel.errors import did_you_mean, relative
+from detkernel import CheckpointError, Run, Span, UserError, hookimpl, hookspec, option, plugin, state
+from detkernel.errors import relative
 from detkernel.launch import identity, restarts
+from detkernel.loop import write_config
+from detkernel.metrics import NAN, Better
 from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
     from detkernel_checkpoint._resume import Found
     from detkernel_checkpoint._writer import Writer
 
-_LESS = re.compile(r"loss|error|rmse|mae\b|time|miss", re.IGNORECASE)
-_GREATER = re.compile(r"m?ap(_|\b|\d)|ar(_|\b|@)|acc|recall|precision|f1|iou", re.IGNORECASE)
+
+class CheckpointEvents:
+    """Events around a checkpoint, for every plugin that wants to look at a state before it is kept."""
+
+    @hookspec
+    def before_save(self, run: Run) -> None:
+        """A checkpoint is about to be saved, on every process; raise `UserError` to end the run without it."""
 
 
 @plugin
@@ -28,15 +35,14 @@ class Checkpoint:
 
     priority = "lowest"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+    events: ClassVar[type] = CheckpointEvents
 
     every: Span | None = option(
         default=Span(1, "epochs"), help="how often to save: 'every 1 epoch', '500 iters'; the end is always saved"
     )
     keep: int | None = option(default=None, at_least=1, help="keep only the newest N (and the best); null keeps all")
     best: str | None = option(default=None, help="also keep the best by this metric, such as coco/bbox_mAP")
-    rule: Literal["auto", "greater", "less"] = option(
-        default="auto", help="which `best` is better; auto goes by the metric's name"
-    )
+    rule: Better | None = option(default=None, help="which `best` is better; null: what its evaluator says")
     resume: str = option(
         default="auto",
         help="'auto': go on from the newest sound checkpoint in the work dir, if any; 'never'; or a checkpoint's path",
@@ -57,18 +63,20 @@ class Checkpoint:
     _saved: dict[str, Any] | None = state(default=None)
     """The position of the last checkpoint."""
     _best_value: float | None = state(default=None)
+    _infinite: frozenset[str] = state(default=frozenset())
+    """The buffers that may be infinite, since the model is built so."""
+    _told_nan: bool = state(default=False)
 
     def __attrs_post_init__(self) -> None:
         if self.every is not None and self.every.count < 1:
             raise ValueError(f"every: expected at least 1 epoch or iteration, or null, got '{self.every}'")
-        if self.best is not None and self.rule == "auto" and _rule_of(self.best) is None:
-            raise ValueError(f"rule: '{self.best}' does not tell whether greater or less is better; give one of them")
 
     @hookimpl
     def prepare_model(self, run: Run) -> None:
         """Find what to resume and see that it fits, before anything costly happens; else load the weights asked for."""
-        from detkernel_checkpoint import _origin, _resume
+        from detkernel_checkpoint import _finite, _origin, _resume
 
+        self._writer, self._infinite = None, _finite.infinite_buffers(run.bare_model)
         if self.best is not None and run.mode == "train" and run.options.validate is None:
             run.log.warning("no checkpoint will be the best by %s: there are no validations (run.validate)", self.best)
         training = run.mode == "train" and not run.checking
@@ -76,10 +84,11 @@ class Checkpoint:
             self._origin = from_main(run, lambda: _origin.origin(run))
         own = training and from_main(run, lambda: self._hold(run))
         if training or (run.mode == "test" and self.load_from is None):
-            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self, own))
+            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self, own, self._infinite))
         if self._found is None:
             self._load_weights(run)
         elif training:
+            _resume.compare_load_from(run, self._found, self, self._key(run))
             _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
             _resume.compare_states(run, self._found, self._origin, self.accept_changes)
         else:
@@ -102,7 +111,7 @@ class Checkpoint:
             _resume.apply(run, found, self.accept_changes)
             self._saved = run.state_dict()
         folder, safe = self._folder(run), found.entry() if found is not None else None
-        self._writer = Writer(folder, self.keep, run.log, safe=safe, step_back=self.asynchronous)
+        self._writer = Writer(folder, self.keep, run.log, safe, self._infinite, step_back=self.asynchronous)
         if found is None or found.path.resolve().parent != folder.path.resolve():
             from_main(run, lambda: self._take_over(run, after=-1))
         if found is not None and found.iteration != run.iter:  # counted in other epochs: what is older may have more
@@ -125,15 +134,44 @@ class Checkpoint:
         if self.every is not None and self.every.unit == "epochs" and run.epoch % self.every.count == 0:
             self._save(run)
 
+    @hookimpl(tryfirst=True)
+    def before_val_epoch(self, run: Run) -> None:
+        """Save what is due before anything of a validation can fail, and otherwise keep a copy to save if it does.
+
+        Before all others: averages are not in the place of the weights yet. A run that goes on from here owes the
+        validation.
+        """
+        if self._writer is None or run.iter == 0:
+            return
+        due, here = from_main(run, lambda: (self._due_before_validation(run), self._saved == run.state_dict()))
+        if not here:
+            self._save(run, hold=not due)
+
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
         if run.checking and self.best is not None:
-            self._metric(run)
+            run.metrics.pick(self, "best", self.rule)
         if self._writer is None or self.best is None:
             return
         better, self._best_value = from_main(run, lambda: self._judge(run))
         if better:
             self._save(run, best=True)
+
+    @hookimpl
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """Save the state from before a validation that fails, and say from where to go on."""
+        if self._writer is None:
+            return
+        from detkernel_checkpoint._finite import NonFiniteError
+
+        try:
+            self._writer.settle(wait=True, then="and the run has failed")
+            if run.mode == "val":
+                self._writer.write_held()
+                self._writer.settle(wait=True, then="and the run has failed")
+        except NonFiniteError as another:
+            error.add_note(str(another))
+        error.add_note(self._way_on(run))
 
     @hookimpl
     def after_run(self, run: Run) -> None:
@@ -149,11 +187,19 @@ class Checkpoint:
         if self._writer is None:
             return
         if run.error is not None:
-            self._writer.settle(wait=True, then="and the run has failed")
             self._writer.close()
             return
-        self._writer.settle(wait=True, then=None)  # what could not be written is tried once more
-        here = self._saved == run.state_dict() and self._writer.failure is None
+        try:
+            self._save_end(run)
+        except UserError as error:
+            error.add_note(self._way_on(run))
+            raise
+
+    def _save_end(self, run: Run) -> None:
+        writer = self._writer
+        assert writer is not None
+        from_main(run, lambda: writer.settle(wait=True, then=None))  # what could not be written is tried once more
+        here = self._saved == run.state_dict() and writer.failure is None
         if not from_main(run, lambda: here):
             self._save(run)
         # Everybody waits: a launcher takes down what still runs when the first process has left.
@@ -171,18 +217,20 @@ class Checkpoint:
         best = state["best_value"]
         self._best_value = None if best is None else float(best)
 
-    def _save(self, run: Run, best: bool = False) -> None:
-        """All processes take part; the first one writes."""
+    def _save(self, run: Run, best: bool = False, hold: bool = False) -> None:
+        """All processes take part; the first one writes, or only keeps a copy to `hold`."""
         from detkernel_checkpoint._content import content, own_states
         from detkernel_checkpoint._folder import Entry
 
+        run.bus.publish("before_save", run=run)
         ranks = gathered(run, own_states(run))
-        if not best:
+        if not best and not hold:
             self._saved = run.state_dict()
         if run.is_main and self._writer is not None:
-            path = self._folder(run).name(run.iter, best)
-            self._writer.start(Entry(path, run.iter, best), content(run, ranks, self._origin))
-            if not self.asynchronous:
+            self._make_folder_again(run)
+            entry = Entry(self._folder(run).name(run.iter, best), run.iter, best)
+            (self._writer.hold if hold else self._writer.start)(entry, content(run, ranks, self._origin))
+            if not self.asynchronous and not hold:
                 self._writer.settle(wait=True, then=None if run.done else "training goes on")
 
     def _finish(self, run: Run) -> None:
@@ -190,26 +238,50 @@ class Checkpoint:
         assert self._writer is not None
         self._writer.close()
         if self._writer.failure is not None:
-            raise CheckpointError(
-                f"the run ended at iteration {run.iter}, but {self._writer.failure}. {self._writer.safety()}: "
-                "make room, and run again to go on from there"
-            )
+            raise CheckpointError(f"the run ended at iteration {run.iter}, but {self._writer.failure}")
 
     def _judge(self, run: Run) -> tuple[bool, float | None]:
         """Whether this validation is the best so far, and the best figure including it."""
-        assert self.best is not None
-        value, rule = self._metric(run), _rule_of(self.best) if self.rule == "auto" else self.rule
-        old = self._best_value
+        (value, rule), old = run.metrics.pick(self, "best", self.rule), self._best_value
         if math.isnan(value):
+            if not self._told_nan:
+                self._told_nan = True
+                run.log.warning("no checkpoint can be the best by %s: %s; see `best`", self.best, NAN)
             return False, old
-        better = old is None or (value > old if rule == "greater" else value < old)
+        better = old is None or (value > old if rule == "higher" else value < old)
         return better, value if better else old
 
-    def _metric(self, run: Run) -> float:
-        assert self.best is not None
-        if self.best not in run.metrics:
-            raise wrong(self, "best", f"no metric is named '{self.best}'{did_you_mean(self.best, run.metrics)}")
-        return float(run.metrics[self.best])
+    def _due_before_validation(self, run: Run) -> bool:
+        """Whether a save is due when this iteration ends, be it by the epoch that ends with it or by the run."""
+        if run.done:
+            return True
+        ends_epoch = run.batch == run.epoch_length and self.every is not None and self.every.unit == "epochs"
+        return ends_epoch and (run.epoch + 1) % self.every.count == 0  # type: ignore[union-attr]
+
+    def _way_on(self, run: Run) -> str:
+        """From where to go on after a failure, and what that costs."""
+        assert self._writer is not None
+        safe = self._writer.safe
+        if safe is None:
+            return f"No checkpoint of this run is in {relative(self._folder(run).path)}: running again starts afresh"
+        lost = run.iter - safe.iteration
+        again = f"; {lost} iteration{'s' * (lost > 1)} after it will run again" if lost > 0 else ""
+        return f"To go on from {relative(safe.path)}, of iteration {safe.iteration}, run again{again}"
+
+    def _make_folder_again(self, run: Run) -> None:
+        """A work dir that somebody removed is made again, and is this run's own again."""
+        folder = self._folder(run)
+        if folder.path.is_dir():
+            return
+        run.log.warning("%s is gone, with what was saved there: it is made again", relative(folder.path))
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        with suppress(OSError, UserError):  # what is in the way is reported when the checkpoint cannot be written
+            self._hold(run)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self._take_over(run, after=run.iter)
+            write_config(run)
 
     def _hold(self, run: Run) -> bool:
         """Keep other runs out of the folder; whether it is this run's own already, from before it was started again."""
@@ -231,13 +303,23 @@ class Checkpoint:
             self._lock.write(identity())
 
     def _load_weights(self, run: Run) -> None:
+        from detkernel_checkpoint import _finite
         from detkernel_checkpoint._weights import load_weights
 
         if self.load_from is not None:
             what = run.bare_model, self.load_from, self.allow_mismatch, run.classes
             run.log.info("loaded %s", load_weights(*what))
-        elif run.mode == "test":
-            run.log.warning("no checkpoint in %s: testing the model as it was built", relative(self._folder(run).path))
+        elif run.mode == "test" and self.resume != "never":
+            folder, key = self._folder(run).path, self._key(run)
+            raise CheckpointError(
+                f"{relative(folder)}: {'holds no checkpoint' if folder.is_dir() else 'no such folder'}, so there are "
+                "no weights to test. Give a checkpoint in place of the config, the run.work_dir of its run, or "
+                f"{key}.load_from=FILE; {key}.resume=never tests the model as it is built"
+            )
+        broken = list(_finite.broken_weights(run.bare_model.state_dict(), self._infinite))
+        if broken:
+            of = "the model as it is built" if self.load_from is None else f"{relative(self.load_from)}: it"
+            raise CheckpointError(f"{of} has weights that are not finite: {_finite.listed(broken)} NaN or infinite")
 
     def _folder(self, run: Run) -> Folder:
         from detkernel_checkpoint._folder import Folder
@@ -246,8 +328,3 @@ class Checkpoint:
 
     def _key(self, run: Run) -> str:
         return next(name for name, plugin in run.bus.plugins.items() if plugin is self)
-
-
-def _rule_of(metric: str) -> str | None:
-    name = metric.rsplit("/", 1)[-1]
-    return "less" if _LESS.search(name) else "greater" if _GREATER.search(name) else None

@@ -1,16 +1,37 @@
-"""Stops a run whose loss is no number."""
+"""Stops a run whose loss is not a finite number."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from detkernel import Run, UserError, hookimpl, option, plugin
-from detkernel.detection import Batch, Losses
+import attrs
+from detkernel import Run, UserError, hookimpl, option, plugin, state
+from detkernel.detection import Batch, ImageId, Losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@attrs.frozen
+class _Seen:
+    """The losses of an iteration, still on the device."""
+
+    iteration: int
+    names: Sequence[str]
+    values: Tensor
+    image_ids: Sequence[ImageId]
 
 
 @plugin
 class CheckInvalidLoss:
-    """Stop the run when a loss is NaN or infinite, before the weights are stepped with it."""
+    """Stop the run when a loss is NaN or infinite.
+
+    The losses of all iterations are looked at: those since the last look every `interval` iterations, and wherever the
+    run waits for the device anyway: at a line of the log, before a checkpoint is saved, before a validation and at the
+    end. So no checkpoint is written of what came behind an invalid loss.
+    """
 
     priority = "very_high"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
@@ -18,19 +39,73 @@ class CheckInvalidLoss:
     interval: int = option(
         default=50,
         at_least=1,
-        help="iterations between checks (each waits for the device); the first is always checked",
+        at_most=1000,
+        help="iterations between looks that wait for the device; the first iteration is always looked at, and these "
+        "looks come before the weights are stepped",
     )
 
+    _seen: list[_Seen] = state(factory=list)
+
     @hookimpl
-    def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
-        if run.iter != 1 and run.iter % self.interval:
+    def before_run(self) -> None:
+        self._seen.clear()
+
+    @hookimpl(wrapper=True)
+    def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> Generator[None, None, None]:
+        self._keep(run, batch, losses)
+        if run.iter == 1 or run.iter % self.interval == 0 or run.iter >= run.max_iters:
+            self._look(run.iter)
+        yield
+        if run.stop_reason is not None:
+            self._look(run.iter + 1)
+
+    @hookimpl(optionalhook=True)
+    def after_log_line(self, run: Run) -> None:
+        self._look(run.iter + 1)
+
+    @hookimpl(optionalhook=True)
+    def before_save(self, run: Run) -> None:
+        self._look(run.iter + 1)
+
+    @hookimpl(tryfirst=True)
+    def before_val_epoch(self, run: Run) -> None:
+        self._look(run.iter + 1)
+
+    def _keep(self, run: Run, batch: Batch, losses: Losses) -> None:
+        import torch
+
+        names = [name for name in losses if "loss" in name]
+        if names:
+            values = torch.stack([losses[name].detach() for name in names])  # a copy: graphs reuse their outputs
+            self._seen.append(_Seen(run.iter, names, values, batch.image_ids))
+
+    def _look(self, not_stepped: int) -> None:
+        """Raise UserError for the first invalid loss since the last look; one transfer from the device for them all.
+
+        `not_stepped`: the first iteration whose step has not been taken.
+        """
+        if not self._seen:
             return
-        values = {name: float(value.detach()) for name, value in losses.items() if "loss" in name}
-        wrong = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
-        if wrong:
-            pictures = ", ".join(map(str, batch.image_ids))
-            raise UserError(
-                f"iteration {run.iter}: {', '.join(wrong)} (pictures {pictures}). Most often the learning rate is too "
-                "high: lower it, lengthen the schedule's warmup, or give the optimizer a clip_norm. "
-                "The weights were not stepped with it"
-            )
+        import torch
+
+        seen = self._seen[:]
+        self._seen.clear()
+        values = iter(torch.cat([one.values.flatten() for one in seen]).tolist())
+        for one in seen:
+            wrong = [f"{name} is {value}" for name in one.names if not math.isfinite(value := next(values))]
+            if wrong:
+                raise UserError(_message(one, wrong, not_stepped - one.iteration))
+
+
+def _message(seen: _Seen, wrong: Sequence[str], steps: int) -> str:
+    images = ", ".join(map(str, seen.image_ids))
+    since = (
+        "The weights were not stepped with it"
+        if steps == 0
+        else f"{steps} iteration{'s' * (steps > 1)} went on with it before it was seen, and cannot be used"
+    )
+    return (
+        f"iteration {seen.iteration}: {', '.join(wrong)} (images {images}). {since}. Most often the learning rate is "
+        "too high: lower it, lengthen the schedule's warmup, or give the optimizer a clip_norm; or an annotation of "
+        "these images is wrong"
+    )

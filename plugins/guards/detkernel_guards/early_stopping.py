@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
-from detkernel.errors import did_you_mean
+from detkernel.metrics import NAN, Better
 
 
 @plugin
@@ -19,10 +19,11 @@ class EarlyStopping:
     metric: str = option(help="name of the metric, such as coco/bbox_mAP")
     patience: int = option(default=5, at_least=1, help="validations without improvement that are waited for")
     min_delta: float = option(default=0.0, at_least=0, help="what counts as an improvement must be more than this")
-    rule: Literal["greater", "less"] = option(default="greater", help="which is better")
+    rule: Better | None = option(default=None, help="which is better; null: what the metric's evaluator says")
 
     _best: float | None = state(default=None)
     _waited: int = state(default=0)
+    _told_nan: bool = state(default=False)
     _run: Any = state(default=None)
 
     @hookimpl
@@ -35,14 +36,14 @@ class EarlyStopping:
     def after_val_epoch(self, run: Run) -> None:
         if run.mode == "test":
             return
-        if self.metric not in run.metrics:
-            hint = did_you_mean(self.metric, run.metrics)
-            raise wrong(self, "metric", f"no metric is named '{self.metric}'{hint}")
+        value, better = run.metrics.pick(self, "metric", self.rule)
         if run.checking:
             return
-        value = float(run.metrics[self.metric])
+        if math.isnan(value) and run.is_main and not self._told_nan:
+            run.log.warning("early stopping counts a validation without improvement of %s: %s", self.metric, NAN)
+            self._told_nan = True
         gain = 0.0 if self._best is None else value - self._best
-        if self.rule == "less":
+        if better == "lower":
             gain = -gain
         if not math.isnan(value) and (self._best is None or gain > self.min_delta):
             self._best, self._waited = value, 0

@@ -41,7 +41,7 @@ def test_an_invalid_loss_stops_the_run_before_the_weights_are_stepped(value, tmp
             kept["finite"] = all(bool(p.isfinite().all()) for p in run.model.parameters())
 
     plugins = {"break": breaking(4, value), "check": CheckInvalidLoss(interval=2), "keep": Keep()}
-    with pytest.raises(UserError, match=r"iteration 4: loss_bbox is -?(nan|inf) \(pictures \d, \d\)"):
+    with pytest.raises(UserError, match=r"iteration 4: loss_bbox is -?(nan|inf) \(images \d, \d\)"):
         tiny_run(plugins, work_dir=tmp_path, until="8 iters")
     assert kept["finite"]
 
@@ -102,7 +102,7 @@ def test_early_stopping_waits_and_stops(tmp_path):
 
         @hookimpl
         def after_val_epoch(self, run):
-            run.metrics["mAP"] = next(figures)
+            run.metrics.publish("mAP", next(figures), better="higher")
 
     run = tiny_run(
         {"score": Score(), "stop": EarlyStopping(metric="mAP", patience=3)},
@@ -259,7 +259,7 @@ class Score:
 
     @hookimpl
     def after_val_epoch(self, run):
-        run.metrics["mAP"] = 0.5
+        run.metrics.publish("mAP", 0.5, better="higher")
 
 
 def test_a_run_that_stopped_early_is_finished_for_good(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from detkernel import Run, hookimpl, option, plugin, state
+from detkernel import Run, hookimpl, hookspec, option, plugin, state
 from detkernel.detection import Losses
 
 from detkernel_logging import _lines
@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from detkernel_logging._meter import Meter
 
 
+class LogEvents:
+    """Events around the log."""
+
+    @hookspec
+    def after_log_line(self, run: Run) -> None:
+        """A training line was logged. Fires on every process; the device has just been waited for."""
+
+
 @plugin
 class Log:
     """Log losses, figures and messages to the console, to files, and wherever else a sink writes."""
 
     priority = "very_low"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+    events: ClassVar[type] = LogEvents
     state_per_rank: ClassVar[bool] = True
     """Every process has sums of its own until a line is due."""
 
@@ -94,6 +103,7 @@ class Log:
         times = self._progress.take()
         if run.is_main:
             self._say_train(run, means, times)
+        run.bus.publish("after_log_line", run=run)
 
     @hookimpl(wrapper=True, specname="after_train_iter")
     def _after_train_iter_of_all(self) -> Generator[None, None, None]:
