@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from detkernel.errors import did_you_mean
 
-from detkernel_data._report import Problems, counted, tally
+from detkernel_data._report import Problems, counted, first, note, tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from detkernel_data._table import Table
 
 IGNORED = -1
+
+
+def rename_classes(table: Table, names: Mapping[str, str]) -> None:
+    """Give classes other names; those that get one name are merged. Raises `DataError` for a name that is not there."""
+    if not names:
+        return
+    declared = list(table.declared())
+    problems = Problems(table.source)
+    for name in names:
+        if name not in declared:
+            near = did_you_mean(name, declared)
+            problems.add(
+                f"{table.source}: `rename_classes` names '{name}', which the annotations do not have"
+                f"{near if '?' in near else ''}; they have: {', '.join(first(declared)) or 'no class'}"
+            )
+    problems.stop()
+    table.names = [names.get(name, name) for name in table.names]
+    renamed = list(dict.fromkeys(names.get(name, name) for name in declared))
+    table.declared = lambda: renamed
 
 
 def match_classes(
@@ -40,6 +59,7 @@ def match_classes(
     else:
         classes = tuple(wanted)
         _check_known(table, counts, [] if may_lack else classes, named)
+    _check_text(table, classes)
     if ignored != "others":
         _check_listed(table, counts, classes, named)
     left_out = sorted((name, count) for name, count in counts.items() if name not in classes)
@@ -49,9 +69,36 @@ def match_classes(
     absent = [name for name in classes if name not in counts]
     if absent:
         notes.append(f"no object here of {', '.join(absent)}")
+    notes += _alike(classes)
     position = {name: label for label, name in enumerate(classes)}
     labels = np.fromiter((position.get(name, IGNORED) for name in table.names), np.int64, len(table.names))
     return classes, labels
+
+
+def _check_text(table: Table, classes: Sequence[str]) -> None:
+    """Names that nobody can read, or that no file of UTF-8 can hold, would end a run when they are written."""
+    problems = Problems(table.source)
+    for name in classes:
+        if not name.strip() or any("\ud800" <= char <= "\udfff" for char in name):
+            what = "consists of blanks" if not name.strip() else "has half of a surrogate pair, which is not text"
+            problems.add(
+                f"{table.source}: the class name {name!a} {what}; give it another in the file, or with `rename_classes`"
+            )
+    problems.stop()
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Remarks on classes that are probably one."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(" ".join(name.casefold().split()), []).append(name)
+    alike = [", ".join(f"'{name}'" for name in group) for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    return [note("classes that differ in case or blanks alone are taken for different ones", alike, _MERGE)]
+
+
+_MERGE = "`rename_classes: {OLD: NEW}` merges them"
 
 
 def _check_known(table: Table, counts: Counter[str], wanted: Sequence[str], ignored: Sequence[str]) -> None:

@@ -6,18 +6,23 @@ import json
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from detkernel import DataError
 from detkernel.detection import ImageId
-from detkernel.errors import relative
+from detkernel.errors import did_you_mean, relative
+from detkernel.files import open_regular
 
 from detkernel_data._json import Entry, is_number
-from detkernel_data._pictures import Listing, scan
-from detkernel_data._report import Problems
-from detkernel_data._table import Table
+from detkernel_data._near import Near
+from detkernel_data._pictures import SUFFIXES, Listing, scan
+from detkernel_data._report import Problems, counted, note
+from detkernel_data._rle import mask_box
+from detkernel_data._table import Box, Table
 
 
 class Category(NamedTuple):
@@ -25,19 +30,38 @@ class Category(NamedTuple):
     keypoints: tuple[str, ...]
 
 
-def read(path: Path, images: Path, *, masks: bool) -> tuple[Table, dict[str, int], tuple[str, ...]]:
+class Form(NamedTuple):
+    """How the file is to be read, by the options of the data set."""
+
+    masks: bool
+    bbox: Literal["xywh", "xyxy", "cxcywh"]
+    fractions: bool
+    evaluate_ignored: bool
+
+
+def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], tuple[str, ...]]:
     """Everything that the file says, its category ids by name, and the names of the keypoints.
 
     Raises `DataError` with all problems found.
     """
     source = relative(path)
-    data = Entry(source, _parse(path, masks))
+    data = Entry(source, _parse(path, form.masks))
     categories = _categories(data, source)
     keypoint_names = _keypoint_names(categories, source)
-    table = _empty_table(source, [categories[number].name for number in sorted(categories)])
+    table = _empty_table(source, [categories[number].name for number in sorted(categories)], form)
     positions = _add_images(table, data, images)
-    _Objects(table, categories, positions, len(keypoint_names), masks).add_all(data.list("annotations"))
-    return table, {category.name: number for number, category in categories.items()}, keypoint_names
+    _Objects(table, categories, positions, len(keypoint_names), form).add_all(_annotations(data, len(positions)))
+    _report_unused(table, data)
+    return table, {categories[number].name: number for number in sorted(categories)}, keypoint_names
+
+
+def _annotations(data: Entry, images: int) -> list[Any]:
+    if data.fields.get("annotations") is None:
+        raise DataError(
+            f"{data.place}: `annotations` is missing: the file lists {counted(images, 'image')} and no objects, as the "
+            "files of test images without annotations do; training and evaluation need objects"
+        )
+    return data.list("annotations")
 
 
 def _parse(path: Path, masks: bool) -> Any:
@@ -45,17 +69,17 @@ def _parse(path: Path, masks: bool) -> Any:
 
     def pack(fields: dict[str, Any]) -> dict[str, Any]:
         polygons = fields.get("segmentation")
-        if not masks:
+        if not masks and fields.get("bbox"):
             fields.pop("segmentation", None)
         elif type(polygons) is list:
             try:
-                fields["segmentation"] = [array("d", part) for part in polygons]
+                fields["segmentation"] = [array("d", part) for part in polygons if part != []]
             except (TypeError, OverflowError):  # told when the annotation is checked
                 return fields
         return fields
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_regular(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig") as file:
             return json.load(file, object_hook=pack)
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
@@ -71,19 +95,24 @@ def _unreadable(path: Path, error: OSError) -> str:
     if not isinstance(error, FileNotFoundError):
         return f"{relative(path)}: the annotations cannot be read ({error.strerror})"
     above = next((parent for parent in path.parents if parent.is_dir()), Path())
-    there = sorted(entry.name for entry in above.iterdir())[:12]
-    return f"{relative(path)}: there is no such file; {relative(above)} has {', '.join(there) or 'nothing in it'}"
+    there = sorted(entry.name for entry in above.iterdir())
+    near = Near(path.parent).hint(path.name) if path.parent.is_dir() else did_you_mean(path.name, there[:2000])
+    if "?" in near or near.startswith(";"):
+        return f"{relative(path)}: there is no such file{near}"
+    return f"{relative(path)}: there is no such file; {relative(above)} has {', '.join(there[:12]) or 'nothing in it'}"
 
 
 def _categories(data: Entry, source: str) -> dict[int, Category]:
     found: dict[int, Category] = {}
+    names: set[str] = set()
     for index, value in enumerate(data.list("categories")):
         entry = Entry(f"{source}: categories[{index}]", value)
         number, name = entry.integer("id"), entry.text("name")
         if number in found:
             raise DataError(f"{source}: category id {number} is given to '{found[number].name}' and to '{name}'")
-        if any(name == other.name for other in found.values()):
+        if name in names:
             raise DataError(f"{source}: two categories are called '{name}'; classes are matched by name, so rename one")
+        names.add(name)
         points = entry.list("keypoints") if "keypoints" in entry.fields else []
         found[number] = Category(name, tuple(map(str, points)))
     return found
@@ -97,7 +126,7 @@ def _keypoint_names(categories: Mapping[int, Category], source: str) -> tuple[st
     return kinds.pop() if kinds else ()
 
 
-def _empty_table(source: str, declared: list[str]) -> Table:
+def _empty_table(source: str, declared: list[str], form: Form) -> Table:
     table: Table
 
     def where(index: int) -> str:
@@ -110,6 +139,10 @@ def _empty_table(source: str, declared: list[str]) -> Table:
         declared=lambda: declared,
         where=where,
         where_picture=lambda index: f"{source}: image {table.image_ids[index]}",
+        fractions=form.fractions,
+        fractions_advice="Set `bbox_unit: fractions`",
+        corners_advice="" if form.bbox != "xywh" else "Set `bbox_format: xyxy` if they are",
+        masks_advice="; where only boxes are trained, `masks: false` reads none",
         area=[],
         crowd=[],
         ids=[],
@@ -123,7 +156,7 @@ def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
     positions: dict[ImageId, int] = {}
     ids: set[str] = set()  # 7 and "7" are one: in results, ids are often text
     seen: dict[str, ImageId] = {}
-    is_there = Listing()
+    is_there, near = Listing(), Near(folder, "image_folder", SUFFIXES)
     with scan(folder, "pictures"):
         pass  # a missing folder is one problem, not one a picture
     for index, value in enumerate(data.list("images")):
@@ -137,7 +170,8 @@ def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
                 raise DataError(f"{entry.place}: '{name}' is image {seen[name]} already; merge the two")
             path = os.path.join(folder, name)  # noqa: PTH118 - a path object for each picture takes seconds
             if not is_there(path):
-                raise DataError(f"{entry.place}: the picture {relative(path)} is missing")
+                hint = "" if problems.full else near.hint(name)
+                raise DataError(f"{entry.place}: the picture {relative(path)} is missing{hint}")
             ids.add(str(number))
             seen[name] = number
             positions[number] = table.add_picture(number, path, *_size(entry))
@@ -163,15 +197,19 @@ class _Objects:
         categories: Mapping[int, Category],
         positions: Mapping[ImageId, int],
         keypoints: int,
-        masks: bool,
+        form: Form,
     ) -> None:
         self.table = table
         self.categories = categories
         self.positions = positions
         self.ids: set[int] = set()
         self.keypoint_count = keypoints
-        self.masks: list[Any] | None = [] if masks else None
+        self.form = form
+        self.masks: list[Any] | None = [] if form.masks else None
         self.keypoints: list[Sequence[float]] | None = [] if keypoints else None
+        self.ignored: list[bool] = []
+        self.difficult: list[bool] = []
+        self.without_box: list[str] = []
 
     def add_all(self, annotations: Sequence[Any]) -> None:
         problems = Problems(self.table.source)
@@ -185,6 +223,29 @@ class _Objects:
         problems.stop()
         self.table.keypoints = self.keypoints
         self.table.masks = self.masks if self.masks and any(self.masks) else None
+        self._report()
+
+    def _report(self) -> None:
+        """Flags that change what an object counts for are used, and said to be."""
+        table = self.table
+        if self.without_box:
+            table.notes.append(
+                note(f"{counted(len(self.without_box), 'box')} not in the file, taken from the mask", self.without_box)
+            )
+        if any(self.difficult):
+            table.difficult = self.difficult
+        places = [table.where(number) for number, flag in enumerate(self.ignored) if flag]
+        if not places:
+            return
+        if self.form.evaluate_ignored:
+            table.untrained = self.ignored
+            how = "not trained on; evaluation counts them, as pycocotools does"
+            remedy = "`evaluate_ignored: false` counts them neither as missed nor what is found there as wrong"
+        else:
+            hard = self.difficult
+            table.difficult = [one or other for one, other in zip(self.ignored, hard, strict=True)]
+            how, remedy = "neither trained on nor counted in evaluation", "`evaluate_ignored: true` counts them"
+        table.notes.append(note(f"{counted(len(places), 'object')} with `ignore` set: {how}", places, remedy))
 
     def _add(self, entry: Entry) -> None:
         number = entry.integer("id")
@@ -192,22 +253,51 @@ class _Objects:
             raise DataError(f"{entry.place}: two annotations have this id; expected each once")
         picture = self.positions.get(image := entry.identity("image_id"))
         if picture is None:
-            raise DataError(f"{entry.place}: `image_id`: there is no image {image!r} in the file")
+            raise DataError(
+                f"{entry.place}: `image_id`: there is no image {image!r} in the file{self._other_type(image)}"
+            )
         category = self.categories.get(category_id := entry.integer("category_id"))
         if category is None:
             known = ", ".join(map(str, sorted(self.categories)[:12]))
             raise DataError(f"{entry.place}: `category_id`: there is no category {category_id} (there are {known})")
-        x, y, width, height = map(float, entry.numbers("bbox", 4))
+        mask = entry.fields.get("segmentation")
+        box = self._box(entry, mask)
         area = entry.fields.get("area")
         if area is not None and (not is_number(area) or area < 0):
             raise entry.wrong("area", "a number of at least 0", area)
-        crowd = entry.fields.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise entry.wrong("iscrowd", "0 or 1", crowd)
-        mask, keypoints = entry.fields.get("segmentation"), self._keypoints(entry, category)
+        crowd, ignore, difficult = (_flag(entry, name) for name in ("iscrowd", "ignore", "difficult"))
+        keypoints = self._keypoints(entry, category)
         self.ids.add(number)
-        self._append(number, bool(crowd), math.nan if area is None else float(area), mask, keypoints)
-        self.table.add_object(picture, category.name, (x, y, x + width, y + height))
+        self.ignored.append(ignore)
+        self.difficult.append(difficult)
+        self._append(number, crowd, math.nan if area is None else float(area), mask, keypoints)
+        self.table.add_object(picture, category.name, box)
+
+    def _box(self, entry: Entry, mask: Any) -> Box:
+        """xyxy; where the file has none, that of the mask."""
+        if mask and not entry.fields.get("bbox"):
+            box = mask_box(mask)
+            if box is None:
+                raise DataError(f"{entry.place}: `bbox` is missing, and its segmentation gives none")
+            self.without_box.append(entry.place)
+            return box
+        x, y, width, height = map(float, entry.numbers("bbox", 4))
+        if self.form.bbox == "xyxy":
+            return x, y, width, height
+        if self.form.bbox == "cxcywh":
+            x, y = x - width / 2, y - height / 2
+        return x, y, x + width, y + height
+
+    def _other_type(self, image: ImageId) -> str:
+        """What to say where the image is there under an id of the other type."""
+        other: ImageId = str(image)
+        if isinstance(image, str):
+            try:
+                other = int(image)
+            except ValueError:
+                return ""
+        known = other in self.positions
+        return f", but there is {other!r}: a number is not text; write both in one way" if known else ""
 
     def _append(self, number: int, crowd: bool, area: float, mask: Any, keypoints: Sequence[float]) -> None:
         table = self.table
@@ -232,3 +322,51 @@ class _Objects:
         if not set(points[2::3]) <= {0, 1, 2}:
             raise DataError(f"{entry.place}: `keypoints`: expected a visibility of 0, 1 or 2 in every third place")
         return array("d", points)
+
+
+def _flag(entry: Entry, name: str) -> bool:
+    value = entry.fields.get(name)
+    if value is not None and value not in (0, 1):
+        raise entry.wrong(name, "0 or 1", value)
+    return bool(value)
+
+
+_USED = {
+    "images": {"id", "file_name", "width", "height"},
+    "annotations": {
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "difficult", "segmentation"),
+        *("keypoints", "num_keypoints"),
+    },
+    "categories": {"id", "name", "keypoints"},
+    "": {"images", "annotations", "categories"},
+}
+_MEAN_NOTHING = {
+    *("info", "licenses", "license", "type", "url", "flickr_url", "flickr_640_url", "coco_url", "date_captured"),
+    *("supercategory", "skeleton", "color", "synset", "def", "synonyms", "frequency", "image_count", "instance_count"),
+}
+"""Where images come from, and what COCO and LVIS say of categories for people."""
+_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def _report_unused(table: Table, data: Entry) -> None:
+    """Fields that are not read, since one of them may change what the others mean."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for part, used in _USED.items():
+        known = used | _MEAN_NOTHING
+        for fields in data.fields[part] if part else [data.fields]:
+            if not known.issuperset(fields):
+                counts.update((part, name) for name in set(fields) - known if fields[name] not in (None, "", [], {}))
+    lvis = max((counts.pop(("images", name), 0) for name in _LVIS), default=0)
+    if lvis:
+        table.notes.append(
+            note(
+                f"`neg_category_ids` and `not_exhaustive_category_ids` of {counted(lvis, 'image')}, as LVIS has them, "
+                "are not used: a detection of a class that was not annotated in an image counts as wrong, while LVIS's "
+                "own evaluation passes over it"
+            )
+        )
+    if counts:
+        named = [
+            f"`{name}`" + (f" of {number} {part}" if part else "") for (part, name), number in sorted(counts.items())
+        ]
+        table.notes.append(note("fields that are not used", named))

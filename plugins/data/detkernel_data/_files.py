@@ -25,10 +25,21 @@ class FileDataset(Dataset):
     )
     bad_boxes: Literal["clip", "drop", "error"] = option(
         default="clip",
-        help="a box more than a pixel out of its picture is cut to it, dropped, or an error; one without area in it is "
-        "dropped, or an error; all are counted",
+        help="for training, a box more than a pixel out of its picture is cut to it, dropped, or an error; one without "
+        "area in it is dropped, or an error; all are counted. Evaluation takes every box as it is in the file",
     )
-    keep_empty: bool = option(default=True, help="keep pictures without an object; false suits training")
+    duplicates: Literal["keep", "drop", "error"] = option(
+        default="keep", help="an object with the class and box of another in its image: counted in each case"
+    )
+    rename_classes: dict[str, str] = option(
+        factory=dict, help="other names for classes, by those in the files; classes that get one name are merged"
+    )
+    keep_empty: bool = option(
+        default=True, help="keep images without an object; the loader's `skip_empty` is what training goes by"
+    )
+    allow_no_objects: bool = option(
+        default=False, help="take a data set that has images and not one object: background, for a `concat` say"
+    )
     min_side: int = option(default=0, at_least=0, help="drop pictures whose shorter side is below this, in pixels")
     check_pictures: bool = option(
         default=True, help="compare every picture's stated size with its file while loading, else when it is decoded"

@@ -1,12 +1,50 @@
-"""Mistakes in data, collected: what is wrong is told with its first places and a count, never one at a time."""
+"""Mistakes and remarks about data, collected: each kind is told once, with a count and its first places."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from detkernel import DataError
+from detkernel.files import write_atomic
 
 SHOWN = 10
+"""Problems that an error lists."""
+EXAMPLES = 3
+"""Places that a warning names; a file in the work dir has all."""
+
+
+class Note(str):
+    """A warning: a count, three examples, and the option that changes it. `places` are all of them."""
+
+    __slots__ = ("places",)
+    places: Sequence[str]
+
+    def __new__(cls, text: str, places: Sequence[str] = ()) -> Note:
+        note = super().__new__(cls, text)
+        note.places = places
+        return note
+
+    def inside(self, prefix: str) -> Note:
+        """The same, said of a part."""
+        return Note(f"{prefix}: {self}", self.places)
+
+
+def note(what: str, places: Sequence[str] = (), remedy: str = "", shown: Sequence[str] | None = None) -> Note:
+    """`what: place; place; place; and 4 more (remedy)`. `shown`: the first places in a form to be read."""
+    examples = list(places if shown is None else shown)[:EXAMPLES]
+    rest = len(places) - len(examples)
+    listed = "; ".join([*examples, *([f"and {rest} more"] if rest > 0 else [])])
+    return Note(f"{what}{': ' if listed else ''}{listed}{f' ({remedy})' if remedy else ''}", places)
+
+
+def write_places(path: Path, notes: Iterable[str], within: Path) -> bool:
+    """Write every place of those notes that could not name all; whether there was one. Raises OSError."""
+    long = [(one, one.places) for one in notes if isinstance(one, Note) and len(one.places) > EXAMPLES]
+    if long:
+        text = "\n".join("\n  ".join([str(one), *places]) for one, places in long)
+        write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"), within)
+    return bool(long)
 
 
 class Problems:
@@ -14,17 +52,25 @@ class Problems:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._found: list[str] = []
+        self._first: list[str] = []
+        self._count = 0
 
     def add(self, problem: str) -> None:
-        self._found.append(problem)
+        self._count += 1
+        if len(self._first) < SHOWN:
+            self._first.append(problem)
+
+    @property
+    def full(self) -> bool:
+        """Whether another one would only be counted: no need to find words for it."""
+        return self._count >= SHOWN
 
     def stop(self) -> None:
-        if len(self._found) == 1:
-            raise DataError(self._found[0])
-        if self._found:
-            lines = "\n  ".join(first(self._found))
-            raise DataError(f"{self.source}: {len(self._found)} problems\n  {lines}")
+        if self._count == 1:
+            raise DataError(self._first[0])
+        if self._count:
+            rest = [f"and {self._count - SHOWN} more"] if self._count > SHOWN else []
+            raise DataError("\n  ".join([f"{self.source}: {self._count} problems", *self._first, *rest]))
 
 
 def first(items: Sequence[str]) -> list[str]:

@@ -45,6 +45,32 @@ def mask_area(mask: Any) -> float:
     return total
 
 
+def mask_box(mask: Any) -> tuple[float, float, float, float] | None:
+    """The smallest xyxy box around a segmentation; None for one that has none, or that is not sound."""
+    if isinstance(mask, dict):
+        size = mask.get("size")
+        if not isinstance(size, list) or len(size) != 2 or mask_problem(mask, *size):
+            return None
+        counts = mask["counts"]
+        runs = np.array(decode_counts(counts) if isinstance(counts, str) else counts, dtype=np.int64)
+        ends = runs.cumsum()
+        starts, ends = ends[0:-1:2], ends[1::2]
+        filled = ends > starts
+        if not filled.any():
+            return None
+        first, last = starts[filled], ends[filled] - 1
+        one_column = first // size[0] == last // size[0]  # a run over several columns has rows from top to bottom
+        top, bottom = np.where(one_column, first % size[0], 0), np.where(one_column, last % size[0], size[0] - 1)
+        return float(first[0] // size[0]), float(top.min()), float(last[-1] // size[0] + 1), float(bottom.max() + 1)
+    if not isinstance(mask, list) or not all(isinstance(part, array) and len(part) % 2 == 0 for part in mask):
+        return None
+    points = np.concatenate([np.frombuffer(part).reshape(-1, 2) for part in mask]) if mask else np.zeros((0, 2))
+    if not len(points) or not np.isfinite(points).all() or np.abs(points).max() > 2**53:
+        return None
+    low, high = points.min(0), points.max(0)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
 def _runs_problem(mask: Mapping[str, Any], height: int, width: int) -> str | None:
     size, counts = mask.get("size"), mask.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):

@@ -1,11 +1,10 @@
-"""From what a reader found to flat arrays: classes matched, sizes checked, boxes mended, pictures chosen.
+"""From what a reader found to flat arrays: classes matched, sizes checked, boxes cleaned, pictures chosen.
 
 Whatever is left out on the way is told in the notes, one line a reason, with its count and its first places.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,10 @@ from detkernel import DataError
 from detkernel.errors import relative
 
 from detkernel_data._annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
-from detkernel_data._classes import match_classes
+from detkernel_data._boxes import check_units, clean_boxes, find_duplicates, pixel_boxes, report_duplicates
+from detkernel_data._classes import match_classes, rename_classes
 from detkernel_data._pictures import Header, read_headers, size_text
-from detkernel_data._report import Problems, counted, first
+from detkernel_data._report import EXAMPLES, Problems, counted, note
 from detkernel_data._rle import mask_area, mask_problem
 
 if TYPE_CHECKING:
@@ -25,37 +25,49 @@ if TYPE_CHECKING:
     from detkernel_data._files import FileDataset
     from detkernel_data._table import Table
 
-ROUNDING = 0.01
-"""Pixels out of the picture that are not worth a word: COCO's files round to hundredths."""
-SLIP = 1.0
-"""Pixels out of the picture that come from counting from 0 instead of 1, or from rounding: always clipped."""
-
 
 def settle(
     table: Table, rules: FileDataset, class_names: Sequence[str] | None, *, may_lack: bool
 ) -> tuple[FlatAnnotations, tuple[str, ...], list[str]]:
     """(annotations, classes, notes) of what the rules keep. Raises `DataError`, also when they keep nothing."""
-    notes: list[str] = []
+    notes: list[str] = [*table.notes]
     if not table.files:
         raise DataError(f"{table.source}: there is no picture in it")
+    rename_classes(table, rules.rename_classes)
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
     measure(table, rules, notes)
     raw = pixel_boxes(table)
+    check_units(table, raw, notes)
     check_masks(table)
-    clean, usable = clean_boxes(table, raw, labels >= 0, rules.bad_boxes, notes)
+    repeated = find_duplicates(table, raw, labels)
+    report_duplicates(table, repeated, rules.duplicates, notes)
+    chosen = (labels >= 0) & ~(repeated & (rules.duplicates == "drop"))
+    clean, usable = clean_boxes(table, raw, chosen, rules.bad_boxes, notes)
+    if table.untrained is not None:
+        usable &= ~np.asarray(table.untrained, dtype=bool)
     kept = choose_pictures(table, usable, rules, notes)
-    picture = np.asarray(table.picture, dtype=np.int64)
-    chosen = (labels >= 0) & kept[picture]
-    if not (usable & chosen).any():
-        reasons = "".join(f"\n  {note}" for note in notes) or "\n  the annotations have no object at all"
-        raise DataError(f"{table.source}: no object is left of {len(picture)}, in {len(kept)} pictures:{reasons}")
+    chosen &= kept[np.asarray(table.picture, dtype=np.int64)]
+    if not ((usable & chosen).any() or (rules.allow_no_objects and kept.any())):
+        raise DataError(_nothing_left(table, kept, notes))
     return build(table, raw, clean, labels, chosen, usable, kept), classes, notes
+
+
+def _nothing_left(table: Table, kept: NDArray[np.bool_], notes: Sequence[str]) -> str:
+    reasons = "".join(f"\n  {one}" for one in notes) or "\n  the annotations have no object at all"
+    advice = ""
+    if kept.any():
+        advice = (
+            "\n  `allow_no_objects: true` takes images without one object, as a part of a `concat` say; the loader "
+            "trains on such images with `skip_empty: false`"
+        )
+    return f"{table.source}: no object is left of {len(table.picture)}, in {len(kept)} pictures:{reasons}{advice}"
 
 
 def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
     """Compare the stated sizes with the pictures' own, and fill in those that are not stated."""
     problems = Problems(table.source)
-    unstated, rotated = [], []
+    unstated: list[str] = []
+    turned: list[str] = []
     apply_exif = rules.exif_orientation == "apply"
     chosen = [i for i, height in enumerate(table.heights) if rules.check_pictures or height == 0]
     for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
@@ -64,18 +76,25 @@ def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
             continue
         found = header.upright() if apply_exif else (header.height, header.width)
         stated = table.heights[index], table.widths[index]
-        if header.orientation != 1 and not apply_exif:
-            rotated.append(relative(table.files[index]))
+        if header.orientation != 1:
+            turned.append(table.files[index])
         if stated == (0, 0):
             table.heights[index], table.widths[index] = found
             unstated.append(table.where_picture(index))
         elif stated != found:
-            problems.add(_size_problem(table, index, header, apply_exif))
+            problems.add("" if problems.full else _size_problem(table, index, header, apply_exif))
     problems.stop()
     if unstated and len(unstated) < len(table.files):
-        notes.append(f"{counted(len(unstated), 'picture')} of no stated size, taken from the file: {_list(unstated)}")
-    if rotated:
-        notes.append(f"{counted(len(rotated), 'picture')} with an EXIF orientation, ignored: {_list(rotated)}")
+        notes.append(note(f"{counted(len(unstated), 'picture')} of no stated size, taken from the file", unstated))
+    if turned:
+        done = "turned upright" if apply_exif else "taken as stored"
+        remedy = (
+            "`exif_orientation: ignore` takes them as stored"
+            if apply_exif
+            else "`exif_orientation: apply` turns them upright, which is how most tools show them when boxes are drawn"
+        )
+        what = f"{counted(len(turned), 'picture')} with an EXIF orientation {done}"
+        notes.append(note(what, turned, remedy, shown=_shown(turned)))
 
 
 def check_masks(table: Table) -> None:
@@ -85,54 +104,24 @@ def check_masks(table: Table) -> None:
         picture = table.picture[number]
         problem = mask_problem(mask, table.heights[picture], table.widths[picture])
         if problem:
-            problems.add(f"{table.where(number)}: its segmentation: {problem}")
+            problems.add(
+                "" if problems.full else f"{table.where(number)}: its segmentation: {problem}{table.masks_advice}"
+            )
     problems.stop()
-
-
-def pixel_boxes(table: Table) -> NDArray[np.float64]:
-    """[M, 4] the boxes as the files have them, in pixels; the masks are brought to pixels in place."""
-    boxes = np.array(table.boxes, dtype=np.float64).reshape(-1, 4)
-    if table.fractions:
-        sizes = _sizes(table)
-        boxes *= np.tile(sizes, 2)
-        _scale_masks(table, sizes)
-    return boxes
-
-
-def clean_boxes(
-    table: Table, boxes: NDArray[np.float64], chosen: NDArray[np.bool_], policy: str, notes: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The boxes cut to their pictures, and which of the chosen objects can be used.
-
-    Raises `DataError` for the first that cannot, where the policy says so.
-    """
-    sizes = _sizes(table)
-    clipped = np.clip(boxes, 0, np.tile(sizes, 2))
-    flat = chosen & _without_area(boxes)
-    outside = chosen & ~flat & _without_area(clipped)
-    reach = np.abs(boxes - clipped).max(1, initial=0)
-    inside = chosen & ~flat & ~outside
-    slips = inside & (reach > ROUNDING) & (reach <= SLIP)
-    sticking_out = inside & (reach > SLIP)
-
-    for which, reason in ((flat, "without area"), (outside, "outside its picture")):
-        _report(table, which, boxes, reason, "error" if policy == "error" else "drop", notes)
-    _report(table, sticking_out, boxes, "reaching out of its picture", policy, notes)
-    _report(table, slips, boxes, "reaching out of its picture by a pixel or less", "clip", notes)
-
-    return clipped, inside if policy == "clip" else inside & ~sticking_out
 
 
 def choose_pictures(table: Table, usable: NDArray[np.bool_], rules: FileDataset, notes: list[str]) -> NDArray[np.bool_]:
     """Which pictures stay."""
     heights, widths = np.asarray(table.heights), np.asarray(table.widths)
     kept: NDArray[np.bool_] = np.minimum(heights, widths) >= rules.min_side
-    _report_pictures(table, ~kept, f"dropped, a side of less than {rules.min_side} pixels", notes)
+    _report_pictures(table, ~kept, f"dropped, a side of less than {rules.min_side} pixels", "`min_side`", notes)
     objects = np.bincount(np.asarray(table.picture, dtype=np.int64)[usable], minlength=len(kept))
     empty = kept & (objects == 0)
-    if not rules.keep_empty:
+    if rules.keep_empty:
+        _report_pictures(table, empty, "without an object kept", "`keep_empty: false` drops them", notes)
+    else:
         kept &= ~empty
-    _report_pictures(table, empty, "without an object " + ("kept" if rules.keep_empty else "dropped"), notes)
+        _report_pictures(table, empty, "without an object dropped", "`keep_empty: true` keeps them", notes)
     return kept
 
 
@@ -176,19 +165,6 @@ def build(
     )
 
 
-def _sizes(table: Table) -> NDArray[np.float64]:
-    """[M, 2] width and height of each object's image."""
-    picture = np.asarray(table.picture, dtype=np.int64)
-    return np.stack([table.widths, table.heights], axis=1)[picture].astype(np.float64)
-
-
-def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the corners are one in the precision that models reckon with, or are swapped."""
-    corners = boxes.astype(np.float32)
-    swapped: NDArray[np.bool_] = np.any(corners[:, 2:] <= corners[:, :2], axis=1)
-    return swapped
-
-
 def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float64]:
     """What the file states; else the mask's, else the box's."""
     areas = (boxes[order, 2:] - boxes[order, :2]).prod(1)
@@ -199,60 +175,34 @@ def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -
     return np.where(np.isnan(stated), areas, stated)
 
 
-def _scale_masks(table: Table, sizes: NDArray[np.float64]) -> None:
-    for polygons, size in zip(table.masks or (), sizes, strict=False):
-        for polygon in polygons:
-            polygon[:] = array("d", np.frombuffer(polygon) * np.tile(size, len(polygon) // 2))
-
-
 def _keypoints(rows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
     return np.asarray(rows, dtype=np.float32).reshape(len(rows), -1, 3)
 
 
-def _report(
-    table: Table, which: NDArray[np.bool_], boxes: NDArray[np.float64], reason: str, action: str, notes: list[str]
-) -> None:
-    numbers = np.flatnonzero(which)
-    if not len(numbers):
-        return
-    places = [f"{table.where(int(number))} ({_box_text(table, int(number), boxes[number])})" for number in numbers]
-    if action == "error":
-        problems = Problems(table.source)
-        for place in places:
-            problems.add(f"{place}: a box {reason}; mend the file, or set `bad_boxes` to clip or drop")
-        problems.stop()
-    done = "clipped" if action == "clip" else "dropped"
-    notes.append(f"{counted(len(numbers), 'box')} {reason} {done}: {_list(places)}")
+def _report_pictures(table: Table, which: NDArray[np.bool_], what: str, remedy: str, notes: list[str]) -> None:
+    files = [table.files[number] for number in np.flatnonzero(which)]
+    if files:
+        notes.append(note(f"{counted(len(files), 'picture')} {what}", files, remedy, shown=_shown(files)))
 
 
-def _report_pictures(table: Table, which: NDArray[np.bool_], what: str, notes: list[str]) -> None:
-    numbers = np.flatnonzero(which)
-    if len(numbers):
-        files = [relative(table.files[number]) for number in numbers[:20]]
-        rest = [""] * (len(numbers) - len(files))
-        notes.append(f"{counted(len(numbers), 'picture')} {what}: {_list([*files, *rest])}")
-
-
-def _box_text(table: Table, number: int, box: NDArray[np.float64]) -> str:
-    x1, y1, x2, y2 = (f"{value:.6g}" for value in box)
-    picture = table.picture[number]
-    return f"x {x1}..{x2}, y {y1}..{y2} in {size_text(table.heights[picture], table.widths[picture])}"
+def _shown(files: Sequence[str]) -> list[str]:
+    return [relative(file) for file in files[:EXAMPLES]]
 
 
 def _size_problem(table: Table, index: int, header: Header, apply_exif: bool) -> str:
     stated = table.heights[index], table.widths[index]
     found = header.upright() if apply_exif else (header.height, header.width)
     advice = "correct the annotation or replace the picture"
-    if not apply_exif and header.upright() == stated:
-        advice = (
-            f"it carries EXIF orientation {header.orientation}: set `exif_orientation: apply` if its boxes were drawn "
-            "on the upright picture"
+    if stated == (found[1], found[0]) and header.orientation == 1:
+        advice = "width and height are swapped; correct the annotation"
+    other = (header.height, header.width) if apply_exif else header.upright()
+    if other == stated:
+        advice = f"it carries EXIF orientation {header.orientation}: set " + (
+            "`exif_orientation: ignore` if its boxes were drawn on the picture as it is stored"
+            if apply_exif
+            else "`exif_orientation: apply` if its boxes were drawn on the upright picture"
         )
     return (
         f"{table.where_picture(index)}: states a size of {size_text(*stated)}, but {relative(table.files[index])} "
         f"is {size_text(*found)}; {advice}"
     )
-
-
-def _list(places: Sequence[str]) -> str:
-    return "; ".join(first(places))

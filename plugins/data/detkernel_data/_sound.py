@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from detkernel.detection import Annotations, Dataset
 
+from detkernel_data._boxes import ROUNDING
 from detkernel_data._files import FileDataset
 from detkernel_data._report import Problems
-from detkernel_data._settle import ROUNDING
 
 
 def check(dataset: Dataset, mode: str) -> None:

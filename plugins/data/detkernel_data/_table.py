@@ -24,7 +24,15 @@ class Table:
     where_picture: Callable[[int], str]
     """The place that states a picture's size, by the picture's position."""
     fractions: bool = False
-    """Whether boxes and masks are fractions of the picture's width and height, still to be multiplied."""
+    """Whether boxes and polygons are fractions of the picture's width and height, still to be multiplied."""
+    origin: int = 0
+    """What the reader took off from the coordinates in the files."""
+    fractions_advice: str = "Multiply them by the width and height of the image"
+    corners_advice: str = ""
+    """What to do where the files have two corners for a corner and a size; empty where they cannot."""
+    masks_advice: str = ""
+    notes: list[str] = attrs.field(factory=list)
+    """What the reader left out or did not use."""
 
     image_ids: list[ImageId] = attrs.field(factory=list)
     files: list[str] = attrs.field(factory=list)
@@ -41,6 +49,8 @@ class Table:
     """None, or NaN for an object: the mask's, else the box's."""
     crowd: list[bool] | None = None
     difficult: list[bool] | None = None
+    untrained: list[bool] | None = None
+    """Not trained on, though they count like others when detections are measured."""
     masks: list[Any] | None = None
     keypoints: list[Sequence[float]] | None = None
     """3K numbers an object."""

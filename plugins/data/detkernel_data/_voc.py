@@ -2,44 +2,158 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from detkernel import DataError
-from detkernel.errors import relative
+from detkernel.errors import did_you_mean, relative
+from detkernel.files import read_regular
 
-from detkernel_data._pictures import missing_folder, picture_files, scan
-from detkernel_data._report import Problems
+from detkernel_data._near import Near, fold, slip
+from detkernel_data._pictures import SUFFIXES, missing_folder, picture_files, scan
+from detkernel_data._report import EXAMPLES, Problems, counted, note
 from detkernel_data._table import Table
-from detkernel_data._voc_xml import VocFile, read_xml
+from detkernel_data._voc_xml import VocFile, VocObject, read_xml
+
+_LONGEST_LIST = 2**28
+_FLAGGED = re.compile(r"\S.*\s-?[01]$")
+"""A line of the lists of one class: `000012 -1`."""
 
 
-def read(*, images: Path, annotations: Path, splits: Path, split: Sequence[str] | None, origin: int) -> Table:
-    """Everything that the annotation files of the split say. Raises `DataError` with all problems found."""
+def read(
+    *,
+    images: Path,
+    annotations: Path,
+    splits: Path,
+    split: Sequence[str] | None,
+    origin: int,
+    unlabelled: str | None,
+    orphans: str,
+) -> Table:
+    """Everything that the annotation files of the split say. Raises `DataError` with all problems found.
+
+    `unlabelled`, `orphans`: what becomes of images without an XML file, and of XML files without an image.
+    """
     with scan(annotations, "annotations") as entries:
         known = {entry.name[:-4] for entry in entries if entry.name.endswith(".xml")}
     pictures = _pictures_by_stem(images)
-    listed = dict.fromkeys(sorted(known), annotations) if split is None else _listed(splits, split)
+    everything = sorted(known | set(pictures))
+    listed = dict.fromkeys(everything, annotations) if split is None else _listed(splits, split)
+    unlabelled = unlabelled or ("drop" if split is None else "error")
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")
-    problems = Problems(source)
-    lines: list[int] = []
-    table = _empty_table(source, annotations, known, lines)
+    problems, found = Problems(source), _Found(source, images, annotations, pictures, known, origin)
     for name, place in listed.items():
-        path = annotations / f"{name}.xml"
-        if name not in known:
-            problems.add(_missing(name, place, path, "annotation file", known))
-        elif len(pictures.get(name, ())) != 1:
-            problems.add(_no_picture(name, place, images, pictures))
-        else:
-            try:
-                _append(table, lines, name, images / pictures[name][0], read_xml(path), origin)
-            except DataError as error:
-                problems.add(str(error))
+        try:
+            if len(pictures.get(name, ())) > 1:
+                raise DataError(found.several(name))
+            if name not in known and name in pictures and unlabelled != "error":
+                found.without_xml(name, keep=unlabelled == "keep")
+            elif name not in known:
+                hint = "" if problems.full else found.xml_hint(name)
+                raise DataError(_missing(name, place, annotations / f"{name}.xml", "annotation file") + hint)
+            elif name not in pictures and orphans == "drop":
+                found.orphans.append(name)
+            elif name not in pictures:
+                hint = "" if problems.full else found.image_hint(name)
+                raise DataError(_missing(name, place, images / name, "picture") + hint)
+            else:
+                found.add(name, read_xml(annotations / f"{name}.xml"))
+        except DataError as error:
+            problems.add(str(error))
     problems.stop()
-    return table
+    found.report(unlabelled)
+    return found.table
+
+
+class _Found:
+    """The table of what was read, and the names of what was not."""
+
+    def __init__(
+        self,
+        source: str,
+        images: Path,
+        annotations: Path,
+        pictures: Mapping[str, Sequence[str]],
+        known: set[str],
+        origin: int,
+    ) -> None:
+        self.images, self.annotations, self.pictures = images, annotations, pictures
+        self.lines: list[int] = []
+        self.table = _empty_table(source, annotations, known, self.lines)
+        self.table.origin = origin
+        self.unlabelled: list[str] = []
+        self.orphans: list[str] = []
+        self.deleted: list[str] = []
+        self._known = known
+        self._near = Near(images, "image_folder", SUFFIXES)
+
+    def add(self, name: str, file: VocFile) -> None:
+        table = self.table
+        assert table.difficult is not None
+        position = table.add_picture(name, str(self.images / self.pictures[name][0]), file.height, file.width)
+        for seen in file.objects:
+            if seen.deleted:
+                self.deleted.append(f"{relative(self.annotations / name)}.xml:{seen.line}")
+                continue
+            table.add_object(position, seen.name, _from_origin(seen, table.origin))
+            table.difficult.append(seen.difficult)
+            self.lines.append(seen.line)
+
+    def without_xml(self, name: str, *, keep: bool) -> None:
+        file = str(self.images / self.pictures[name][0])
+        self.unlabelled.append(file)
+        if keep:
+            self.table.add_picture(name, file, 0, 0)
+
+    def report(self, unlabelled: str) -> None:
+        """Tell what was left out, or taken for empty."""
+        if self.unlabelled:
+            kept = unlabelled == "keep"
+            done = "taken as images without objects" if kept else "left out"
+            other = "`unlabelled: drop` leaves them out" if kept else "`unlabelled: keep` takes them as without objects"
+            shown = [relative(file) for file in self.unlabelled[:EXAMPLES]]
+            what = f"{counted(len(self.unlabelled), 'picture')} without an annotation file {done}"
+            self.table.notes.append(note(what, self.unlabelled, other, shown))
+        if self.orphans:
+            files = [str(self.annotations / f"{name}.xml") for name in self.orphans]
+            shown = [relative(file) for file in files[:EXAMPLES]]
+            what = f"{counted(len(files), 'annotation file')} without a picture left out"
+            self.table.notes.append(note(what, files, "`orphan_labels: error` refuses them", shown))
+        if self.deleted:
+            what = f"{counted(len(self.deleted), 'object')} marked as <deleted> left out"
+            self.table.notes.append(note(what, self.deleted))
+
+    def several(self, name: str) -> str:
+        return (
+            f"{relative(self.images)}: several pictures are called '{name}': {', '.join(self.pictures[name])}; "
+            "keep one of them"
+        )
+
+    def xml_hint(self, name: str) -> str:
+        if _FLAGGED.match(name):
+            return "; lists of one class have a flag behind each name: take the list of the whole split"
+        near = self._near_stem(name, self._known)
+        if near or name not in self.pictures:
+            return near
+        return "; `unlabelled: keep` takes it as an image without objects, `unlabelled: drop` leaves it out"
+
+    def image_hint(self, name: str) -> str:
+        return self._near.hint(f"{name}.jpg") or f"{self._near_stem(name, self.pictures)}; {_ORPHANS}"
+
+    def _near_stem(self, name: str, stems: set[str] | Mapping[str, object]) -> str:
+        near = {fold(stem): stem for stem in stems}.get(fold(name)) or slip(name, list(stems))
+        return f", did you mean '{near}'?" if near else ""
+
+
+_ORPHANS = "`orphan_labels: drop` leaves such annotation files out"
+
+
+def _from_origin(seen: VocObject, origin: int) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = seen.box
+    return x1 - origin, y1 - origin, x2 - origin, y2 - origin
 
 
 def _empty_table(source: str, annotations: Path, known: set[str], lines: list[int]) -> Table:
@@ -68,23 +182,14 @@ def _empty_table(source: str, annotations: Path, known: set[str], lines: list[in
     return table
 
 
-def _append(table: Table, lines: list[int], name: str, picture: Path, found: VocFile, origin: int) -> None:
-    assert table.difficult is not None
-    position = table.add_picture(name, str(picture), found.height, found.width)
-    for seen in found.objects:
-        x1, y1, x2, y2 = seen.box
-        table.add_object(position, seen.name, (x1 - origin, y1 - origin, x2 - origin, y2 - origin))
-        table.difficult.append(seen.difficult)
-        lines.append(seen.line)
-
-
 def _listed(folder: Path, split: Sequence[str]) -> dict[str, str]:
     """Name -> the place that lists it, over all lists of the split."""
     places: dict[str, str] = {}
     for part in split:
         path = folder / f"{part}.txt"
+        shown = relative(path)
         for number, line in enumerate(_read_list(path), start=1):
-            name, place = line.strip(), f"{relative(path)}:{number}"
+            name, place = line.strip(), f"{shown}:{number}"
             if name and name in places:
                 raise DataError(f"{place}: '{name}' is listed already, in {places[name]}; each picture counts once")
             if name:
@@ -94,16 +199,20 @@ def _listed(folder: Path, split: Sequence[str]) -> dict[str, str]:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return read_regular(path, _LONGEST_LIST).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{relative(path)}: expected a list of names in UTF-8, got {error.reason}") from None
-    except OSError:
+    except FileNotFoundError:
         if not path.parent.is_dir():
             raise DataError(missing_folder(path.parent, "split lists")) from None
-        there = sorted(entry.stem for entry in path.parent.glob("*.txt"))[:12]
+        there = sorted(entry.stem for entry in path.parent.glob("*.txt"))
+        near = did_you_mean(path.stem, there)
         raise DataError(
-            f"{relative(path)}: there is no such list; {relative(path.parent)} has {', '.join(there) or 'none'}"
+            f"{relative(path)}: there is no such list{near if '?' in near else ''}; {relative(path.parent)} has "
+            f"{', '.join(there[:12]) or 'none'}; `split: null` takes every annotation file"
         ) from None
+    except OSError as error:
+        raise DataError(f"{relative(path)}: the list of names cannot be read ({error.strerror})") from None
 
 
 def _pictures_by_stem(folder: Path) -> dict[str, list[str]]:
@@ -113,16 +222,6 @@ def _pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _no_picture(name: str, place: str | Path, images: Path, pictures: Mapping[str, Sequence[str]]) -> str:
-    several = pictures.get(name, ())
-    if several:
-        return f"{relative(images)}: several pictures are called '{name}': {', '.join(several)}; keep one of them"
-    return _missing(name, place, images / name, "picture", pictures)
-
-
-def _missing(name: str, place: str | Path, path: Path, what: str, known: set[str] | Mapping[str, object]) -> str:
-    near = [name.rpartition(".")[0]] if name.rpartition(".")[0] in known else []
-    near = near or difflib.get_close_matches(name, list(known)[:20000], n=1, cutoff=0.8)
-    hint = f", did you mean '{near[0]}'?" if near else ""
+def _missing(name: str, place: str | Path, path: Path, what: str) -> str:
     where = place if isinstance(place, str) else relative(place)
-    return f"{where}: the {what} of '{name}', {relative(path)}, is missing{hint}"
+    return f"{where}: the {what} of '{name}', {relative(path)}, is missing"

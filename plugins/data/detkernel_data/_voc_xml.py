@@ -12,12 +12,17 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 from detkernel import DataError
 from detkernel.errors import relative
+from detkernel.files import read_regular
 
 from detkernel_data._json import is_number
 from detkernel_data._table import Box
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _PIXELS = re.compile("[0-9]{1,6}")
+_LARGEST = 2**26
+"""Bytes. A file of ten thousand objects has a twentieth of it."""
+_DEEPEST = 50
+_FLAGS = ("difficult", "ignore", "deleted")
 
 
 class VocObject(NamedTuple):
@@ -25,6 +30,9 @@ class VocObject(NamedTuple):
     box: Box
     """As written."""
     difficult: bool
+    """Or flagged by <ignore>, which some tools write."""
+    deleted: bool
+    """By a tool, LabelMe say, that keeps what was removed."""
     line: int
 
 
@@ -49,6 +57,8 @@ class _Builder:
     def start(self, tag: str, _attributes: object) -> None:
         self._path.append(tag)
         self._text = []
+        if len(self._path) > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} elements deep")
         if self._path[1:] == ["object"]:
             self.objects.append((self.parser.CurrentLineNumber, {}))
 
@@ -59,7 +69,11 @@ class _Builder:
         match self._path[1:]:
             case ["size", "width" | "height"]:
                 self._keep(self.size, tag)
-            case ["object", "name" | "difficult"] | ["object", "bndbox", "xmin" | "ymin" | "xmax" | "ymax"]:
+            case ["object", "name" | "difficult" | "ignore" | "deleted"] | [
+                "object",
+                "bndbox",
+                "xmin" | "ymin" | "xmax" | "ymax",
+            ]:
                 self._keep(self.objects[-1][1], tag)
         self._path.pop()
 
@@ -78,7 +92,7 @@ def read_xml(path: Path) -> VocFile:
     parser = DefusedXMLParser(target=builder)
     builder.parser = parser.parser
     try:
-        parser.feed(path.read_bytes())
+        parser.feed(read_regular(path, _LARGEST))
         parser.close()
     except OSError as error:
         raise DataError(f"{relative(path)}: the annotations cannot be read ({error.strerror})") from None
@@ -117,10 +131,15 @@ def _object(path: Path, number: int, line: int, texts: dict[str, str]) -> VocObj
     if not name:
         raise DataError(f"{place}: <name> is missing; expected the class of the object")
     values = [_number(f"{place} '{name}'", corner, texts) for corner in CORNERS]
-    difficult = texts.get("difficult", "0")
-    if difficult not in ("0", "1", ""):
-        raise DataError(f"{place} '{name}': <difficult>: expected 0 or 1, got '{difficult}'")
-    return VocObject(name, (values[0], values[1], values[2], values[3]), difficult == "1", line)
+    difficult, ignore, deleted = (_flag(f"{place} '{name}'", flag, texts) for flag in _FLAGS)
+    return VocObject(name, (values[0], values[1], values[2], values[3]), difficult or ignore, deleted, line)
+
+
+def _flag(place: str, name: str, texts: dict[str, str]) -> bool:
+    value = texts.get(name, "").lower()
+    if value not in ("", "0", "1", "true", "false"):
+        raise DataError(f"{place}: <{name}>: expected 0 or 1, got '{texts[name][:40]}'")
+    return value in ("1", "true")
 
 
 def _number(place: str, corner: str, texts: dict[str, str]) -> float:

@@ -12,14 +12,22 @@ from typing import NamedTuple
 
 from detkernel import DataError
 from detkernel.errors import relative
+from detkernel.files import read_regular
 
+from detkernel_data._near import Near
 from detkernel_data._pictures import Listing
-from detkernel_data._report import Problems, counted, first
+from detkernel_data._report import EXAMPLES, Problems, counted, note
 from detkernel_data._table import Box, Table
-from detkernel_data._yolo_yaml import names_of, pictures_of, read_yaml
+from detkernel_data._yolo_yaml import Pictures, names_of, pictures_of, read_yaml
 
-MARGIN = 0.01
-"""How far out of 0..1 a coordinate may be before it is surely something else, such as pixels."""
+MARGIN = 1.0
+"""How far out of 0..1 a box may be to be cut to its image like others; farther out it is something else, pixels say."""
+POLYGON_MARGIN = 0.1
+"""The same of a polygon's points, among which those of keypoints would have a visibility of 2."""
+_LARGEST = 2**26
+"""Bytes of a label file."""
+_OTHER_TEXTS = {"classes.txt", "labels.txt", "notes.txt", "obj.names", "readme.txt", "train.txt", "val.txt", "test.txt"}
+"""What tools write among the labels."""
 
 _CLASS = re.compile("[0-9]{1,6}")
 
@@ -34,34 +42,102 @@ class Label(NamedTuple):
     line: int
 
 
-def read(data: Path, split: str) -> tuple[Table, list[str]]:
-    """Everything that the label files say, and notes. Raises `DataError` with all problems found."""
+def read(data: Path, split: str, unlabelled: str, orphans: str) -> Table:
+    """Everything that the label files say. Raises `DataError` with all problems found.
+
+    `unlabelled`, `orphans`: what becomes of pictures without a label file, and of label files without a picture.
+    """
     path, content = read_yaml(data)
     names = names_of(content)
-    pictures = pictures_of(path, content, split)
+    found = pictures_of(path, content, split)
     problems = Problems(content.place)
-    _check_alone(pictures, problems)
+    _check_alone(found.files, problems)
     lines: list[int] = []
     table = _empty_table(f"{content.place}: {split}", names, lines)
-    unlabelled, is_there = [], Listing()
-    for picture, identity in zip(pictures, _identities(pictures, path.parent), strict=True):
+    table.notes += found.notes
+    without, is_there = [], Listing()
+    for picture, identity in zip(found.files, _identities(found.files, path.parent), strict=True):
         labels = label_file(picture)
-        if not is_there(labels):
-            unlabelled.append(relative(picture))
+        labelled = is_there(labels)
+        if not labelled:
+            without.append(picture)
+            if unlabelled == "drop":
+                continue
         try:
-            found = read_labels(labels, names) if is_there(labels) else []
-            _append(table, lines, picture, identity, found)
+            _append(table, lines, picture, identity, read_labels(labels, names) if labelled else [])
         except DataError as error:
             problems.add(str(error))
     problems.stop()
-    if unlabelled and len(unlabelled) == len(pictures):
-        raise DataError(
-            f"{table.source}: no picture has labels; expected {relative(label_file(pictures[0]))} and so on"
-        )
+    if without and len(without) == len(found.files):
+        raise DataError(_no_labels(table.source, found.files))
+    _report_unlabelled(table, without, unlabelled)
+    _report_orphans(table, found, orphans)
+    _report_corners(table)
     if not any(table.masks or ()):
         table.masks = None
-    note = f"{counted(len(unlabelled), 'picture')} without a label file: {'; '.join(first(unlabelled))}"
-    return table, [note] if unlabelled else []
+    return table
+
+
+def _no_labels(source: str, pictures: Sequence[str]) -> str:
+    """The message for a split without labels."""
+    labels = label_file(pictures[0])
+    hint = Near(os.path.dirname(labels)).hint(os.path.basename(labels))  # noqa: PTH119, PTH120
+    return (
+        f"{source}: none of {counted(len(pictures), 'picture')} has labels; expected {relative(labels)} and so on"
+        f"{hint}; training and evaluation need them"
+    )
+
+
+def _report_unlabelled(table: Table, pictures: Sequence[str], policy: str) -> None:
+    if not pictures:
+        return
+    shown = [relative(picture) for picture in pictures[:EXAMPLES]]
+    if policy == "error":
+        problems = Problems(table.source)
+        for picture in pictures:
+            problems.add(
+                "" if problems.full else f"{relative(picture)}: its {relative(label_file(picture))} is missing; "
+                "`unlabelled: keep` takes it as an image without objects, `unlabelled: drop` leaves it out"
+            )  # fmt: skip
+        problems.stop()
+    done = "taken as images without objects" if policy == "keep" else "left out"
+    remedy = "`unlabelled: drop` leaves them out" if policy == "keep" else "`unlabelled: keep` takes them"
+    what = f"{counted(len(pictures), 'picture')} without a label file {done}"
+    table.notes.append(note(what, pictures, remedy, shown))
+
+
+def _report_orphans(table: Table, found: Pictures, policy: str) -> None:
+    """Label files whose picture is not there, or has a suffix that is not read. A list of pictures has its own choice
+    of them, so that only folders are compared."""
+    owned = {label_file(picture) for picture in found.files}
+    folders = dict.fromkeys(os.path.dirname(label_file(os.path.join(folder, "x.jpg"))) for folder in found.folders)  # noqa: PTH118, PTH120
+    orphans: list[str] = []
+    for folder in folders:
+        try:
+            names = sorted(name for name in os.listdir(folder or ".") if name.endswith(".txt"))  # noqa: PTH208
+        except OSError:
+            continue
+        paths = (os.path.join(folder, name) for name in names if name.lower() not in _OTHER_TEXTS)  # noqa: PTH118
+        orphans += [path for path in paths if path not in owned]
+    if not orphans:
+        return
+    shown = [relative(path) for path in orphans[:EXAMPLES]]
+    what = f"{counted(len(orphans), 'label file')} without a picture"
+    if policy == "error":
+        raise DataError(f"{table.source}: {what}: {'; '.join(shown)}; `orphan_labels: drop` leaves them out")
+    table.notes.append(note(f"{what} left out", orphans, "`orphan_labels: error` refuses them", shown))
+
+
+def _report_corners(table: Table) -> None:
+    """Oriented boxes look like polygons of four points, and nothing in the files says which they are."""
+    polygons = [mask[0] for mask in table.masks or () if mask]
+    if polygons and all(len(polygon) == 8 for polygon in polygons):
+        table.notes.append(
+            note(
+                f"all {len(polygons)} polygons have four points, as oriented boxes have: they are read as masks, and "
+                "as the upright boxes around them"
+            )
+        )
 
 
 def _append(table: Table, lines: list[int], picture: str, identity: str, labels: Sequence[Label]) -> None:
@@ -102,7 +178,7 @@ def label_file(picture: str) -> str:
 def read_labels(path: str, names: Sequence[str]) -> list[Label]:
     """Read a label file. Raises `DataError` with its line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(Path(path), _LARGEST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{relative(path)}: the labels cannot be read ({error})") from None
     return [_label(path, number, line, names) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -120,7 +196,8 @@ def _label(path: str, line: int, text: str, names: Sequence[str]) -> Label:
         raise DataError(
             f"{place}: expected a class of 0 to {len(names) - 1} (data.yaml's names), got '{words[0][:20]}'"
         )
-    name, values = names[int(words[0])], [_fraction(place, word) for word in words[1:]]
+    margin = MARGIN if len(words) == 5 else POLYGON_MARGIN
+    name, values = names[int(words[0])], [_fraction(place, word, margin) for word in words[1:]]
     if len(values) == 4:
         x, y, width, height = values
         return Label(name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2), (), line)
@@ -128,12 +205,12 @@ def _label(path: str, line: int, text: str, names: Sequence[str]) -> Label:
     return Label(name, (min(xs), min(ys), max(xs), max(ys)), values, line)
 
 
-def _fraction(place: str, word: str) -> float:
+def _fraction(place: str, word: str, margin: float) -> float:
     try:
         value = float(word)
     except ValueError:
         value = math.nan
-    if not -MARGIN <= value <= 1 + MARGIN:
+    if not -margin <= value <= 1 + margin:
         raise DataError(f"{place}: expected fractions of the picture's width and height, 0 to 1; got '{word[:20]}'")
     return value
 

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from detkernel import DataError
 from detkernel.errors import did_you_mean, relative
+from detkernel.files import read_regular
 
 from detkernel_data._json import Entry
-from detkernel_data._pictures import SUFFIXES, missing_folder
+from detkernel_data._near import Near, walk
+from detkernel_data._pictures import SUFFIXES, Listing, missing_folder
+from detkernel_data._report import EXAMPLES, Problems, counted, note, tally
 
 SPLITS = ("train", "val", "test")
+_LARGEST = 2**24
+"""Bytes of a data.yaml: ten times the names of the largest data sets."""
+_LONGEST_LIST = 2**30
+
+
+class Pictures(NamedTuple):
+    """The picture files of a split."""
+
+    files: list[str]
+    folders: list[str]
+    """Those that were searched; a list of files searches none."""
+    notes: list[str]
 
 
 def read_yaml(path: Path) -> tuple[Path, Entry]:
     """The file itself and its content. Raises `DataError`."""
     path = path / "data.yaml" if path.is_dir() else path
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        value = yaml.safe_load(read_regular(path, _LARGEST).decode("utf-8-sig"))
     except OSError as error:
-        raise DataError(f"{relative(path)}: the file of names and splits cannot be read ({error.strerror})") from None
+        near = Near(path.parent).hint(path.name) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(
+            f"{relative(path)}: the file of names and splits cannot be read ({error.strerror}){near}"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{relative(path)}:{mark.line + 1}:{mark.column + 1}" if mark else relative(path)
@@ -42,11 +61,13 @@ def names_of(content: Entry) -> list[str]:
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise content.wrong("names", "a list of class names, or a map from numbers to names", names)
+    seen: set[str] = set()
     for number, name in enumerate(names):
         if not isinstance(name, str) or not name:
             raise content.wrong(f"names.{number}", "text (in quotes where YAML reads something else)", name)
-        if name in names[:number]:
+        if name in seen:
             raise DataError(f"{content.place}: `names`: '{name}' is listed twice; classes are matched by name")
+        seen.add(name)
     if content.fields.get("nc", len(names)) != len(names):
         raise content.wrong("nc", f"{len(names)}, as `names` lists", content.fields["nc"])
     if "kpt_shape" in content.fields:
@@ -54,7 +75,7 @@ def names_of(content: Entry) -> list[str]:
     return names
 
 
-def pictures_of(path: Path, content: Entry, split: str) -> list[str]:
+def pictures_of(path: Path, content: Entry, split: str) -> Pictures:
     """The picture files of a split, sorted within each folder."""
     there = [name for name in content.fields if name in SPLITS]
     value = content.fields.get(split)
@@ -65,28 +86,57 @@ def pictures_of(path: Path, content: Entry, split: str) -> list[str]:
     if not all(isinstance(entry, str) for entry in entries):
         raise content.wrong(split, "a folder, a list of folders, or a .txt file of pictures", value)
     root = path.parent / (content.text("path") if content.fields.get("path") else "")
-    return [file for entry in entries for file in _files(root, entry)]
+    found = Pictures([], [], [])
+    for entry in entries:
+        _add_files(found, root, entry)
+    return found
 
 
-def _files(root: Path, entry: str) -> list[str]:
+def _add_files(found: Pictures, root: Path, entry: str) -> None:
     place = root / entry
     if not place.exists() and entry.startswith("../"):  # Roboflow writes `../train/images` for `train/images`
         place = root / entry.removeprefix("../")
-    if place.suffix == ".txt" and place.is_file():
-        return _listed(place)
+    if place.suffix == ".txt" and place.exists() and not place.is_dir():
+        found.files.extend(_listed(place))
+        return
     if not place.is_dir():
         raise DataError(missing_folder(place, "pictures"))
-    return sorted(
-        os.path.join(folder, name)  # noqa: PTH118 - a path object for each of 100,000 pictures takes seconds
-        for folder, _, names in os.walk(place, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-    )
+    pictures: list[str] = []
+    others: Counter[str] = Counter()
+    again: list[str] = []
+    for folder, names in walk(place, again):
+        found.folders.append(folder)
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+            if suffix in SUFFIXES:
+                pictures.append(os.path.join(folder, name))  # noqa: PTH118 - a path object for each takes seconds
+            elif suffix not in (".txt", ".cache", ".npy", "") and not name.startswith("."):
+                others[suffix] += 1
+    found.files.extend(sorted(pictures))
+    if others:
+        what = (
+            f"{counted(others.total(), 'file')} in {relative(place)} left out, not of a suffix that is read as images"
+        )
+        found.notes.append(note(f"{what}: {tally(sorted(others.items()))}"))
+    if again:
+        what = f"{counted(len(again), 'folder')} reached a second time through a link, and read once"
+        found.notes.append(note(what, again, shown=[relative(folder) for folder in again[:EXAMPLES]]))
 
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path, _LONGEST_LIST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{relative(path)}: expected a list of pictures in UTF-8 ({error})") from None
-    return [str(path.parent / line.strip()) for line in lines if line.strip()]
+    problems, is_there, near = Problems(relative(path)), Listing(), Near(path.parent, "", SUFFIXES)
+    files = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        file = str(path.parent / name)
+        if name and not is_there(file):
+            hint = "" if problems.full else near.hint(name)
+            problems.add(f"{relative(path)}:{number}: the picture {relative(file)} is missing{hint}")
+        elif name:
+            files.append(file)
+    problems.stop()
+    return files

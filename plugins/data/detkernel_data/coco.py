@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from detkernel import option, plugin
 
@@ -23,12 +24,27 @@ class Coco(FileDataset):
         default=None, help="categories in label order; null: all, in the order of their ids"
     )
     masks: bool = option(default=True, help="keep segmentations; false saves memory where only boxes are trained")
+    bbox_format: Literal["xywh", "xyxy", "cxcywh"] = option(
+        default="xywh", help="corner and size, as in COCO's own files, two corners, or centre and size"
+    )
+    bbox_unit: Literal["pixels", "fractions"] = option(
+        default="pixels", help="'fractions': boxes and polygons are parts of the image's width and height, 0 to 1"
+    )
+    evaluate_ignored: bool = option(
+        default=True,
+        help="count objects with `ignore: 1` in evaluation, as pycocotools does; false: they are neither missed nor is "
+        "what is found there wrong. They are never trained on",
+    )
 
     def __attrs_post_init__(self) -> None:
         check_names(self.class_names, self.ignore_classes)
 
     def load(self) -> None:
-        from detkernel_data._coco import read
+        from detkernel_data._coco import Form, read
 
-        table, self.category_ids, self.keypoint_names = read(self.annotation_file, self.image_folder, masks=self.masks)
+        form = Form(self.masks, self.bbox_format, self.bbox_unit == "fractions", self.evaluate_ignored)
+        table, numbers, self.keypoint_names = read(self.annotation_file, self.image_folder, form)
+        self.category_ids = {}
+        for name, number in numbers.items():  # of classes that are merged, the first number
+            self.category_ids.setdefault(self.rename_classes.get(name, name), number)
         self._settle(table, self.class_names)

@@ -53,6 +53,14 @@ class Voc(FileDataset):
     image_folder: str = option(default="JPEGImages", help="the pictures' folder in `root`")
     annotation_folder: str = option(default="Annotations", help="the XML files' folder in `root`")
     split_folder: str = option(default="ImageSets/Main", help="the lists' folder in `root`")
+    unlabelled: Literal["keep", "drop", "error"] | None = option(
+        default=None,
+        help="images without an XML file: taken as images without objects, left out, or an error; null: an error where "
+        "a list names them, else left out, and counted",
+    )
+    orphan_labels: Literal["drop", "error"] = option(
+        default="error", help="XML files without an image: left out and counted, or an error"
+    )
 
     def __attrs_post_init__(self) -> None:
         check_names(self.class_names, self.ignore_classes)
@@ -66,6 +74,8 @@ class Voc(FileDataset):
             splits=self.root / self.split_folder,
             split=[self.split] if isinstance(self.split, str) else self.split,
             origin=self.origin,
+            unlabelled=self.unlabelled,
+            orphans=self.orphan_labels,
         )
         standard = self.class_names == "voc"
         wanted = VOC_CLASSES if standard or isinstance(self.class_names, str) else self.class_names

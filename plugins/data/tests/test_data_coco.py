@@ -22,6 +22,7 @@ Write = Callable[..., Coco]
 SQUARE = [10, 5, 20, 5, 20, 15, 10, 15]
 RUNS = {"size": [30, 40], "counts": [10 * 30 + 5, 10, 20, 10, 1200 - 345]}
 """Two columns of 10 pixels."""
+EMPTY_KEPT = "1 picture without an object kept: pictures/c.bmp (`keep_empty: false` drops them)"
 GOOD: dict[str, Any] = {
     "images": [
         {"id": 7, "file_name": "a.bmp", "width": 40, "height": 30},
@@ -109,7 +110,7 @@ def test_classes_go_by_id_and_ids_may_have_gaps(load: Write) -> None:
     assert notes.ids is not None
     assert notes.ids.tolist() == [11, 12]
     assert notes.crowd.tolist() == [False, True]
-    assert list(dataset.notes) == ["1 picture without an object kept: pictures/c.bmp"]
+    assert list(dataset.notes) == [EMPTY_KEPT]
 
 
 def test_classes_follow_the_given_order(load: Write) -> None:
@@ -282,7 +283,7 @@ def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> N
         (
             lambda data: data["images"][1].update(width=30, height=40),
             "image 3: states a size of 30x40, but pictures/more/b.bmp is 40x30; "
-            "correct the annotation or replace the picture",
+            "width and height are swapped; correct the annotation",
         ),
     ],
 )
@@ -318,7 +319,9 @@ def test_sizes_that_are_not_checked_may_be_anything(load: Write) -> None:
         ({"image_id": "3"}, "annotation 12: `image_id`: there is no image '3' in the file"),
         ({"category_id": 2}, "annotation 12: `category_id`: there is no category 2 (there are 1, 18, 90)"),
         ({"category_id": [1]}, "annotation 12: `category_id`: expected a whole number, got a list of 1"),
-        ({"bbox": None}, "annotation 12: `bbox` is missing"),
+        ({"bbox": None, "segmentation": None}, "annotation 12: `bbox` is missing"),
+        ({"bbox": None, "segmentation": {"size": [1]}}, "annotation 12: `bbox` is missing, and its segmentation gives"),
+        ({"ignore": 2}, "annotation 12: `ignore`: expected 0 or 1, got a whole number 2"),
         ({"bbox": [1, 2, 3]}, "annotation 12: `bbox`: expected 4 numbers, got a list of 3"),
         ({"bbox": [1, 2, "3", 4]}, "annotation 12: `bbox[2]`: expected a number, got text '3'"),
         ({"bbox": [1, 2, float("nan"), 4]}, "annotation 12: `bbox[2]`: expected a number, got a number nan"),
@@ -394,6 +397,7 @@ def test_wrong_masks(write: Write, refusal: Refusal, mask: object, message: str,
 
     told = refusal(write(change))
     assert told.startswith(f"labels.json: annotation 12 'person' of b.bmp: its segmentation: {message}")
+    assert told.endswith("; where only boxes are trained, `masks: false` reads none")
     assert "\n" not in told
     write(change, masks=False).load()
 
@@ -407,8 +411,9 @@ def test_boxes_that_cannot_be_used(load: Write, write: Write, refusal: Refusal) 
     dataset = load(spoil)
     assert dataset.annotations(0).boxes.tolist() == [[10, 5, 40, 15]]
     assert list(dataset.notes) == [
-        "1 box without area dropped: labels.json: annotation 11 'toothbrush' of b.bmp (x 1..-2, y 2..6 in 40x30)",
-        "1 picture without an object kept: pictures/c.bmp",
+        "1 box without area dropped: labels.json: annotation 11 'toothbrush' of b.bmp (x 1..-2, y 2..6 in 40x30) "
+        "(`bad_boxes: error` refuses them; evaluation takes them as they are)",
+        EMPTY_KEPT,
     ]
     assert refusal(write(spoil, bad_boxes="error")) == (
         "labels.json: annotation 11 'toothbrush' of b.bmp (x 1..-2, y 2..6 in 40x30): a box without area; "

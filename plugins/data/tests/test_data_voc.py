@@ -144,7 +144,7 @@ def test_classes_follow_the_given_order(folder: Folder) -> None:
     assert len(dataset) == 1
     assert list(dataset.notes) == [
         "2 objects left out by `ignore_classes`: cat 2x",
-        "1 picture without an object dropped: VOC/JPEGImages/a.jpg",
+        "1 picture without an object dropped: VOC/JPEGImages/a.jpg (`keep_empty: true` keeps them)",
     ]
 
 
@@ -167,7 +167,11 @@ def test_classes_follow_the_given_order(folder: Folder) -> None:
             "VOC/ImageSets/Layout: there is no such folder of split lists; VOC/ImageSets has Main/",
         ),
         ({"root": Path("VOC/ImageSets/Main"), "annotation_folder": "Annotations"}, "VOC/ImageSets/Main has no folders"),
-        ({"split": "trian"}, "VOC/ImageSets/Main/trian.txt: there is no such list; VOC/ImageSets/Main has train"),
+        (
+            {"split": "trian"},
+            "VOC/ImageSets/Main/trian.txt: there is no such list, did you mean 'train'?; "
+            "VOC/ImageSets/Main has train; `split: null` takes every annotation file",
+        ),
     ],
 )
 def test_names_what_is_there_instead(
@@ -185,7 +189,10 @@ def test_a_listed_name_without_files(folder: Folder, refusal: Refusal) -> None:
     assert refusal(voc()).endswith("VOC/Annotations/a.jpg.xml, is missing, did you mean 'a'?")
     folder.list("train", "a\nb\n")
     (folder.root / "JPEGImages/b.jpg").unlink()
-    assert refusal(voc()) == ("VOC/ImageSets/Main/train.txt:2: the picture of 'b', VOC/JPEGImages/b, is missing")
+    assert refusal(voc()) == (
+        "VOC/ImageSets/Main/train.txt:2: the picture of 'b', VOC/JPEGImages/b, is missing; "
+        "`orphan_labels: drop` leaves such annotation files out"
+    )
 
 
 def test_a_name_listed_twice(folder: Folder, refusal: Refusal) -> None:
@@ -320,6 +327,7 @@ def test_boxes_without_area_are_dropped_and_listed(folder: Folder, refusal: Refu
     assert list(dataset.notes)[-1] == (
         "2 boxes without area dropped: VOC/Annotations/a.xml:7: object 2 'cat' (x 4..4, y 4..8 in 40x30); "
         "VOC/Annotations/a.xml:11: object 3 'cat' (x 8..7, y 4..8 in 40x30)"
+        " (`bad_boxes: error` refuses them; evaluation takes them as they are)"
     )
     first, *lines = refusal(voc(bad_boxes="error")).splitlines()
     assert first == "VOC/ImageSets/Main/train.txt: 2 problems"
@@ -354,7 +362,7 @@ def test_a_size_that_is_not_the_pictures(folder: Folder, picture: Callable[..., 
     folder.add("a", CAT, size="<width>30</width><height>40</height>")
     assert refusal(voc()) == (
         "VOC/Annotations/a.xml: states a size of 30x40, but VOC/JPEGImages/a.jpg is 40x30; "
-        "correct the annotation or replace the picture"
+        "width and height are swapped; correct the annotation"
     )
     dataset = loaded(check_pictures=False)
     with pytest.raises(Exception, match=r"VOC/JPEGImages/a.jpg: the picture is 40x30, its annotations state 30x40; "):
@@ -367,7 +375,7 @@ def test_nothing_left_says_why(folder: Folder, refusal: Refusal) -> None:
         "VOC/ImageSets/Main/train.txt: no object is left of 3, in 2 pictures:",
         "  3 objects left out by `ignore_classes`: cat 2x, dog 1x",
         "  no object here of bird",
-        "  2 pictures dropped, a side of less than 31 pixels: VOC/JPEGImages/a.jpg; VOC/JPEGImages/b.jpg",
+        "  2 pictures dropped, a side of less than 31 pixels: VOC/JPEGImages/a.jpg; VOC/JPEGImages/b.jpg (`min_side`)",
     ]
     folder.add("a")
     folder.add("b")
@@ -414,7 +422,10 @@ def test_pictures_on_their_side(folder: Folder, picture: Callable[..., Path], re
     picture(folder.root / "JPEGImages/a.jpg", 40, 30, exif=exif)  # 30 wide and 40 high once it is upright
     dataset = loaded()
     assert dataset.image(0).shape == (3, 30, 40)
-    assert dataset.notes[-1] == "1 picture with an EXIF orientation, ignored: VOC/JPEGImages/a.jpg"
+    assert dataset.notes[-1] == (
+        "1 picture with an EXIF orientation taken as stored: VOC/JPEGImages/a.jpg (`exif_orientation: apply` turns "
+        "them upright, which is how most tools show them when boxes are drawn)"
+    )
     folder.xml("a", f"<annotation><size><width>30</width><height>40</height></size>{CAT}</annotation>")
     assert refusal(voc()) == (
         "VOC/Annotations/a.xml: states a size of 30x40, but VOC/JPEGImages/a.jpg is 40x30; it carries EXIF "
@@ -422,7 +433,11 @@ def test_pictures_on_their_side(folder: Folder, picture: Callable[..., Path], re
     )
     dataset = loaded(exif_orientation="apply")
     assert dataset.image(0).shape == (3, 40, 30)
-    assert list(dataset.notes) == ["no object here of bird"]
+    assert list(dataset.notes) == [
+        "no object here of bird",
+        "1 picture with an EXIF orientation turned upright: VOC/JPEGImages/a.jpg "
+        "(`exif_orientation: ignore` takes them as stored)",
+    ]
 
 
 def test_a_picture_that_is_cut_off_is_told_when_it_is_decoded(

@@ -84,8 +84,9 @@ def test_reads_boxes_as_fractions(folder: Folder) -> None:
     assert notes.masks is None
     assert [len(dataset.annotations(index)) for index in range(3)] == [2, 0, 0]
     assert list(dataset.notes) == [
-        "1 picture without a label file: images/train/c.bmp",
-        "2 pictures without an object kept: images/train/b.bmp; images/train/c.bmp",
+        "1 picture without a label file taken as images without objects: images/train/c.bmp "
+        "(`unlabelled: drop` leaves them out)",
+        "2 pictures without an object kept: images/train/b.bmp; images/train/c.bmp (`keep_empty: false` drops them)",
     ]
 
 
@@ -108,7 +109,8 @@ def test_boxes_end_at_the_picture(folder: Folder) -> None:
     assert (boxes >= 0).all()
     assert (boxes <= [40, 30, 40, 30]).all()
     assert [note for note in dataset.notes if "clipped" in note] == [
-        "1 box reaching out of its picture clipped: labels/train/a.txt:3 (x 28..44, y 7.5..22.5 in 40x30)"
+        "1 box reaching out of its picture clipped: labels/train/a.txt:3 (x 28..44, y 7.5..22.5 in 40x30) "
+        "(`bad_boxes: drop` or `error`; evaluation takes them as they are)"
     ]
 
 
@@ -188,7 +190,7 @@ def test_labels_beside_the_pictures(here: Path, picture: Callable[..., Path]) ->
             "train: images/trian\nnames: [cat]",
             "images/trian: there is no such folder of pictures; images has train/, val/",
         ),
-        ('train: "a\\0"\nnames: [cat]', "a\0: there is no such folder of pictures; . has images/, labels/"),
+        ('train: "a\\0"\nnames: [cat]', "a\\x00: there is no such folder of pictures; . has images/, labels/"),
         ("path: 5\ntrain: x\nnames: [cat]", "data.yaml: `path`: expected text, got a whole number 5"),
         ("train: list.txt\nnames: [cat]", "list.txt: there is no such folder of pictures; . has images/, labels/"),
     ],
@@ -202,7 +204,7 @@ def test_wrong_yaml(folder: Folder, refusal: Refusal, text: str, message: str) -
 
 def test_a_data_file_that_is_missing(folder: Folder, refusal: Refusal) -> None:
     assert refusal(yolo(data=Path("date.yaml"))) == (
-        "date.yaml: the file of names and splits cannot be read (No such file or directory)"
+        "date.yaml: the file of names and splits cannot be read (No such file or directory), did you mean 'data.yaml'?"
     )
     assert refusal(yolo(split="trian")) == "data.yaml: there is no split 'trian', did you mean 'train'?"
 
@@ -223,7 +225,9 @@ def test_two_pictures_with_one_label_file(folder: Folder, refusal: Refusal) -> N
 def test_a_listed_picture_that_is_missing(folder: Folder, refusal: Refusal) -> None:
     folder.write("list.txt", "images/val/a.bmp\nimages/val/b.bmp\n")
     folder.yaml("train: list.txt\nnames: [cat, dog]\n")
-    assert refusal(yolo()) == "images/val/b.bmp: the picture cannot be read (No such file or directory)"
+    assert refusal(yolo()) == (
+        "list.txt:2: the picture images/val/b.bmp is missing; there is images/train/b.bmp (another folder)"
+    )
 
 
 def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal: Refusal) -> None:
@@ -232,7 +236,10 @@ def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal:
     assert refusal(yolo()) == "data.yaml: train: there is no picture in it"
     folder.yaml(GOOD)
     (here / "labels").rename(here / "label")
-    assert refusal(yolo()) == ("data.yaml: train: no picture has labels; expected labels/train/a.txt and so on")
+    assert refusal(yolo()) == (
+        "data.yaml: train: none of 3 pictures has labels; expected labels/train/a.txt and so on; "
+        "training and evaluation need them"
+    )
 
 
 # Mistakes: labels
@@ -250,9 +257,10 @@ def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal:
         ("0.0 .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got '0.0'"),
         ("cat .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got 'cat'"),
         (f"{'9' * 5000} .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got '99999999999999999999'"),
-        ("0 .5 .5 .5 1.5", "expected fractions of the picture's width and height, 0 to 1; got '1.5'"),
+        ("0 .5 .5 .5 2.5", "expected fractions of the picture's width and height, 0 to 1; got '2.5'"),
+        ("0 .5 .5 .5 .5 1.5 .5", "expected fractions of the picture's width and height, 0 to 1; got '1.5'"),
         ("0 200 100 30 20", "expected fractions of the picture's width and height, 0 to 1; got '200'"),
-        ("0 -.5 .5 .5 .5", "expected fractions of the picture's width and height, 0 to 1; got '-.5'"),
+        ("0 -1.5 .5 .5 .5", "expected fractions of the picture's width and height, 0 to 1; got '-1.5'"),
         ("0 .5 nan .5 .5", "expected fractions of the picture's width and height, 0 to 1; got 'nan'"),
         ("0 .5 .5 inf .5", "expected fractions of the picture's width and height, 0 to 1; got 'inf'"),
         ("0 .5 .5 x .5", "expected fractions of the picture's width and height, 0 to 1; got 'x'"),
@@ -273,7 +281,9 @@ def test_labels_that_are_no_text(folder: Folder, here: Path, refusal: Refusal) -
 
 def test_boxes_without_area(folder: Folder, refusal: Refusal) -> None:
     folder.add("train/a", "0 0.5 0.5 0.5 0.2\n0 0.5 0.5 0 0.2\n")
-    assert loaded().notes[2] == "1 box without area dropped: labels/train/a.txt:2 (x 20..20, y 12..18 in 40x30)"
+    assert (
+        loaded().notes[2].startswith("1 box without area dropped: labels/train/a.txt:2 (x 20..20, y 12..18 in 40x30)")
+    )
     assert refusal(yolo(bad_boxes="error")).startswith("labels/train/a.txt:2 (x 20..20, y 12..18 in 40x30): a box ")
 
 
@@ -293,9 +303,19 @@ def test_nothing_left(folder: Folder, refusal: Refusal) -> None:
     folder.add("train/a", "")
     assert refusal(yolo(keep_empty=False)).splitlines() == [
         "data.yaml: train: no object is left of 0, in 3 pictures:",
+        "  1 picture without a label file taken as images without objects: images/train/c.bmp "
+        "(`unlabelled: drop` leaves them out)",
         "  no object here of cat, dog",
-        "  3 pictures without an object dropped: images/train/a.bmp; images/train/b.bmp; images/train/c.bmp",
+        "  3 pictures without an object dropped: images/train/a.bmp; images/train/b.bmp; images/train/c.bmp "
+        "(`keep_empty: true` keeps them)",
     ]
+    kept = refusal(yolo()).splitlines()[-1]
+    assert kept == (
+        "  `allow_no_objects: true` takes images without one object, as a part of a `concat` say; the loader trains on "
+        "such images with `skip_empty: false`"
+    )
+    empty = loaded(allow_no_objects=True)
+    assert [len(empty.annotations(index)) for index in range(len(empty))] == [0, 0, 0]
 
 
 def test_fingerprint(folder: Folder, here: Path) -> None:
