@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detkernel import Run, Span, UserError, hookimpl, plugin
+from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin
 from detkernel.testing import TinyDataset, tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
@@ -199,3 +199,24 @@ def test_any_value_anywhere(sound: Content, tmp_path_factory: pytest.TempPathFac
         else:
             holder[last] = data.draw(VALUES)
     _outcome(content, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.parametrize("save", ["/tmp/found.json", "~/.bashrc", "../found.json"])
+def test_what_a_checkpoint_says_is_written_below_the_users_work_dir_or_nowhere(
+    sound: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
+) -> None:
+    from detkernel.config import load
+
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "run": {"until": "8 iters", "work_dir": str(tmp_path / "home")},
+        "evaluation": {"use": "coco_map", "save": save},
+        "checkpoint": {},
+    }
+    content = {**sound, "origin": {**sound["origin"], "config": config}}
+    _file.write(tmp_path / "home.pt", content)
+    with pytest.raises(ConfigError) as caught:
+        load("home.pt")
+    assert [problem.path for problem in caught.value.problems] == ["evaluation.save", "run.work_dir"]
+    named = load("home.pt", ["run.work_dir=mine", "evaluation.save=found.json"])
+    assert named.plain["checkpoint"]["resume"] == str(tmp_path / "home.pt")

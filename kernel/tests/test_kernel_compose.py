@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,34 @@ class TestBases:
         write("a.yaml", "base: sub/b.yaml\n")
         write("sub/b.yaml", "base: ../a.yaml\n")
         assert refusal("a.yaml") == ("sub/b.yaml:1:7: base: a.yaml is its own base: a.yaml -> sub/b.yaml -> a.yaml")
+
+    def test_bases_that_fan_out(self, write: Write):
+        for number in range(40):
+            write(f"{number}.yaml", f"base: [{number + 1}.yaml, {number + 1}.yaml, {number + 1}.yaml]\nx: {{a: 1}}\n")
+        write("40.yaml", "y: {a: 1}\n")
+        assert plain("0.yaml") == {"x": {"a": 1}, "y": {"a": 1}}
+        write("many.yaml", f"base: [{'40.yaml, ' * 201}]\n")
+        assert refusal("many.yaml").endswith("base: more than 200 of them, over all files")
+
+    def test_a_long_chain_and_a_large_sum(self, write: Write):
+        for number in range(202):
+            write(f"{number}.yaml", f"base: {number + 1}.yaml\n")
+        assert "more than 200" in refusal("0.yaml")
+        for number in range(3):
+            write(f"{number}.yaml", f"base: {number + 1}.yaml\n#{'x' * 400_000}\n")
+        assert refusal("0.yaml").endswith(
+            "base: 2.yaml: with it, the config and its bases have over 1000000 characters"
+        )
+
+    def test_what_is_not_a_file_is_not_waited_for(self, write: Write, folder: Path):
+        os.mkfifo(folder / "pipe.yaml")
+        (folder / "zero.yaml").symlink_to("/dev/zero")
+        write("c.yaml", "base: pipe.yaml\n")
+        assert refusal("c.yaml") == (
+            "c.yaml:1:7: base: pipe.yaml: cannot be read: it is a named pipe, not a regular file"
+        )
+        assert refusal("pipe.yaml").endswith("named pipe, not a regular file")
+        assert refusal("zero.yaml") == "/dev/zero: cannot be read: it is a device, not a regular file"
 
     def test_a_base_of_itself(self, write: Write):
         write("a.yaml", "base: a.yaml\n")
@@ -368,12 +398,27 @@ class TestInterpolation:
     def test_a_bomb(self, write: Write):
         rows = [f"a{n}: '{'${x.a' + str(n + 1) + '}'}{'${x.a' + str(n + 1) + '}'}'" for n in range(40)]
         write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  a40: boom\n")
-        assert "more than 10000 references" in refusal("c.yaml")
+        assert "references to more than 100000 values, or 1000000 characters" in refusal("c.yaml")
+
+    @pytest.mark.parametrize("form", ["[{0}, {0}]", "{{a: {0}, b: {0}}}"])
+    def test_a_bomb_of_lists_and_maps(self, write: Write, form: str):
+        rows = [f"a{n}:\n    - ${{x.a{n + 1}}}\n    - ${{x.a{n + 1}}}" for n in range(40)]
+        write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  a40: " + form.format("boom") + "\n")
+        assert "references to more than 100000 values" in refusal("c.yaml")
+
+    def test_references_that_nest_what_is_nested(self, write: Write):
+        rows = [f"a{n}: {'[' * 40}1{']' * 40}" for n in range(3)]
+        write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  b:\n    - - - - - - - - - - - - - ${x.a0}\n")
+        assert "nested more than 50 deep, once references" in refusal("c.yaml")
+
+    def test_one_that_is_used_a_thousand_times_is_resolved_once(self, write: Write):
+        write("c.yaml", "x: {a: 3}\ny:\n" + "  - ${x.a}\n" * 1000)
+        assert plain("c.yaml")["y"] == [3] * 1000
 
     def test_a_long_chain(self, write: Write):
         rows = [f"a{n}: ${{x.a{n + 1}}}" for n in range(2000)]
         write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  a2000: end\n")
-        assert "50 that lead on to each other" in refusal("c.yaml")
+        assert "more than 50 references that lead on to each other" in refusal("c.yaml")
 
 
 def test_a_missing_config(folder: Path):
@@ -427,11 +472,99 @@ class TestConfigsInOtherFiles:
         run = '"run": {"until": "1 iters"}'
         write("a.box", f'{{"config": {{{run}, "mine": {{"use": "{mine}:Mine"}}}}}}')
         with pytest.raises(ConfigError) as caught:
-            load("a.box")
+            load("a.box", ["run.work_dir=w"])
         [problem] = caught.value.problems
         assert problem.path == "mine.use"
         assert problem.message.endswith(f"where you trust that file, name it yourself: mine.use={mine}:Mine")
-        assert list(load("a.box", [f"mine.use={mine}:Mine"]).plugins) == ["mine"]
+        assert list(load("a.box", ["run.work_dir=w", f"mine.use={mine}:Mine"]).plugins) == ["mine"]
         write("b.box", f'{{"config": {{{run}, "{mine}:Mine": {{}}}}}}')
         with pytest.raises(ConfigError, match="may not run code from a file"):
-            load("b.box")
+            load("b.box", ["run.work_dir=w"])
+
+    WRITER = """
+        from pathlib import Path
+        from detkernel import plugin, option
+        @plugin
+        class Writer:
+            '''Writes.'''
+            save: Path | None = option(default=None, output=True, help="where it writes")
+            more: list[str] = option(factory=list, output=True, help="where it writes, too")
+            read: Path | None = option(default=None, help="where it reads")
+    """
+
+    @pytest.fixture
+    def _writer(self, plant: Callable[..., Path]) -> None:
+        plant("writer", {"writer.py": self.WRITER}, plugins={"writer": "writer:Writer"})
+
+    def boxed(self, write: Write, path: str, options: str, work_dir: str = "w") -> None:
+        config = f'"run": {{"until": "1 iters", "work_dir": "{work_dir}"}}, "writer": {{{options}}}'
+        write(path, f'{{"config": {{{config}}}}}')
+
+    @pytest.mark.usefixtures("_writer")
+    @pytest.mark.parametrize("place", ["/etc/x", "~/.bashrc", "~root/x", "../x", "a/../../x", "..", "//x"])
+    @pytest.mark.parametrize("form", ['"save": "{}"', '"more": ["a.json", "{}"]'])
+    def test_it_writes_nowhere_but_below_the_work_dir_unless_the_user_names_it(
+        self, write: Write, place: str, form: str
+    ):
+        self.boxed(write, "a.box", form.format(place))
+        option = "more.1" if "more" in form else "save"
+        with pytest.raises(ConfigError) as caught:
+            load("a.box", ["run.work_dir=mine"])
+        [problem] = caught.value.problems
+        assert problem.path == f"writer.{option}"
+        assert problem.message.endswith(f"name it yourself: writer.{option}={place}")
+        trusted = load("a.box", ["run.work_dir=mine", f"writer.{option}={place}"])
+        assert place.rpartition("/")[2] in str(trusted.plain["writer"])
+        assert load("a.box", writes=False).plugins, "to look at it is safe"
+        write("c.yaml", f"base: a.box\nrun: {{work_dir: mine}}\nwriter: {{{option.partition('.')[0]}: null}}\n")
+        with pytest.raises(ConfigError) if "more" in form else nullcontext():  # a list is not null
+            load("c.yaml")
+
+    @pytest.mark.usefixtures("_writer")
+    def test_it_may_write_below_the_work_dir_and_read_anywhere(self, write: Write):
+        self.boxed(write, "a.box", '"save": "sub/found.json", "more": ["a..b", "x~"], "read": "/data/x"')
+        assert load("a.box", ["run.work_dir=mine"]).plain["writer"]["save"] == "sub/found.json"
+
+    @pytest.mark.usefixtures("_writer")
+    def test_its_work_dir_is_taken_only_where_the_file_lies_in_it(self, write: Write, folder: Path):
+        for path, work_dir in (("w/checkpoints/a.box", "w"), ("w/checkpoints/a.box", f"{folder}/w"), ("w/a.box", "w")):
+            self.boxed(write, path, "", work_dir)
+            with pytest.raises(ConfigError, match="does not lie in"):
+                load(path)  # as for a home folder with a downloaded file in it
+            write("w/config.yaml", "")
+            assert str(load(path).options.work_dir) == work_dir
+            (folder / "w/config.yaml").unlink()
+        write("w/config.yaml", "")
+        write("other/config.yaml", "")
+        for path, work_dir in (("a.box", "w"), ("w/a.box", "other"), ("w/a.box", "w/checkpoints"), ("a.box", "~")):
+            self.boxed(write, path, "", work_dir)
+            with pytest.raises(
+                ConfigError, match=r"say where the results of this run go: run.work_dir=FOLDER"
+            ) as caught:
+                load(path)
+            assert [problem.path for problem in caught.value.problems] == ["run.work_dir"]
+            assert str(load(path, ["run.work_dir=mine"]).options.work_dir) == "mine"
+        write("none.box", '{"config": {"run": {"until": "1 iters"}}}')
+        with pytest.raises(ConfigError, match=r"run\.work_dir=FOLDER"):
+            load("none.box")
+
+    @pytest.mark.parametrize("suffix", ["yaml", "yml", "YAML"])
+    def test_no_distribution_reads_yaml_in_the_place_of_the_kernel(
+        self, plant: Callable[..., Path], write: Write, suffix: str
+    ):
+        plant("taker", {"taker.py": self.READER}, configs={suffix: "taker:read"})
+        write(f"c.{suffix}", "x: {a: 1}\n")
+        assert plain(f"c.{suffix}") == {"x": {"a": 1}}
+
+    def test_shared_lists_have_an_end(self, plant: Callable[..., Path], write: Write):
+        source = """
+            def read(path):
+                x = [1] if path.stem == "lists" else {"a": "x" * 1000}
+                for _ in range(40):
+                    x = [x, x] if path.stem == "lists" else {"a": x, "b": x}
+                return {"x": x}
+        """
+        plant("dag", {"dag.py": source}, configs={"dag": "dag:read"})
+        for name in ("lists.dag", "maps.dag"):
+            write(name, "")
+            assert "what it holds is not a config: more than 100000 values, or 1000000 characters" in refusal(name)

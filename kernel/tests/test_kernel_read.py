@@ -232,7 +232,7 @@ def test_depth_has_a_limit():
 
 
 def test_many_values_in_one_file_are_fine():
-    assert len(value("a: [" + "1, " * 50_000 + "]")["a"]) == 50_000
+    assert len(value("a: [" + "1, " * 20_000 + "]")["a"]) == 20_000
 
 
 class TestFiles:
@@ -295,3 +295,19 @@ def test_every_value_and_key_knows_its_place():
     assert str(inner.where) == "c.yaml:2:6"
     assert str(inner.value[1].child("c").where) == "c.yaml:2:14"
     assert inner.value[1].child("c").where.text == "  b: [1, {c: d}]"
+
+
+def test_more_than_any_config_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("detkernel.config.read.MAX_NODES", 500)
+    assert refusal("[" + "1," * 1000 + "]") == "c.yaml: more than 500 values"
+    (tmp_path / "c.yaml").write_text("#" * 1_000_001)
+    with pytest.raises(UserError, match=r"c\.yaml: cannot be read: it has more than 1,000,000 bytes"):
+        read_file(tmp_path / "c.yaml")
+
+
+def test_of_a_long_line_only_what_is_around_the_column_is_shown():
+    with pytest.raises(ConfigError) as caught:
+        read_text(f"a: '{'x' * 5000}'\nb: {{{'k: 1, ' * 3000}k: 2}}", "c.yaml")
+    shown, caret = str(caught.value).splitlines()[1:]
+    assert len(shown) < 220
+    assert shown[caret.index("^")] == "k"

@@ -149,7 +149,7 @@ def show_config(config: str, overrides: tuple[str, ...], plain: bool) -> None:
     """Show the composed config: every value, with the file and line it comes from."""
     from detkernel.config.dump import dump
 
-    loaded = _load(config, overrides)
+    loaded = _load(config, overrides, writes=False)
     places = _value_places(loaded)
     click.echo(dump(loaded.plain, (lambda _: "") if plain else (lambda path: places.get(path, "default"))), nl=False)
 
@@ -190,7 +190,7 @@ def hooks(words: tuple[str, ...]) -> None:
     event = words[0] if words and words[0].isidentifier() and not Path(words[0]).exists() else ""
     config, *overrides = words[bool(event) :] or [""]
     if config:
-        loaded = _load(config, tuple(overrides))
+        loaded = _load(config, tuple(overrides), writes=False)
         bus = Bus(loaded.plugins, loaded.priorities)
         if event and event not in bus.event_names():
             raise UserError(f"{config}: '{event}' is {no_event(event, bus.event_names())}")
@@ -258,10 +258,10 @@ def _event_alone(event: str) -> str:
     raise UserError(f"'{event}' is neither a config nor an event{did_you_mean(event, [*events, *publishers])}")
 
 
-def _load(config: str, overrides: tuple[str, ...]) -> Config:
+def _load(config: str, overrides: tuple[str, ...], *, writes: bool = True) -> Config:
     from detkernel.config import load
 
-    return load(config, overrides)
+    return load(config, overrides, writes=writes)
 
 
 def _kernel(config: Config) -> Kernel:

@@ -88,6 +88,10 @@ class Escape(logging.Filter):
 ESCAPE = Escape()
 
 
+_AROUND = 100
+"""Characters before and after a place that a message shows of its line."""
+
+
 @attrs.frozen
 class Where:
     """A place in a config: file, line and column (both from 1). `line` 0: no place (built in Python)."""
@@ -108,11 +112,11 @@ class Where:
         """The line with a caret under the column, indented; empty where there is no line to show."""
         if not self.text:
             return ""
-        before, after = (
-            printable(part, keep="\t") for part in (self.text[: self.column - 1], self.text[self.column - 1 :])
-        )
+        start = max(0, self.column - 1 - _AROUND)  # of a very long line, what is around the column
+        before, after = self.text[start : self.column - 1], self.text[self.column - 1 : self.column + _AROUND]
+        before, after = ("..." * bool(start) + printable(before, keep="\t"), printable(after, keep="\t"))
         pad = "".join("\t" if char == "\t" else " " for char in before)
-        return f"    {before}{after}\n    {pad}^"
+        return f"    {before}{after}{'...' * (len(self.text) > self.column + _AROUND)}\n    {pad}^"
 
 
 @attrs.frozen

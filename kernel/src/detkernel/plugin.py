@@ -71,14 +71,18 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: Collection[Any] | None = None,
+    output: bool = False,
 ) -> Any:
     """A field that a config can set. Bounds and choices hold for the value, or for each element of a list of them.
+
+    `output`: it says where something is written, relative to the work dir. A config that comes out of a checkpoint may
+    then only name a place below that (a user may name any).
 
     `None` passes every bound: whether it is allowed at all is said by the type. Everything is given by keyword, since
     that is how type checkers tell a field with a default from one without (PEP 681).
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, **bounds}
+    metadata = {"help": help, "choices": choices, "output": output, **bounds}
     if factory is not None:
         return attrs.field(factory=factory, validator=_check_bounds, metadata=metadata)
     return attrs.field(default=default, validator=_check_bounds, metadata=metadata)

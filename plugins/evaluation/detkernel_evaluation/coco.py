@@ -55,7 +55,9 @@ class CocoMap(Evaluator):
         default=None, above=0, help="the spread of each keypoint, relative to the object's size; null: a person's 17"
     )
     save: Path | None = option(
-        default=None, help="write the detections in COCO's form of results: a file in the work dir, or a full path"
+        default=None,
+        output=True,
+        help="write the detections in COCO's form of results: a file in the work dir, or a full path",
     )
 
     def __attrs_post_init__(self) -> None:

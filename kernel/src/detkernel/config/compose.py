@@ -16,12 +16,13 @@ import attrs
 
 from detkernel.catalog import Catalog
 from detkernel.config.dump import dump
-from detkernel.config.read import UNUSABLE, read_file, read_text, scalar
+from detkernel.config.read import MAX_BYTES, MAX_DEPTH, MAX_NODES, UNUSABLE, file_text, parse_file, read_text, scalar
 from detkernel.config.tree import Node
 from detkernel.errors import ConfigError, Problem, UserError, Where, as_typed, did_you_mean, relative
 
-MAX_REFERENCES = 10_000
+MAX_BASES = 200
 MAX_CHAIN = 50
+_OWN = ("yaml", "yml")
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _POSITION = re.compile(r"-?[0-9]{1,9}")
 _PACKAGE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):(.+)")
@@ -29,13 +30,15 @@ _PACKAGE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):(.+)")
 
 def compose(source: str | Path, overrides: Sequence[str] = ()) -> Node:
     """Read a config with its bases, apply `a.b=value` overrides, drop what is null, and interpolate."""
-    root = _with_bases(locate(str(source), Path.cwd()), ())
+    root = _Bases().read(locate(str(source), Path.cwd()))
     for number, text in enumerate(overrides, start=1):
         root = _override(root, text, number)
     assert isinstance(root.value, dict)
     kept = {key: node for key, node in root.value.items() if node.value is not None}
-    root = attrs.evolve(root, value=kept)
-    return _Interpolation(root).apply(root, ())
+    root = _Interpolation(attrs.evolve(root, value=kept)).result()
+    if _size(root)[1] > MAX_DEPTH:
+        raise root.error(f"nested more than {MAX_DEPTH} deep, once references and overrides are in their places")
+    return root
 
 
 def locate(source: str, folder: Path) -> Path:
@@ -59,40 +62,78 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _with_bases(path: Path, seen: tuple[Path, ...]) -> Node:
-    path = Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise for links in a circle
-    if path in seen:
-        raise UserError(f"{relative(path)} is its own base: {' -> '.join(relative(p) for p in (*seen, path))}")
-    node = _read(path)
-    if not isinstance(node.value, dict):
-        raise node.error("expected a map of plugins, such as `model: {use: faster_rcnn}`")
-    base = node.value.pop("base", None)
-    merged: Node | None = None
-    for item in _base_list(base):
-        assert isinstance(item.value, str)
+class _Bases:
+    """Reads a config and its bases, each file once, with one budget for all of them together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_BYTES
+        self._named = 0
+        self._done: dict[Path, Node] = {}
+
+    def read(self, path: Path, seen: tuple[Path, ...] = ()) -> Node:
+        """The config of a file, merged over its bases. `seen`: the files that led here."""
+        path = Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise for links in a circle
+        if path in seen:
+            raise UserError(f"{relative(path)} is its own base: {' -> '.join(relative(p) for p in (*seen, path))}")
+        if path not in self._done:
+            self._done[path] = self._merged(path, (*seen, path))
+        return self._done[path]
+
+    def _merged(self, path: Path, seen: tuple[Path, ...]) -> Node:
+        node = self._file(path)
+        if not isinstance(node.value, dict):
+            raise node.error("expected a map of plugins, such as `model: {use: faster_rcnn}`")
+        merged: Node | None = None
+        for item in _base_list(node.value.pop("base", None)):
+            assert isinstance(item.value, str)
+            self._named += 1
+            if self._named > MAX_BASES:
+                raise item.error(f"base: more than {MAX_BASES} of them, over all files")
+            try:
+                parent = self.read(locate(item.value, path.parent), seen)
+            except ConfigError:
+                raise
+            except UserError as error:
+                raise item.error(f"base: {error}") from None
+            merged = parent if merged is None else _merge(merged, parent, top=True)
+        return node if merged is None else _merge(merged, node, top=True)
+
+    def _file(self, path: Path) -> Node:
+        """A YAML file, or the config in a file of another kind, whose suffix is an entry point of `detkernel.configs`.
+
+        No distribution may offer a reader of YAML: it would have a say in every run.
+        """
+        readers, suffix = Catalog("config"), path.suffix.removeprefix(".")
+        if suffix.lower() in _OWN or suffix not in readers.entries:
+            text = file_text(path)
+            self._left -= len(text)
+            if self._left < 0:
+                raise UserError(f"{relative(path)}: with it, the config and its bases have over {MAX_BYTES} characters")
+            return parse_file(path, text)
+        held = readers.load_object(suffix)(path)
         try:
-            parent = _with_bases(locate(item.value, path.parent), (*seen, path))
-        except ConfigError:
-            raise
-        except UserError as error:
-            raise item.error(f"base: {error}") from None
-        merged = parent if merged is None else _merge(merged, parent, top=True)
-    return node if merged is None else _merge(merged, node, top=True)
+            _measure(held)
+            node = _foreign(read_text(dump(held), as_typed(path)))
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise UserError(f"{relative(path)}: what it holds is not a config: {error}") from None
+        if isinstance(node.value, dict) and "base" in node.value:
+            raise node.value["base"].error("base: a config inside another file is whole, it has no base")
+        return node
 
 
-def _read(path: Path) -> Node:
-    """A YAML file, or the config in a file of another kind, whose suffix is an entry point of `detkernel.configs`."""
-    readers, suffix = Catalog("config"), path.suffix.removeprefix(".")
-    if suffix not in readers.entries:
-        return read_file(path)
-    held = readers.load_object(suffix)(path)
-    try:
-        node = _foreign(read_text(dump(held), as_typed(path)))
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{relative(path)}: the config in it is none: {error}") from None
-    if isinstance(node.value, dict) and "base" in node.value:
-        raise node.value["base"].error("base: a config inside another file is whole, it has no base")
-    return node
+def _measure(held: object) -> None:
+    """Raise ValueError for more than a config may have: a few shared lists within each other have no end."""
+    todo, nodes, characters = [held], 1, 0
+    while todo:
+        item = todo.pop()
+        if isinstance(item, (dict, list)):
+            nodes += len(item)
+            todo += item.values() if isinstance(item, dict) else item
+            characters += sum(len(key) for key in item if isinstance(key, str)) if isinstance(item, dict) else 0
+        elif isinstance(item, str):
+            characters += len(item)
+        if nodes > MAX_NODES or characters > MAX_BYTES:
+            raise ValueError(f"more than {MAX_NODES} values, or {MAX_BYTES} characters of text")
 
 
 def _foreign(node: Node) -> Node:
@@ -138,6 +179,8 @@ def _override(root: Node, text: str, number: int) -> Node:
     where = Where("command line", 1, 1, text)
     if not equals or not path or "" in path.split("."):
         raise ConfigError([Problem(where, "", f"argument {number}: expected KEY=VALUE, such as optimizer.lr=0.02")])
+    if path.count(".") >= MAX_DEPTH:
+        raise ConfigError([Problem(where, "", f"argument {number}: nested more than {MAX_DEPTH} deep")])
     if path == "base":
         raise ConfigError([Problem(where, "base", "only a config file has bases; write a small one that names both")])
     try:
@@ -177,12 +220,30 @@ def _placed(node: Node, where: Where) -> Node:
     return attrs.evolve(node, where=where)
 
 
+def _size(node: Node) -> tuple[int, int]:
+    """(values, depth) of a node and all below it."""
+    count = depth = 0
+    level = [node]
+    while level:
+        count, depth = count + len(level), depth + 1
+        below: list[Node] = []
+        for item in level:
+            below += item.value.values() if isinstance(item.value, dict) else ()
+            below += item.value if isinstance(item.value, list) else ()
+        level = below
+    return count, depth
+
+
 class _Interpolation:
     """`${run.seed}`, `${env:NAME}` and `${env:NAME,default}`; `$${` stands for `${` itself."""
 
     def __init__(self, root: Node) -> None:
         self.root = root
-        self._count = 0
+        self._nodes = self._characters = 0
+        self._resolved: dict[str, Node] = {}
+
+    def result(self) -> Node:
+        return self.apply(self.root, ())
 
     def apply(self, node: Node, active: tuple[str, ...]) -> Node:
         """The node with all references replaced. `active`: the references being resolved, to find circles."""
@@ -194,7 +255,9 @@ class _Interpolation:
             return node
         whole = _REFERENCE.fullmatch(node.value)
         if whole and whole[1] is not None and not node.quoted:
-            return _placed(self._resolve(whole[1], node, active), node.where)
+            found = self._resolve(whole[1], node, active)
+            self._spend(node, _size(found)[0])
+            return _placed(found, node.where)
         text = _REFERENCE.sub(lambda match: self._text(match, node, active), node.value)
         return attrs.evolve(node, value=text)
 
@@ -204,20 +267,32 @@ class _Interpolation:
         if match[1] is None:
             return "${"
         if match[1].startswith("env:"):
-            return self._environment(match[1][4:], node)
+            text = self._environment(match[1][4:], node)
+            self._spend(node, 1, len(text))
+            return text
         value = self._resolve(match[1], node, active).value
         if isinstance(value, (dict, list)):
             raise node.error(f"${{{match[1]}}} is a {'map' if isinstance(value, dict) else 'list'}, not text")
-        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        self._spend(node, 1, len(text))
+        return text
+
+    def _spend(self, node: Node, nodes: int, characters: int = 0) -> None:
+        """A few references to each other's lists or texts would otherwise have no end."""
+        self._nodes += nodes
+        self._characters += characters
+        if self._nodes > MAX_NODES or self._characters > MAX_BYTES:
+            raise node.error(f"references to more than {MAX_NODES} values, or {MAX_BYTES} characters of text")
 
     def _resolve(self, reference: str, node: Node, active: tuple[str, ...]) -> Node:
         if reference in active:
             raise node.error(f"${{{reference}}} refers to itself: {' -> '.join((*active, reference))}")
-        self._count += 1
-        if self._count > MAX_REFERENCES or len(active) > MAX_CHAIN:
-            raise node.error(f"more than {MAX_REFERENCES} references, or {MAX_CHAIN} that lead on to each other")
+        if len(active) > MAX_CHAIN:
+            raise node.error(f"more than {MAX_CHAIN} references that lead on to each other")
         if reference.startswith("env:"):
             return Node(scalar(self._environment(reference[4:], node)), node.where)
+        if reference in self._resolved:
+            return self._resolved[reference]
         found = self.root
         for part in reference.split("."):
             child = self._step(found, part)
@@ -225,7 +300,8 @@ class _Interpolation:
                 known = list(found.value) if isinstance(found.value, dict) else []
                 raise node.error(f"${{{reference}}}: there is no '{part}'{did_you_mean(part, known)}")
             found = child
-        return self.apply(found, (*active, reference))
+        self._resolved[reference] = self.apply(found, (*active, reference))
+        return self._resolved[reference]
 
     @staticmethod
     def _step(node: Node, part: str) -> Node | None:

@@ -11,6 +11,7 @@ import attrs
 from detkernel.catalog import Catalog
 from detkernel.config.compose import compose
 from detkernel.config.dump import plain
+from detkernel.config.foreign import work_dir_problem
 from detkernel.config.structure import Structurer
 from detkernel.config.tree import Node, Plain, kind
 from detkernel.errors import ConfigError, Problem, did_you_mean
@@ -34,12 +35,17 @@ class Config:
     """The composed tree, with the places."""
 
 
-def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | None = None) -> Config:
-    """Read, compose and structure a config. Raises `ConfigError` with every problem, each with its place."""
+def load(
+    source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | None = None, *, writes: bool = True
+) -> Config:
+    """Read, compose and structure a config. Raises `ConfigError` with every problem, each with its place.
+
+    `writes`: whether it is to be run, so that where a config from inside a checkpoint would write is looked at.
+    """
     root = compose(source, overrides)
     assert isinstance(root.value, dict)
     catalog = catalog or Catalog()
-    structurer = Structurer(catalog)
+    structurer = Structurer(catalog, writes=writes)
     problems: list[Problem] = []
     plugins: dict[str, Any] = {}
     priorities: dict[str, str] = {}
@@ -60,6 +66,9 @@ def load(source: str | Path, overrides: Sequence[str] = (), catalog: Catalog | N
     if "run" not in root.value:
         message = "missing: how long to train, such as `run: {until: 12 epochs}`"
         problems.append(Problem(root.where, "run", message))
+    if writes and options is not None:
+        problem = work_dir_problem(root, options.work_dir)
+        problems += [problem] if problem else []
     problems.extend(_unmet(plugins, root, catalog))
     if problems:
         raise ConfigError(problems)

@@ -17,7 +17,9 @@ import yaml
 
 from detkernel.config.tree import Node, Scalar
 from detkernel.errors import ConfigError, Problem, UserError, Where, as_typed, printable, relative
+from detkernel.files import read_regular
 
+MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 50
 LONGEST_NUMBER = 250
@@ -47,12 +49,23 @@ class _Tagged(yaml.YAMLError):
         self.mark = mark
 
 
+class _TooManyError(Exception):
+    """More values than any honest config has."""
+
+
 class _Loader(yaml.SafeLoader):
     """Resolves nothing: every plain scalar arrives as a string. A tag on anything, a key too, raises `_Tagged`."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._count = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._count += 1
+        if self._count > 2 * MAX_NODES:  # keys count here: more cannot pass the check that aliases must pass, too
+            raise _TooManyError
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         if tag is not None:
@@ -77,8 +90,13 @@ def scalar(text: str) -> Scalar:
 
 def read_file(path: Path) -> Node:
     """Read a config file. Raises `ConfigError` with the place, or `UserError` when there is no such file."""
+    return parse_file(path, file_text(path))
+
+
+def file_text(path: Path) -> str:
+    """The text of a config file. Raises `UserError` when it cannot be read, or is far too large."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{relative(path)}: no such file{_neighbours(path)}") from None
     except IsADirectoryError:
@@ -87,6 +105,10 @@ def read_file(path: Path) -> Node:
         raise UserError(f"{relative(path)}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{relative(path)}: cannot be read: {error.strerror}") from None
+
+
+def parse_file(path: Path, text: str) -> Node:
+    """The config in the text of a file."""
     root = read_text(text, as_typed(path))
     if root.value is None:
         raise root.error("the config is empty")
@@ -109,6 +131,8 @@ def read_text(text: str, name: str) -> Node:
     except yaml.reader.ReaderError as error:
         message = f"not valid YAML: the character U+{error.character:04X} may not stand in a config"
         raise ConfigError([Problem(_place(name, text, error.position), "", message)]) from None
+    except _TooManyError:
+        raise ConfigError([Problem(Where(name), "", f"more than {MAX_NODES} values")]) from None
     except RecursionError:
         raise ConfigError([Problem(Where(name), "", "nested too deeply")]) from None
 

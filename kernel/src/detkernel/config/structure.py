@@ -16,6 +16,7 @@ import attrs
 import cattrs
 
 from detkernel.catalog import Catalog
+from detkernel.config.foreign import outside
 from detkernel.config.read import scalar
 from detkernel.config.tree import Node, kind
 from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
@@ -27,8 +28,9 @@ from detkernel.span import Span
 class Structurer:
     """Makes objects of nodes. One per config: it remembers the path to the option at hand."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, *, writes: bool = True) -> None:
         self.catalog = catalog
+        self._writes = writes
         self._path: list[str] = []
         self._converter = converter = cattrs.Converter(detailed_validation=False)
         converter.register_structure_hook_func(lambda wanted: len(members(wanted)) > 1, self._union)
@@ -106,6 +108,13 @@ class Structurer:
 
     def _option(self, node: Node, cls: type[Any], field: attrs.Attribute[Any]) -> Any:
         value = self._converter.structure(node, option_type(cls, field.name))
+        for name, place in outside(node) if self._writes and field.metadata["output"] else ():
+            raise self._problem(
+                place,
+                f"a config inside another file may only write below the work dir, not to {place.value}; where you "
+                f"trust that file, name it yourself: {self._dotted(name)}={place.value}",
+                name,
+            )
         problem = bound_problem(field.metadata, value)
         if problem:
             raise self._problem(node, problem)
