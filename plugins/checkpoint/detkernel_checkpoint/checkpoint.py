@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, hookspec, option, plugin, state
 from detkernel.errors import relative
@@ -53,6 +53,11 @@ class Checkpoint:
     load_from: Path | None = option(
         default=None, help="start with the weights in this file: a checkpoint, or any state dict"
     )
+    load_from_classes: Literal["same_order", "none"] | list[str] | None = option(
+        default=None,
+        help="classes of `load_from`, where the file does not say: a list of names in its order; same_order: as the "
+        "data's; none: class outputs start at random",
+    )
     allow_mismatch: bool = option(default=False, help="load what fits of `load_from`, and list what does not")
     asynchronous: bool = option(default=True, help="write in the background while training goes on")
 
@@ -92,11 +97,9 @@ class Checkpoint:
             _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
             _resume.compare_states(run, self._found, self._origin, self.accept_changes)
         else:
-            from detkernel_checkpoint._weights import check_classes, fit
+            from detkernel_checkpoint._weights import load_found
 
-            check_classes(self._found.content, self._found.path, run.classes)
-            fit(run.bare_model, self._found.content["model"], self._found.path, self.allow_mismatch)
-            run.log.info("testing the weights of %s", relative(self._found.path))
+            load_found(run, self, self._found)
 
     @hookimpl(trylast=True)
     def before_run(self, run: Run) -> None:
@@ -304,11 +307,10 @@ class Checkpoint:
 
     def _load_weights(self, run: Run) -> None:
         from detkernel_checkpoint import _finite
-        from detkernel_checkpoint._weights import load_weights
+        from detkernel_checkpoint._weights import load_from
 
         if self.load_from is not None:
-            what = run.bare_model, self.load_from, self.allow_mismatch, run.classes
-            run.log.info("loaded %s", load_weights(*what))
+            load_from(run, self)
         elif run.mode == "test" and self.resume != "never":
             folder, key = self._folder(run).path, self._key(run)
             raise CheckpointError(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detkernel import CheckpointError
-from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
+from detkernel import CheckpointError, Run, hookimpl, plugin
+from detkernel.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_checkpoint.embedded import config
 
@@ -23,11 +23,11 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
-def loaded(path: Path, tmp_path: Path, allow: bool = False) -> dict[str, torch.Tensor]:
+def loaded(
+    path: Path, tmp_path: Path, allow: bool = False, load_from_classes: object = None, **plugins: object
+) -> dict[str, torch.Tensor]:
     """The model's weights right after loading."""
     found = {}
-
-    from detkernel import Run, hookimpl, plugin
 
     @plugin
     class Look:
@@ -37,9 +37,11 @@ def loaded(path: Path, tmp_path: Path, allow: bool = False) -> dict[str, torch.T
         def before_run(self, run: Run) -> None:
             found.update({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
             assert run.iter == 0
+            run.stop("seen")
 
-    checkpoint = Checkpoint(load_from=path, allow_mismatch=allow)
-    tiny_run({"checkpoint": checkpoint, "look": Look()}, until="1 iter", seed=5, work_dir=tmp_path / "run")
+    checkpoint = Checkpoint(load_from=path, allow_mismatch=allow, load_from_classes=load_from_classes, resume="never")
+    plugins = {"checkpoint": checkpoint, "look": Look(), **plugins}
+    tiny_run(plugins, until="1 iter", seed=5, work_dir=tmp_path / "run")
     return found
 
 
@@ -55,33 +57,33 @@ def test_weights_are_loaded_without_the_position(trained: Path, tmp_path: Path, 
     if form != "checkpoint":
         path = tmp_path / "weights.pth"
         torch.save(contents[form], path)
-    found = loaded(path, tmp_path)
+    found = loaded(path, tmp_path, load_from_classes=None if path == trained else "same_order")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_what_does_not_fit_is_listed(trained: Path, tmp_path: Path):
     changed = weights(trained)
-    changed["3.weight"] = torch.zeros(9, 128)
+    changed["0.0.weight"] = torch.zeros(9, 3, 3, 3)
     changed["extra"] = torch.zeros(1)
     del changed["3.bias"]
-    torch.save(changed, tmp_path / "other.pth")
+    torch.save({"model": changed, "classes": ["red", "green", "blue"]}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError) as caught:
         loaded(tmp_path / "other.pth", tmp_path)
     text = str(caught.value)
     assert "other.pth: 7 of the model's 9 tensors fit; to load those that fit, set allow_mismatch: true" in text
-    assert "  1 of another shape: 3.weight [9, 128], expected [7, 128]" in text
+    assert "  1 of another shape: 0.0.weight [9, 3, 3, 3], expected [8, 3, 3, 3]" in text
     assert "  1 missing: 3.bias" in text
     assert "  1 unexpected: extra" in text
 
 
 def test_what_fits_is_loaded_when_told(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    changed = {**weights(trained), "3.weight": torch.zeros(9, 128)}
-    torch.save(changed, tmp_path / "other.pth")
+    changed = {**weights(trained), "0.0.weight": torch.zeros(9, 3, 3, 3)}
+    torch.save({"model": changed, "classes": ["red", "green", "blue"]}, tmp_path / "other.pth")
     with caplog.at_level("INFO", "detkernel"):
         found = loaded(tmp_path / "other.pth", tmp_path, allow=True)
-    assert torch.equal(found["0.0.weight"], changed["0.0.weight"])
+    assert torch.equal(found["0.1.weight"], changed["0.1.weight"])
     assert "loaded 8 of 9 tensors from" in caplog.text
-    assert "1 of another shape: 3.weight" in caplog.text
+    assert "1 of another shape: 0.0.weight" in caplog.text
 
 
 def test_weights_of_which_none_fits_are_refused_always(tmp_path: Path):
@@ -108,24 +110,105 @@ def test_a_run_that_is_resumed_does_not_load_them_again(trained: Path, tmp_path:
     assert run.iter == 8
 
 
-@pytest.mark.parametrize("mode", ["load_from", "test"])
-def test_weights_of_classes_in_another_order_are_refused(trained: Path, tmp_path: Path, mode: str):
-    class Reordered(TinyDataset):
+def data_of(*names: str) -> TinyData:
+    """Tiny data whose classes have other names or another order."""
+
+    class Named(TinyDataset):
         def load(self) -> None:
             super().load()
-            self.classes = ("green", "red", "blue")
+            self.classes = names
 
-    data = TinyData(dataset=Reordered())
-    message = r"is of the same classes in another order: red, green, blue; the data has green, red, blue"
+    return TinyData(dataset=Named())
 
-    def start() -> None:
-        if mode == "test":
-            tiny_kernel({"checkpoint": Checkpoint(), "data": data}, work_dir=trained.parents[1]).test()
+
+def rows(weights: dict[str, torch.Tensor], number: int) -> list[float]:
+    """The outputs of TinyDetector for a class: behind the four of the box."""
+    return [*weights["3.weight"][4 + number].tolist(), weights["3.bias"][4 + number].item()]
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize(
+    "names", [("blue", "red", "green"), ("green",), ("red", "violet", "blue", "green"), ("violet", "rose", "grey")]
+)
+def test_class_outputs_are_taken_by_name_whatever_their_number_and_order(
+    trained: Path, tmp_path: Path, names: tuple[str, ...], allow: bool, caplog: pytest.LogCaptureFixture
+):
+    """The names of `trained` are red, green, blue."""
+    wanted = weights(trained)
+    with caplog.at_level("INFO", "detkernel"):
+        found = loaded(trained, tmp_path, allow, data=data_of(*names))
+    assert torch.equal(found["3.weight"][:4], wanted["3.weight"][:4])
+    assert torch.equal(found["0.0.weight"], wanted["0.0.weight"])
+    known = ("red", "green", "blue")
+    for number, name in enumerate(names):
+        if name in known:
+            assert rows(found, number) == rows(wanted, known.index(name)), name
         else:
-            tiny_run({"checkpoint": Checkpoint(load_from=trained), "data": data}, work_dir=tmp_path)
+            assert all(rows(found, number) != rows(wanted, other) for other in range(3)), name
+    taken, new = ([name for name in names if (name in known) == inside] for inside in (True, False))
+    assert not taken or f"{len(taken)} taken by name ({', '.join(taken)})" in caplog.text
+    assert not new or f"{len(new)} at random, since the weights do not have them ({', '.join(new)})" in caplog.text
+    assert any(record.levelname == "WARNING" for record in caplog.records) == (not taken)
 
+
+def test_names_that_differ_in_case_are_told(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    loaded(trained, tmp_path, data=data_of("Red", "green", "blue"))
+    assert "Names are compared letter by letter: 'Red' is not 'red'" in caplog.text
+
+
+def test_a_test_takes_classes_by_name_and_wants_all_of_them(trained: Path):
+    def outputs(*names: str) -> dict[str, torch.Tensor]:
+        kernel = tiny_kernel({"checkpoint": Checkpoint(), "data": data_of(*names)}, work_dir=trained.parents[1])
+        return kernel.test().bare_model.state_dict()
+
+    wanted = weights(trained)
+    found = outputs("green", "red")
+    assert [rows(found, number) for number in range(2)] == [rows(wanted, number) for number in (1, 0)]
+    message = (
+        r"no outputs for 1 classes of the data: Blue; it has red, green, blue. .*'Blue' is not 'blue'.*load_from_cl"
+    )
     with pytest.raises(CheckpointError, match=message):
-        start()
+        outputs("red", "green", "Blue")
+
+
+def test_weights_without_names_are_refused_unless_it_is_said_whose_they_are(trained: Path, tmp_path: Path):
+    wanted = weights(trained)
+    torch.save(wanted, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth does not say of which classes its outputs are \(3 by their sha"):
+        loaded(tmp_path / "w.pth", tmp_path, allow=True)
+
+    def given(value: object) -> list[list[float]]:
+        found = loaded(tmp_path / "w.pth", tmp_path, data=data_of("dog", "cat", "cow"), load_from_classes=value)
+        return [rows(found, number) for number in range(3)]
+
+    theirs = [rows(wanted, number) for number in range(3)]
+    assert given("same_order") == theirs
+    assert given(["cow", "dog", "cat"]) == [theirs[1], theirs[2], theirs[0]]
+    assert not any(row in theirs for row in given("none"))
+    with pytest.raises(CheckpointError, match=r"said to be of 2 classes \(cow, dog\), but '3\.weight' of shape"):
+        given(["cow", "dog"])
+
+
+def test_a_model_that_does_not_say_what_its_classes_are_is_told_how(trained: Path, tmp_path: Path):
+    @plugin
+    class Silent(TinyDetector):
+        """A detector without `class_outputs`."""
+
+        @hookimpl
+        def build_model(self, run: Run) -> torch.nn.Module:
+            model = super().build_model(run)
+            del model.class_outputs
+            return model
+
+    def start(*names: str, **options: object) -> dict[str, torch.Tensor]:
+        return loaded(trained, tmp_path, data=data_of(*names), model=Silent(), **options)
+
+    assert torch.equal(start("red", "green", "blue")["3.bias"], weights(trained)["3.bias"])
+    for allow in (False, True):
+        with pytest.raises(CheckpointError, match=r"classes red, green, blue; the data has blue, .*class_outputs"):
+            start("blue", "red", "green", allow=allow)
+    assert torch.equal(start("b", "a", "c", load_from_classes="same_order")["3.bias"], weights(trained)["3.bias"])
+    assert torch.equal(start("red", "green", allow=True)["0.0.weight"], weights(trained)["0.0.weight"])
 
 
 def test_the_config_in_a_checkpoint_names_it_as_where_to_go_on(trained: Path, tmp_path: Path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, wrong
+from detkernel_detection.weights import load_into
 from torch import nn
-from torchvision.models import mobilenet_v3_large, vgg16
+from torchvision.models import mobilenet_v3_large, vgg
 from torchvision.models.detection import _utils
 from torchvision.models.detection import faster_rcnn as frcnn
 from torchvision.models.detection import keypoint_rcnn as krcnn
@@ -21,9 +24,10 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from detkernel_torchvision import _classes, _weights
+from detkernel_torchvision import _weights
 from detkernel_torchvision._necks import Pyramid, pyramid
 from detkernel_torchvision._norms import norm_layer
+from detkernel_torchvision._outputs import class_outputs
 from detkernel_torchvision._pictures import Normalise
 
 if TYPE_CHECKING:
@@ -44,10 +48,11 @@ def finish(options: models.Detector, model: Any, run: Run) -> nn.Module:
     """Put the batch transform in, and load the weights asked for."""
     divisible = getattr(options, "size_divisible", 1)
     model.transform = Normalise(options.image_mean, options.image_std, divisible, options.check_sizes)
+    model.class_outputs = class_outputs(model, options.background)
     if options.weights is not None:
-        weights, categories = _weights.state_dict(options, options.builders, options.weights)
-        fitted = _classes.fitted(model, weights, categories, run.classes, options.background)
-        _weights.load_into(model, fitted, options.weights)
+        weights = _weights.find(options, options.builders, options.weights)
+        loaded = load_into(model, weights, run.classes, given=options.weights_classes)
+        run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)
     built: nn.Module = model
     return built
 
@@ -101,10 +106,9 @@ def fcos(options: models.Fcos, num_classes: int) -> nn.Module:
 def ssd(options: models.Ssd, num_classes: int) -> nn.Module:
     trained = options.backbone_weights is not None
     layers = options.trainable_layers
-    body = vgg16(weights=None)
+    body = _vgg_features()
     if options.backbone_weights is not None:
-        weights, _ = _weights.state_dict(options, ["vgg16"], options.backbone_weights)
-        _weights.load_into(body.features, _weights.below("features.", weights), options.backbone_weights)
+        _weights.load_backbone(body.features, options, ["vgg16"], options.backbone_weights)
     large = options.size == 512
     backbone = ssds._vgg_extractor(body, large, (4 if trained else 5) if layers is None else layers)
     anchors = (
@@ -125,13 +129,22 @@ def ssd(options: models.Ssd, num_classes: int) -> nn.Module:
     return model
 
 
+def _vgg_features() -> Any:
+    """A VGG-16 without its classifier, whose 123 M parameters take seconds to make and are not used."""
+    features = vgg.make_layers(vgg.cfgs["D"])
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    return SimpleNamespace(features=features)
+
+
 def ssdlite(options: models.Ssdlite, num_classes: int) -> nn.Module:
     trained = options.backbone_weights is not None
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
     body = mobilenet_v3_large(weights=None, norm_layer=norm, reduced_tail=not trained)
     if options.backbone_weights is not None:
-        weights, _ = _weights.state_dict(options, ["mobilenet_v3_large"], options.backbone_weights)
-        _weights.load_into(body, weights, options.backbone_weights)
+        _weights.load_backbone(body.features, options, ["mobilenet_v3_large"], options.backbone_weights)
     else:
         ssdlites._normal_init(body)
     backbone = ssdlites._mobilenet_extractor(body, options.trainable_layers, norm)

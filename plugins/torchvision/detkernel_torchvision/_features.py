@@ -53,8 +53,7 @@ def extract(options: TorchvisionBackbone) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise wrong(options, "args", f"{options.name}: {error}") from None
     if options.weights is not None:
-        weights, _ = _weights.state_dict(options, [options.name], options.weights)
-        _weights.load_into(model, weights, options.weights)
+        _weights.load_backbone(model, options, [options.name], options.weights)
     named = list(model.named_parameters())
     for prefix in options.frozen:
         if not any(name.startswith(prefix) for name, _ in named):

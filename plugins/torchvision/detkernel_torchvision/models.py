@@ -32,6 +32,11 @@ class Detector:
         help="weights of the whole detector: torchvision's by name, such as COCO_V1; a file; null: random. Outputs for "
         "classes are taken by class name, the others start at random",
     )
+    weights_classes: Literal["same_order", "none"] | list[str] | None = option(
+        default=None,
+        help="classes of the weights, where the file does not say: a list of names in its order; same_order: as the "
+        "data's; none: class outputs start at random",
+    )
     image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..1")
     image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..1")
 

@@ -124,7 +124,9 @@ class TinyDetector:
         import_module("torch").manual_seed(run.seed)
         features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         head = nn.Linear(128, 4 + len(run.classes))
-        return nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
+        model = nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
+        model.class_outputs = {"3.weight": {"skip": 4}, "3.bias": {"skip": 4}}  # rows: the box, then the classes
+        return model
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Losses:
