@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
-from evaluation_cases import from_coco, kernel, random_coco, with_masks
+from evaluation_cases import GivenData, from_coco, kernel, random_coco, with_masks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
 
@@ -46,6 +46,8 @@ rank = dist.get_rank()
 many = len(CASE[0])
 halves = [list(range(rank, many, 2)), [*range(rank, many, 2), rank]]  # the second shows two pictures twice
 metrics = [test(evaluators(), CASE, order) for order in halves]
+one = GivenData(CASE[0].classes, CASE[0].given[:1]), CASE[1][:1]  # a set smaller than the number of processes
+alone = test(evaluators(), one, [0])
 
 half = GivenData(["a"], [annotations(at, [[0, 0, 9, 9]], [0], masks=[[[0.0, 0, 9, 0, 9, 9]]]) for at in range(2)])
 import torch
@@ -55,7 +57,7 @@ try:
     said = "nothing"
 except Exception as error:
     said = f"{type(error).__name__}: {error}"
-(folder / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "said": said}))
+(folder / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "said": said, "alone": alone}))
 dist.destroy_process_group()
 """
 
@@ -95,6 +97,14 @@ def test_both_have_the_figures_of_one_process(ranks: list[dict[str, Any]], tmp_p
     for rank in ranks:
         for metrics in rank["metrics"]:
             assert str(metrics) == str(alone)
+
+
+def test_an_image_that_both_are_given_counts_once(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    first, *more = evaluators()
+    one = GivenData(CASE[0].classes, CASE[0].given[:1]), CASE[1][:1]
+    alone = json.loads(json.dumps(kernel(first, one, tmp_path, *more).test().metrics))
+    assert len(one[0].given[0]) > 0
+    assert [str(rank["alone"]) for rank in ranks] == [str(alone)] * 2
 
 
 def test_both_are_told_what_the_first_finds_wrong(ranks: list[dict[str, Any]]) -> None:

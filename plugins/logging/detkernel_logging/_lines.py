@@ -36,8 +36,9 @@ def val_line(run: Run, figures: Figures) -> str:
 
 
 def ordered(losses: Mapping[str, float], times: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, float]:
-    """The figures of a training line: learning rates, times, memory, losses, then what else plugins offer."""
-    rates = {name: value for name, value in scalars.items() if is_rate(name)}
+    """The values of a training line: learning rates (`lr` before those of single groups), times, memory, losses, and
+    what else plugins offer."""
+    rates = {name: scalars[name] for name in sorted(filter(is_rate, scalars), key=lambda name: name != "lr")}
     memory = {name: value for name, value in scalars.items() if name == "memory"}
     return {**rates, **times, **memory, **losses, **scalars}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from detkernel import DataError, Run, hookimpl, plugin
 from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_logging._bar import _speed
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
 
@@ -138,6 +139,7 @@ class Scene:
     '''Prints, waits for the bar, and ends as told; in place of an optimizer, which takes torch seconds to import.'''
     @hookimpl
     def before_run(self, run):
+        run.scalars["lr_backbone"] = lambda: 0.005
         run.scalars["lr"] = lambda: 0.05
 
     @hookimpl
@@ -145,7 +147,7 @@ class Scene:
         if run.iter == 3:
             print("somebody prints")
             sys.stderr.write("somebody writes\\n")
-            run.log.warning("something is odd")
+            run.log.warning("something is odd: [red]\\x1b[2J")
             time.sleep(0.6)
         if run.iter == 6 and ending is not None:
             raise ending
@@ -216,10 +218,13 @@ def test_lines_and_prints_appear_whole_above_the_bar(terminal: list[str]):
     shown = re.sub(r"(\r|\x1b\[2K|\x1b\[1A|\x1b\[\?25[lh])+", "\n", terminal[0]).splitlines()
     assert "somebody prints" in shown
     assert "somebody writes" in shown
-    assert any(line.endswith(" - WARNING - something is odd") for line in shown)
+    assert any(line.endswith(r" - WARNING - something is odd: [red]\x1b[2J") for line in shown)
     lines = [line for line in shown if " - INFO - Epoch [" in line]
     assert len(lines) == 4
-    assert all(re.search(r"Epoch \[\d\]\[\d/4\] +lr: .*loss: \d\.\d{4}$", line) for line in lines)
+    assert all(
+        re.search(r"Epoch \[\d\]\[\d/4\] +lr: 5\.000e-02, lr_backbone: 5\.000e-03, .*loss: \d\.\d{4}$", line)
+        for line in lines
+    )
 
 
 @pytest.mark.parametrize(("scene", "word"), [(0, "done"), (1, "interrupted"), (2, "failed")])
@@ -235,3 +240,8 @@ def test_however_it_ends_the_bar_is_wiped_away_and_the_cursor_is_back(terminal: 
 def test_a_terminal_that_can_do_nothing_gets_plain_lines(terminal: list[str]):
     assert "\x1b" not in terminal[3]
     assert "done after" in terminal[3]
+
+
+@pytest.mark.parametrize(("rate", "said"), [(12.34, "12.3 it/s"), (1.0, "1.0 it/s"), (0.25, "4.0 s/it")])
+def test_the_speed_is_said_by_what_is_more_than_one(rate: float, said: str):
+    assert _speed(rate) == said

@@ -96,3 +96,67 @@ def test_any_name_of_a_class_can_be_drawn(name):
     pixels = np.asarray(tile(DrawPredictions(side=128, annotations=False), dataset, detections(dataset)))
     assert pixels.shape == (128, 128, 3)
     assert (pixels == colour(0)).all(2).any()
+
+
+def test_the_sheet_has_images_from_all_over_the_data_in_rows(tmp_path):
+    """Each image of this data set has one colour: the sheet says which were drawn, and where."""
+
+    class Plain(TinyDataset):
+        """Image number n is grey of level 10 n."""
+
+        def image(self, index):
+            return torch.full((3, 64, 64), 10 * index, dtype=torch.uint8)
+
+    options = {"count": 5, "columns": 3, "side": 64, "score": 1, "annotations": False}
+    plugins = {"draw": DrawPredictions(**options), "data": TinyData(dataset=Plain(size=12))}
+    tiny_run(plugins, work_dir=tmp_path, validate="every 4 iters")
+    with Image.open(tmp_path / "predictions.png") as sheet:
+        centres = [(6 + 70 * (at % 3) + 32, 6 + 70 * (at // 3) + 32) for at in range(6)]
+        levels = [sheet.getpixel(centre) for centre in centres]
+        assert sheet.size == (3 * 70 + 6, 2 * 70 + 6)
+    assert levels == [*((10 * index,) * 3 for index in (0, 2, 4, 7, 9)), (24, 26, 30)]
+
+
+@pytest.mark.parametrize(("count", "columns", "size"), [(20, 4, (4, 2)), (2, 4, (2, 1)), (8, 1, (1, 8))])
+def test_no_more_images_and_columns_than_there_are(tmp_path, count, columns, size):
+    options = {"count": count, "columns": columns, "side": 64}
+    plugins = {"draw": DrawPredictions(**options), "data": TinyData(dataset=TinyDataset(size=8))}
+    tiny_run(plugins, work_dir=tmp_path, validate="every 4 iters")
+    with Image.open(tmp_path / "predictions.png") as sheet:
+        assert sheet.size == (size[0] * 70 + 6, size[1] * 70 + 6)
+
+
+def test_a_score_of_just_the_threshold_is_drawn():
+    dataset = loaded(side=64)
+    found = detections(dataset)
+    found.scores[0] = 0.5
+    drawn = {
+        score: (np.asarray(tile(DrawPredictions(score=score, annotations=False), dataset, found)) == colour(0))
+        .all(2)
+        .any()
+        for score in (0.5, 0.51)
+    }
+    assert drawn == {0.5: True, 0.51: False}
+
+
+@pytest.mark.parametrize(("size", "expected"), [((40, 80), (128, 64)), ((80, 40), (64, 128)), ((200, 100), (64, 128))])
+def test_the_longer_side_is_scaled_and_boxes_with_it(size, expected):
+    """`size` is (height, width), what Pillow gives (width, height)."""
+
+    class Black(TinyDataset):
+        """Of another form than a square."""
+
+        def image(self, index):
+            return torch.zeros(3, *size, dtype=torch.uint8)
+
+    dataset = Black()
+    dataset.load()
+    box = torch.tensor([[size[1] / 4, size[0] / 2, size[1] / 2, size[0] * 0.75]])
+    found = Detections(0, 0, box, torch.tensor([0.9]), torch.tensor([1]))
+    drawn = tile(DrawPredictions(side=128, annotations=False), dataset, found)
+    assert drawn.size == expected
+    pixels = np.asarray(drawn)
+    x1, y1, x2, y2 = (round(share * side) for share, side in zip((0.25, 0.5, 0.5, 0.75), 2 * drawn.size, strict=True))
+    for x, y in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
+        assert tuple(pixels[y, x]) == colour(1)
+    assert tuple(pixels[(y1 + y2) // 2, (x1 + x2) // 2]) == (0, 0, 0)
