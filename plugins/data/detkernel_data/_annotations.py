@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 from detkernel.detection import Annotations, ImageId
+
+from detkernel_data._rle import mask_area
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,6 +64,24 @@ class Masks:
         numbers = range(self.objects[index], self.objects[index + 1])
         return [self.numbers[self.parts[part] : self.parts[part + 1]].tolist() for part in numbers]
 
+    @cached_property
+    def missing(self) -> NDArray[np.bool_]:
+        """[M] whether an object has no mask: no polygon with a width and a height, and no run of pixels."""
+        width, height = (self._extent(axis) for axis in (0, 1))
+        part_of = np.repeat(np.arange(len(self.objects) - 1), np.diff(self.objects))
+        drawn = np.bincount(part_of[(width > 0) & (height > 0)], minlength=len(self.objects) - 1) > 0
+        for number in np.flatnonzero(np.diff(self.runs.offsets)).tolist():
+            drawn[number] = mask_area(self[number]) > 0
+        return ~drawn
+
+    def _extent(self, axis: int) -> NDArray[np.float64]:
+        """The width (0) or height (1) of each polygon."""
+        values, starts = self.numbers[axis::2], self.parts[:-1] // 2
+        if not len(starts):
+            return np.zeros(0)
+        extent: NDArray[np.float64] = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
+        return extent
+
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What it is made of."""
         return self.numbers, self.parts, self.objects, *self.runs.arrays()
@@ -75,6 +96,10 @@ class MaskView(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._objects)
+
+    def missing(self) -> NDArray[np.bool_]:
+        """[N] whether an object has no mask."""
+        return self._masks.missing[np.asarray(self._objects, dtype=np.int64)]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

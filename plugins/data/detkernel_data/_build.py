@@ -10,12 +10,14 @@ import attrs
 import numpy as np
 from detkernel import DataError, Run
 from detkernel.detection import Annotations, Dataset
-from detkernel.errors import did_you_mean
+from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
 from torch import Tensor
 
 from detkernel_data._batches import Batches
+from detkernel_data._masks import MISSING, trainable, without_mask
 from detkernel_data._order import Order
+from detkernel_data._report import note, write_places
 from detkernel_data._samples import Samples
 from detkernel_data._sound import check
 
@@ -37,12 +39,13 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         transform.prepare(dataset)
     training = mode == "train"
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
+    masks = training and "masks" in needs
     samples = Samples(
-        dataset, options.transforms(mode), run.seed, masks=training and "masks" in needs,
-        keypoints=training and "keypoints" in needs, seeded=training,
+        dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,
+        seeded=training, missing_masks=options.missing_masks,
     )  # fmt: skip
     order = Order(
-        _groups(options, run, mode, dataset),
+        _groups(options, run, mode, dataset, masks),
         options.batch_size if training else options.val_batch_size or options.batch_size,
         run.seed,
         training=training,
@@ -70,13 +73,23 @@ def worker_count(wanted: int | None) -> int:
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _tell(run: Run, mode: Mode, notes: Sequence[str]) -> None:
-    if run.is_main:
-        for note in notes:
-            run.log.warning("%s data: %s", mode, note)
+def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:
+    """Log them; where one could not name every place, all are written to a file in the work dir."""
+    if not run.is_main:
+        return
+    for one in notes:
+        run.log.warning("%s data: %s", mode, one)
+    if run.checking:
+        return
+    path = run.work_dir / f"{mode}_{file}.txt"
+    try:
+        if write_places(path, notes, run.work_dir):
+            run.log.warning("%s data: %s has every place of these warnings", mode, relative(path))
+    except OSError as error:
+        run.log.warning("%s could not be written: %s", relative(path), error.strerror or error)
 
 
-def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> list[NDArray[np.int64]]:
+def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset, masks: bool) -> list[NDArray[np.int64]]:
     """The pictures that may share a batch."""
     if len(dataset) == 0:
         raise DataError(f"{mode} data: no picture is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
@@ -84,6 +97,8 @@ def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> list[NDA
     if mode != "train":
         return [everything]
     objects, wide = _survey(dataset)
+    if masks:
+        objects = objects - _missing_masks(options, run, dataset, objects)
     chosen = everything[objects > 0] if options.skip_empty else everything
     if len(chosen) == 0:
         raise DataError(
@@ -91,9 +106,8 @@ def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> list[NDA
             "are not); check the annotations and the classes, or set data.skip_empty=false"
         )
     if len(chosen) < len(everything):
-        _tell(
-            run, mode, [f"{len(everything) - len(chosen)} of {len(everything)} pictures have no object: not trained on"]
-        )
+        left_out = f"{len(everything) - len(chosen)} of {len(everything)} pictures have no object: not trained on"
+        _tell(run, mode, [f"{left_out} (data.skip_empty=false trains on them)"])
     if not options.group_by_aspect:
         return [chosen]
     groups = [chosen[wide[chosen]], chosen[~wide[chosen]]]
@@ -103,9 +117,30 @@ def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> list[NDA
 def _survey(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Of every picture, the number of objects to train on, and whether it is at least as wide as high."""
     notes = map(dataset.annotations, range(len(dataset)))
-    found = [(int((~(note.crowd | note.difficult)).sum()), note.width >= note.height) for note in notes]
+    found = [(int(trainable(one).sum()), one.width >= one.height) for one in notes]
     objects, wide = zip(*found, strict=True)
     return np.array(objects), np.array(wide)
+
+
+def _missing_masks(options: Loader, run: Run, dataset: Dataset, objects: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of every picture, how many of its objects are not trained on for want of a mask; they are told."""
+    missing = np.zeros_like(objects)
+    places: list[str] = []
+    for index in np.flatnonzero(objects).tolist():
+        notes = dataset.annotations(index)
+        numbers = np.flatnonzero(trainable(notes) & without_mask(notes)).tolist()
+        missing[index] = len(numbers)
+        places += [f"{notes.path}: object {number + 1}" for number in numbers]
+    if not places:
+        return missing
+    if len(places) == objects.sum():
+        raise DataError("train data: no object has a mask, and the model is trained on masks; use data that has some")
+    what = f"{len(places)} of {objects.sum()} objects have no mask, and the model is trained on masks"
+    if options.missing_masks == "error":
+        raise DataError(f"train data: {note(what, places)}; {MISSING}")
+    done = "not trained on" if options.missing_masks == "drop" else "their boxes are taken as masks"
+    _tell(run, "train", [note(f"{what}: {done}", places, "data.missing_masks: drop, box or error")], "missing_masks")
+    return missing if options.missing_masks == "drop" else np.zeros_like(missing)
 
 
 def matched(dataset: Dataset, classes: Sequence[str], mode: str) -> Dataset:

@@ -15,6 +15,7 @@ from detkernel.detection import Annotations, Batch, Dataset, ImageId, Sample, Ta
 from detkernel.errors import relative
 from torch import Tensor
 
+from detkernel_data._masks import target_masks, trainable
 from detkernel_data._order import seed_of
 
 
@@ -75,6 +76,7 @@ class Samples(torch.utils.data.Dataset[Any]):
     keypoints: bool = False
     seeded: bool = True
     """Whether a sample sets the random generators: only training draws random numbers."""
+    missing_masks: str = "drop"
     reading: Any = None
     """In a worker, (array, place) where the position of the image that is being read is told, plus 1."""
 
@@ -126,15 +128,11 @@ class Samples(torch.utils.data.Dataset[Any]):
         return sample
 
     def _target(self, notes: Annotations) -> Target:
-        """The objects to train on: neither crowds nor difficult ones."""
-        keep = ~(notes.crowd | notes.difficult)
+        """The objects to train on: neither crowds nor difficult ones, and where masks are needed, those with one."""
+        keep = trainable(notes)
         masks = keypoints = None
         if self.masks:
-            from detkernel_data._masks import rasterise
-
-            given = _needed(notes, notes.masks, "masks")
-            chosen = [mask for mask, kept in zip(given, keep, strict=True) if kept]
-            masks = rasterise(chosen, notes.height, notes.width)
+            masks, keep = target_masks(notes, keep, self.missing_masks)
         if self.keypoints:
             keypoints = torch.from_numpy(_needed(notes, notes.keypoints, "keypoints")[keep].astype(np.float32))
         boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)

@@ -81,7 +81,7 @@ def read(data: Path, split: str, unlabelled: str, orphans: str) -> Table:
 def _no_labels(source: str, pictures: Sequence[str]) -> str:
     """The message for a split without labels."""
     labels = label_file(pictures[0])
-    hint = Near(os.path.dirname(labels)).hint(os.path.basename(labels))  # noqa: PTH119, PTH120
+    hint = Near(os.path.dirname(labels), "", frozenset({".txt"})).hint(os.path.basename(labels))  # noqa: PTH119, PTH120
     return (
         f"{source}: none of {counted(len(pictures), 'picture')} has labels; expected {relative(labels)} and so on"
         f"{hint}; training and evaluation need them"

@@ -120,7 +120,7 @@ def _add_files(found: Pictures, root: Path, entry: str) -> None:
         found.notes.append(note(f"{what}: {tally(sorted(others.items()))}"))
     if again:
         what = f"{counted(len(again), 'folder')} reached a second time through a link, and read once"
-        found.notes.append(note(what, again, shown=[relative(folder) for folder in again[:EXAMPLES]]))
+        found.notes.append(note(what, again, shown=[os.path.relpath(folder) for folder in again[:EXAMPLES]]))
 
 
 def _listed(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.detection import Dataset, Transform
@@ -40,6 +40,11 @@ class Loader:
     group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait pictures: less padding")
     drop_last: bool = option(default=False, help="leave out a last training batch that is not full")
     skip_empty: bool = option(default=True, help="train only on pictures with an object to train on")
+    missing_masks: Literal["drop", "box", "error"] = option(
+        default="drop",
+        help="objects without a mask, where the model is trained on masks: not trained on, the box is taken as the "
+        "mask, or an error; all are counted",
+    )
 
     _made: dict[str, Batches] = state(factory=dict)
 

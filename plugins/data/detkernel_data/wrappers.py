@@ -13,7 +13,7 @@ from detkernel.detection import Annotations, Dataset, ImageId
 from detkernel.errors import did_you_mean
 
 from detkernel_data._files import check_names
-from detkernel_data._report import first
+from detkernel_data._report import Note, first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,11 @@ class Concat(Dataset):
         for dataset in self.datasets:
             dataset.load()
         self.classes = self._joined_classes()
-        self.notes = [f"data set {n}: {note}" for n, part in enumerate(self.datasets) for note in part.notes]
+        self.notes = [
+            one.inside(f"data set {n}") if isinstance(one, Note) else f"data set {n}: {one}"
+            for n, part in enumerate(self.datasets)
+            for one in part.notes
+        ]
         self.keypoint_names = _same_keypoints(self.datasets)
         self.category_ids = _same_numbers(self.datasets)
         self._labels = [np.array([self.classes.index(name) for name in part.classes]) for part in self.datasets]
