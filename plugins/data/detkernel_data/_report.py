@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detkernel import DataError
+from detkernel.errors import printable
 from detkernel.files import write_atomic
 
 SHOWN = 10
@@ -21,8 +22,8 @@ class Note(str):
     places: Sequence[str]
 
     def __new__(cls, text: str, places: Sequence[str] = ()) -> Note:
-        note = super().__new__(cls, text)
-        note.places = places
+        note = super().__new__(cls, printable(text))  # names of files and classes may hold anything
+        note.places = [printable(place) for place in places]
         return note
 
     def inside(self, prefix: str) -> Note:
@@ -58,7 +59,7 @@ class Problems:
     def add(self, problem: str) -> None:
         self._count += 1
         if len(self._first) < SHOWN:
-            self._first.append(problem)
+            self._first.append(printable(problem))
 
     @property
     def full(self) -> bool:
