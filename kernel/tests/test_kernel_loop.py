@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detkernel import Kernel, Run, RunOptions, Span, UserError, hookimpl, option, plugin, state
+from detkernel import CatalogError, Kernel, Run, RunOptions, Span, UserError, hookimpl, option, plugin, state
+from detkernel.bus import Bus
 from detkernel.testing import Recorder
 
 
@@ -349,9 +350,9 @@ class TestFailure:
         class Breaks:
             """Its loader breaks."""
 
-            @hookimpl(tryfirst=True)
-            def build_loader(self, mode: str) -> Any:
-                loader = Batches(mode, 3)
+            @hookimpl(wrapper=True)
+            def build_loader(self) -> Any:
+                loader = yield
                 loader.batches = self.broken
                 return loader
 
@@ -515,3 +516,120 @@ class TestOther:
         kernel, recorder = make("9 epochs")
         assert kernel.check() == {}
         assert recorder.names() == SETUP + BEGIN + ITER + ["summary", "after_run"]
+
+
+class TestLoaders:
+    @plugin
+    class Second:
+        """Makes the loaders of some modes."""
+
+        modes: list[str] = option(factory=lambda: ["val"], help="which")
+        made: list[Any] = state(factory=list)
+        closed: list[str] = state(factory=list)
+
+        @hookimpl
+        def build_loader(self, run: Run, mode: str) -> Any:
+            if mode not in self.modes:
+                return None
+            made, closed = Batches(mode, 2), self.closed
+            made.close = lambda: closed.append(mode)  # type: ignore[attr-defined]
+            return made
+
+    @plugin
+    class Model:
+        """A model without data."""
+
+        fails: str = option(default="", help="at which event")
+
+        @hookimpl
+        def build_model(self, run: Run) -> str:
+            return "model"
+
+        @hookimpl
+        def train_step(self, run: Run, batch: str) -> dict[str, float]:
+            if self.fails == "train_step":
+                raise RuntimeError("in the step")
+            return {"loss": 0.0}
+
+        @hookimpl
+        def val_step(self, batch: str) -> list[str]:
+            return [batch]
+
+    def kernel(self, folder: Path, **plugins: object) -> Kernel:
+        return Kernel(plugins, RunOptions(until=Span(1, "epochs"), validate=Span(1, "epochs"), work_dir=folder))
+
+    def test_two_for_one_mode_are_an_error_that_names_both(self, tmp_path: Path):
+        first, second = self.Second(modes=["train", "val"]), self.Second(modes=["val"])
+        made = self.kernel(tmp_path, model=self.Model(), data=first, more=second)
+        with pytest.raises(
+            CatalogError, match=r"plugin 'data' .* and plugin 'more' .* both make a loader for 'val'; keep"
+        ):
+            made.run()
+        assert (first.closed, second.closed) == (["val", "train"], ["val"])
+
+    def test_each_may_make_those_of_other_modes(self, tmp_path: Path):
+        first, second = self.Second(modes=["train"]), self.Second(modes=["val"])
+        run = self.kernel(tmp_path, model=self.Model(), data=first, more=second).run()
+        assert (run.iter, run.validated) == (2, 2)
+        assert (first.closed, second.closed) == (["train"], ["val"])
+
+    @pytest.mark.parametrize("command", ["run", "test", "check"])
+    @pytest.mark.parametrize("fails", ["", "train_step"])
+    def test_they_are_closed_at_the_end_however_it_comes(self, tmp_path: Path, command: str, fails: str):
+        loaders = self.Second(modes=["train", "val", "test"])
+        made = self.kernel(tmp_path, model=self.Model(fails=fails), data=loaders)
+        if fails and command != "test":
+            with pytest.raises(RuntimeError, match="in the step"):
+                getattr(made, command)()
+        else:
+            getattr(made, command)()
+        assert loaders.closed == (["test"] if command == "test" else ["train", "val"])
+
+    def test_one_that_cannot_be_closed_is_told(self, tmp_path: Path):
+        @plugin
+        class Stuck:
+            """A loader that fails to close."""
+
+            @hookimpl
+            def build_loader(self, run: Run, mode: str) -> Any:
+                made = Batches(mode, 1)
+
+                def close() -> None:
+                    raise OSError(f"{mode} does not close")
+
+                made.close = close  # type: ignore[attr-defined]
+                return made
+
+        with pytest.raises(OSError, match="train does not close") as caught:
+            self.kernel(tmp_path, model=self.Model(), data=Stuck()).run()
+        assert "val does not close" in caught.value.__notes__[0]
+
+
+class TestValidationAtTheStart:
+    def test_it_is_done_once(self, tmp_path: Path):
+        recorder = Recorder()
+        options = RunOptions(
+            until=Span(1, "epochs"), validate=Span(1, "epochs"), validate_at_start=True, work_dir=tmp_path
+        )
+        made = Kernel({"fake": Fake()}, options)
+        recorder.attach(made.state.bus)
+        made.run()
+        names = recorder.names()
+        assert names.count("before_val_epoch") == 2
+        assert names.index("before_val_epoch") < names.index("before_train_epoch")
+
+    def test_not_again_where_a_checkpoint_of_then_has_its_metrics(self):
+        options = RunOptions(until=Span(1, "epochs"), validate=Span(1, "epochs"), validate_at_start=True)
+        run = Run(options=options, bus=Bus({}))
+        assert run.validation_due
+        run.metrics.publish("ap", 0.0, better="higher")
+        assert not run.validation_due
+
+    def test_it_needs_validations(self):
+        with pytest.raises(ValueError, match="validate_at_start: needs `validate`, such as 'every 1 epoch'"):
+            RunOptions(until=Span(1, "epochs"), validate_at_start=True)
+
+
+def test_a_validation_every_nothing_is_refused():
+    with pytest.raises(ValueError, match="validate: expected at least 1 epoch or iteration, or null, got '0 epochs'"):
+        RunOptions(until=Span(1, "epochs"), validate=Span(0, "epochs"))

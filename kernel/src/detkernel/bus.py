@@ -103,6 +103,25 @@ class Bus:
         """Fire an event that a plugin published (`events: ClassVar[type]`), by name."""
         return getattr(self._manager.hook, event)(**arguments)
 
+    def answers(self, event: str, **arguments: Any) -> dict[str, Any]:
+        """What each plugin gives that is not None, by config key, at an event of which one result is taken."""
+        providers = dict.fromkeys(impl.name for impl in self.implementations(event) if impl.kind != "wrapper")
+        found = {}
+        for name in providers:
+            others = [self.plugins[other] for other in providers if other != name]
+            result = self._manager.subset_hook_caller(event, others)(**arguments)
+            if result is not None:
+                found[name] = result
+        return found
+
+    def conflict(self, names: Sequence[str], what: str, advice: str) -> CatalogError:
+        """The error to raise where several plugins do what one may do."""
+        first, last = names[0], names[-1]
+        listed = " and ".join(self._described(name) for name in names)
+        return self._wrong(
+            last, f"{listed} both {what}; keep one of them, with `{first}: null` or `{last}: null`, {advice}"
+        )
+
     def find(self, kind: type) -> Iterator[tuple[str, Any]]:
         """The active plugins of a class (or that have the methods of a runtime protocol), by config key."""
         return ((name, plugin) for name, plugin in self.plugins.items() if isinstance(plugin, kind))

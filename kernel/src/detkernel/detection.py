@@ -258,7 +258,11 @@ class Backbone(Part, ABC):
 
 
 class Loader(Protocol):
-    """What `build_loader` returns."""
+    """What `build_loader` returns.
+
+    One that holds something, such as worker processes, also has a `close()`: it is called when the run ends, well or
+    not, and may be called twice.
+    """
 
     dataset: Dataset
 

@@ -1,7 +1,7 @@
 """Every event, in the order in which it fires.
 
     setup(run)                                  seeds, device, process group, log sinks
-    build_loader(run, mode) -> loader           first result; mode is "train", "val" or "test"
+    build_loader(run, mode) -> loader           from one plugin; mode is "train", "val" or "test"
     build_model(run) -> model                   first result; exactly one plugin may provide it
     prepare_model(run)                          move, compile, wrap for distribution
     before_run(run)                             (a resume is applied here, last of all)
@@ -63,8 +63,8 @@ class Events:
     def build_loader(self, run: Run, mode: Mode) -> Loader | None:
         """Make the loader of a mode, or return None if it is not yours to make.
 
-        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". The first
-        that is not None wins.
+        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". Two
+        plugins that both make the loader of a mode are an error.
 
         For example:
 

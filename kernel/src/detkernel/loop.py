@@ -7,14 +7,17 @@ event at that place.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel.bus import NEEDED, Bus
 from detkernel.errors import UserError, relative
 from detkernel.files import write_atomic
 from detkernel.run import Mode, Run, RunOptions
+
+if TYPE_CHECKING:
+    from detkernel.detection import Loader
 
 
 class Kernel:
@@ -68,7 +71,7 @@ class Kernel:
             _note(error, "on_error", run.bus.each("on_error", run=run, error=error))
             raise
         finally:
-            failures = run.bus.each("after_run", run=run)
+            failures = [*run.bus.each("after_run", run=run), *_close(run.loaders.values())]
             if run.error is not None:
                 _note(run.error, "after_run", failures)
             elif failures:
@@ -83,12 +86,23 @@ def _note(error: BaseException, event: str, failures: Sequence[BaseException]) -
         error.add_note(f"and then, in {event}: {''.join(lines).rstrip()}")
 
 
+def _close(loaders: Iterable[Loader]) -> list[Exception]:
+    """Let go of what the loaders hold, such as worker processes; returns what was raised."""
+    failures = []
+    for loader in loaders:
+        try:
+            getattr(loader, "close", lambda: None)()
+        except Exception as error:
+            failures.append(error)
+    return failures
+
+
 def prepare(run: Run) -> None:
     """From plugins to a model that can take a step."""
     run.hook.setup(run=run)
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
     for mode in modes:
-        loader = run.hook.build_loader(run=run, mode=mode)
+        loader = build_loader(run, mode)
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
         if len(loader) == 0:
@@ -99,6 +113,15 @@ def prepare(run: Run) -> None:
     if run.is_main and run.mode == "train" and not run.checking:
         write_config(run)  # not sooner: a plugin may refuse the run, and the folder has the config of one before
     run.hook.before_run(run=run)
+
+
+def build_loader(run: Run, mode: Mode) -> Loader | None:
+    """The loader that a plugin makes for a mode. Raises `CatalogError` where two plugins do."""
+    made = run.bus.answers("build_loader", run=run, mode=mode)
+    if len(made) > 1:
+        _close(made.values())
+        raise run.bus.conflict(list(made), f"make a loader for '{mode}'", f"or give only one of them data for '{mode}'")
+    return next(iter(made.values()), None)
 
 
 def write_config(run: Run) -> None:

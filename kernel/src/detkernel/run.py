@@ -33,6 +33,9 @@ class RunOptions:
     validate_at_end: bool = option(
         default=True, help="validate when the run is complete, where `validate` is set and not due"
     )
+    validate_at_start: bool = option(
+        default=False, help="also validate before the first iteration, where `validate` is set"
+    )
     workflow: list[tuple[Literal["train", "val"], int]] | None = option(
         default=None, help="the form of older frameworks, [[train, 1], [val, 1]]: validate after that many epochs"
     )
@@ -44,6 +47,10 @@ class RunOptions:
             raise ValueError(f"until: expected at least 1 epoch or iteration, got '{self.until}'")
         if self.workflow is not None:
             self.validate, self.workflow = _validation_of(self.workflow, self.validate), None
+        if self.validate is not None and self.validate.count < 1:
+            raise ValueError(f"validate: expected at least 1 epoch or iteration, or null, got '{self.validate}'")
+        if self.validate_at_start and self.validate is None:
+            raise ValueError("validate_at_start: needs `validate`, such as 'every 1 epoch'")
 
 
 def _validation_of(workflow: list[tuple[Literal["train", "val"], int]], validate: Span | None) -> Span | None:
@@ -167,7 +174,11 @@ class Run:
     def validation_due(self) -> bool:
         """Whether a validation is owed for the iterations complete."""
         every = self.options.validate
-        if every is None or self.validated == self.iter:
+        if every is None:
+            return False
+        if self.iter == 0:
+            return self.options.validate_at_start and not self.metrics  # a checkpoint of then has some
+        if self.validated == self.iter:
             return False
         if self.iter >= self.max_iters and self.options.validate_at_end:
             return True

@@ -31,6 +31,9 @@ class CheckInvalidLoss:
     The losses of all iterations are looked at: those since the last look every `interval` iterations, and wherever the
     run waits for the device anyway: at a line of the log, before a checkpoint is saved, before a validation and at the
     end. So no checkpoint is written of what came behind an invalid loss.
+
+    Where a stepping plugin leaves out invalid steps (it then counts them, as `skipped_steps` in `run.scalars`), an
+    invalid loss reaches no weights and stops nothing.
     """
 
     priority = "very_high"
@@ -52,7 +55,8 @@ class CheckInvalidLoss:
 
     @hookimpl(wrapper=True)
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> Generator[None, None, None]:
-        self._keep(run, batch, losses)
+        if "skipped_steps" not in run.scalars:
+            self._keep(run, batch, losses)
         if run.iter == 1 or run.iter % self.interval == 0 or run.iter >= run.max_iters:
             self._look(run.iter)
         yield

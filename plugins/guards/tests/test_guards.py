@@ -6,13 +6,17 @@ import time
 
 import pytest
 import torch
-from detkernel import ConfigError, UserError, hookimpl, plugin, state
+from detkernel import ConfigError, Span, UserError, hookimpl, option, plugin, state
+from detkernel.metrics import Better
 from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_guards.check_classes import CheckClasses
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_guards.max_time import MaxTime, seconds
 from detkernel_guards.signals import Signals
+from detkernel_logging.log import Log
+from detkernel_optim.stepping import Sgd
 
 
 def breaking(at, value):
@@ -49,6 +53,77 @@ def test_an_invalid_loss_stops_the_run_before_the_weights_are_stepped(value, tmp
 def test_the_first_iteration_is_always_checked(tmp_path):
     with pytest.raises(UserError, match="iteration 1"):
         tiny_run({"break": breaking(1, float("nan")), "check": CheckInvalidLoss()}, work_dir=tmp_path)
+
+
+def broken_once(at, value=float("nan")):
+    @plugin
+    class BrokenOnce:
+        """Makes the loss of one iteration invalid."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self, run):
+            losses = yield
+            return {**losses, "loss_bbox": losses["loss_bbox"] * value} if run.iter + 1 == at else losses
+
+    return BrokenOnce()
+
+
+@plugin
+class NoStep:
+    """Takes the place of the optimizer, so that an invalid loss breaks nothing that could be seen later."""
+
+
+@pytest.mark.parametrize(
+    ("at", "more", "options", "since"),
+    [
+        (3, {}, {"until": "4 iters"}, "1 iteration went on with it"),  # the end
+        (4, {}, {"until": "4 iters"}, "The weights were not stepped with it"),
+        (3, {}, {"until": "40 iters", "validate": "4 iters"}, "2 iterations went on with it"),
+        (3, {"checkpoint": Checkpoint(every=Span(5, "iters"))}, {"until": "40 iters"}, "3 iterations went on with it"),
+        (3, {"log": Log(interval=6, sinks=[])}, {"until": "40 iters"}, "4 iterations went on with it"),
+        (3, {"limit": MaxTime(limit="0.001 s")}, {"until": "40 iters"}, None),
+    ],
+)
+def test_no_loss_is_passed_over_however_long_the_interval(at, more, options, since, tmp_path):
+    plugins = {"break": broken_once(at), "check": CheckInvalidLoss(interval=1000), "optimizer": NoStep(), **more}
+    if since is None:  # it ends in iteration 1
+        assert tiny_run(plugins, work_dir=tmp_path, **options).iter == 1
+        return
+    with pytest.raises(UserError, match=rf"iteration {at}: loss_bbox is nan \(images \d, \d\)\. {since}"):
+        tiny_run(plugins, work_dir=tmp_path, **options)
+
+
+def test_an_early_stop_is_no_way_round_the_check(tmp_path):
+    @plugin
+    class Stop:
+        """Stops the run in the iteration with the invalid loss."""
+
+        @hookimpl
+        def after_train_iter(self, run):
+            if run.iter == 3:
+                run.stop("enough")
+
+    plugins = {"break": broken_once(3), "check": CheckInvalidLoss(), "optimizer": NoStep(), "stop": Stop()}
+    with pytest.raises(UserError, match="iteration 3: loss_bbox is nan"):
+        tiny_run(plugins, work_dir=tmp_path, until="40 iters")
+
+
+def test_the_interval_looks_before_the_weights_are_stepped(tmp_path):
+    for interval, since in ((5, "2 iterations went on with it"), (3, "The weights were not stepped with it")):
+        plugins = {"break": broken_once(3), "check": CheckInvalidLoss(interval=interval), "optimizer": NoStep()}
+        with pytest.raises(UserError, match=since):
+            tiny_run(plugins, work_dir=tmp_path, until="40 iters")
+
+
+def test_steps_that_are_left_out_stop_nothing(tmp_path):
+    plugins = {
+        "break": broken_once(3),
+        "check": CheckInvalidLoss(interval=1),
+        "optimizer": Sgd(lr=0.01, invalid_gradients="skip"),
+    }
+    run = tiny_run(plugins, work_dir=tmp_path, until="6 iters")
+    assert (run.iter, run.scalars["skipped_steps"]()) == (6, 1.0)
+    assert all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
 
 
 def test_an_accuracy_may_be_nan(tmp_path):
@@ -113,6 +188,56 @@ def test_early_stopping_waits_and_stops(tmp_path):
     assert run.exit_status == 0
 
 
+@pytest.mark.parametrize(
+    ("better", "rule", "figures", "delta", "ends"),
+    [
+        ("higher", None, [0.1, 0.2, 0.2, 0.1], 0, 4),
+        ("lower", None, [0.5, 0.4, 0.4, 0.6], 0, 4),
+        ("lower", "higher", [0.5, 0.4, 0.4, 0.6], 0, 3),
+        (None, "lower", [0.5, 0.4, 0.4, 0.6], 0, 4),
+        ("higher", None, [0.1, 0.15, 0.25, 0.3, 0.31], 0.1, 5),
+        ("lower", None, [0.5, 0.45, 0.41, 0.3], 0.1, 3),
+    ],
+)
+def test_early_stopping_goes_by_the_direction_of_the_metric(better, rule, figures, delta, ends, tmp_path):
+    left = iter(figures)
+
+    @plugin
+    class Score:
+        """Publishes a metric."""
+
+        @hookimpl
+        def after_val_epoch(self, run):
+            run.metrics.publish("loss", next(left), better=better)
+
+    stop = EarlyStopping(metric="loss", patience=2, rule=rule, min_delta=delta)
+    run = tiny_run({"score": Score(), "stop": stop}, work_dir=tmp_path, until="20 iters", validate="every 1 iters")
+    assert run.iter == ends
+
+
+def test_early_stopping_needs_a_direction_and_says_what_nan_means(tmp_path, caplog):
+    @plugin
+    class Score:
+        """Publishes a metric."""
+
+        better: Better | None = option(default="higher", help="which")
+
+        @hookimpl
+        def after_val_epoch(self, run):
+            run.metrics.publish("mAP", float("nan"), better=self.better)
+
+    with pytest.raises(ConfigError, match="'mAP' does not say whether higher or lower is better"):
+        tiny_run(
+            {"score": Score(better=None), "stop": EarlyStopping(metric="mAP")}, work_dir=tmp_path, validate="1 iter"
+        )
+    plugins = {"score": Score(), "stop": EarlyStopping(metric="mAP", patience=3)}
+    run = tiny_run(plugins, work_dir=tmp_path, until="9 iters", validate="1 iter")
+    assert (run.iter, run.stop_reason) == (3, "mAP has not improved for 3 validations (best: none yet)")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "it is nan, as a metric is where the validation data has nothing that it measures" in told[0]
+
+
 def test_early_stopping_by_a_metric_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="no metric is named 'mAP'"):
         tiny_run({"stop": EarlyStopping(metric="mAP")}, work_dir=tmp_path, validate="every 1 iters")
@@ -143,6 +268,7 @@ def test_an_unknown_signal(tmp_path):
 SCRIPT = """
 import sys
 from detkernel import hookimpl, plugin, state
+from detkernel.metrics import Better
 from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_guards.signals import Signals
 
