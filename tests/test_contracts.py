@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from detkernel import UserError, option, plugin, state
-from detkernel.detection import Annotations, Dataset, Sample, Target, Transform
-from detkernel.testing import DatasetContract, TinyDataset, TransformContract
 from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
+from detkernel_detection.testing import DatasetContract, TinyDataset, TransformContract
 
 HERE = Path(__file__).parents[1]
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin
-from detkernel.testing import TinyDataset, tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loader import Loader
+from detkernel_detection.testing import TinyDataset, tiny_run
 from detkernel_distributed.device import Device
 from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_logging.log import Log

@@ -12,7 +12,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from detkernel import Span, hookimpl, plugin
-from detkernel.testing import TinyDataset, tiny_run
+from detkernel_detection.testing import TinyDataset, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loader import Loader
 from detkernel_data.transforms import Color, Flip

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel.detection import Batch, Dataset, Detections, Losses, Sample, Transform
-from detkernel.testing import (
+from detkernel.testing import Recorder
+from detkernel_detection import Batch, Dataset, Detections, Losses, Sample, Transform
+from detkernel_detection.testing import (
     DatasetContract,
     EvaluatorContract,
     HookContract,
     ModelContract,
-    Recorder,
     TinyDataset,
     TinyDetector,
     TransformContract,

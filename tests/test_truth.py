@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from detkernel import Kernel, Mode, Run, RunOptions, Span, hookimpl, option, plugin
-from detkernel.detection import Batch, Dataset, Detections
 from detkernel_data.coco import Coco
 from detkernel_data.voc import Voc
 from detkernel_data.wrappers import Concat, Repeat, Subset
+from detkernel_detection import Batch, Dataset, Detections
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
 from PIL import Image

@@ -26,7 +26,7 @@ BACKBONE = '''
 from typing import Any
 
 from detkernel import option, plugin
-from detkernel.detection import Backbone
+from detkernel_detection import Backbone
 
 
 @plugin

@@ -64,7 +64,7 @@ class TestListing:
                 "kinds/__init__.py": "from ._base import Body, Deep\n" + BOOM,
                 "kinds/_base.py": "from detkernel import Part\nclass Body(Part): ...\nclass Deep(Body): ...\n",
                 "kinds/a.py": "from . import Deep as D\nclass A(D, list):\n    'It is a body.'\n",
-                "kinds/b.py": "from detkernel.detection import Dataset\nclass B(Dataset):\n    'It is data.'\n",
+                "kinds/b.py": "from ._base import Body as Dataset\nclass B(Dataset):\n    'It is data.'\n",
                 "kinds/c.py": "from kinds.c import C\nclass C(C):\n    'It goes in a circle.'\n",
                 "kinds/d.py": "from ... import E\nimport abc\nclass D(abc.ABC, E):\n    r'''It is a plugin.'''\n",
                 "kinds/e.py": "def e():\n    'It is a function.'\n",
@@ -74,7 +74,7 @@ class TestListing:
         found = {name: offers[0].describe() for name, offers in Catalog().entries.items() if len(name) == 1}
         assert found == {
             "a": ("Body", "It is a body."),
-            "b": ("Dataset", "It is data."),
+            "b": ("Body", "It is data."),
             "c": ("", "It goes in a circle."),
             "d": ("", "It is a plugin."),
             "e": ("", "It is a function."),
@@ -162,7 +162,7 @@ class TestLoading:
             ("class X: ...\n", "bad_e:X.Y", ": its module bad_e has no 'X.Y'"),
             ("class X: ...\n", "bad_f:X", ": X is no plugin class; decorate it with @plugin"),
             ("X = 3\n", "bad_g:X", ": 3 is no plugin class; decorate it with @plugin"),
-            ("from detkernel.testing import TinySgd\nclass X(TinySgd): ...\n", "bad_h:X", ": X is no plugin class"),
+            ("from detkernel.testing import PlainData\nclass X(PlainData): ...\n", "bad_h:X", ": X is no plugin class"),
             ("", "bad_i", ": its entry point is 'bad_i', expected module:Class"),
             ("", "bad_j:", ": its entry point is 'bad_j:', expected module:Class"),
             ("", "no_such_module_at_all:X", "cannot be imported: No module named 'no_such_module_at_all'"),

@@ -16,7 +16,8 @@ from detkernel.bus import Bus
 from detkernel.config.types import option_fields
 from detkernel.hookspecs import Events
 from detkernel.reference import event_list, event_page, loop_text, option_rows, plugin_page, signature
-from detkernel.testing import Recorder, TinyData, TinyDataset, TinyDetector, TinySgd
+from detkernel.testing import Recorder
+from detkernel_detection.testing import PlainData, PlainModel, PlainStepping
 
 Plant = Callable[..., Path]
 Write = Callable[[str, str], Path]
@@ -241,7 +242,7 @@ class TestEvents:
 
 
 class TestPlugins:
-    @pytest.mark.parametrize("cls", [RunOptions, TinyData, TinyDataset, TinyDetector, TinySgd])
+    @pytest.mark.parametrize("cls", [RunOptions, PlainData, PlainModel, PlainStepping])
     def test_every_option_of_the_kernel_has_a_meaning(self, cls: type):
         for name, field in option_fields(cls).items():
             assert len(field.metadata["help"]) > 8, name
@@ -357,4 +358,6 @@ class TestPlugins:
         )
 
     def test_a_page_of_a_class(self):
-        assert plugin_page("sgd", TinySgd).startswith("sgd (detkernel.testing.tiny:TinySgd)\n\nPlain stochastic")
+        assert plugin_page("sgd", PlainStepping).startswith(
+            "sgd (detkernel.testing.plain:PlainStepping)\n\nA step towards"
+        )

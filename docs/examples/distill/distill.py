@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
-from detkernel.detection import Batch
+from detkernel_detection import Batch
 
 
 @plugin

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from detkernel import ConfigError
-from detkernel.testing import Recorder, tiny_run
+from detkernel.testing import Recorder
+from detkernel_detection.testing import tiny_run
 from distill import Distill
 
 

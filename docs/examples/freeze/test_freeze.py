@@ -1,6 +1,6 @@
 import pytest
 from detkernel import ConfigError, Span, hookimpl, plugin
-from detkernel.testing import HookContract, tiny_run
+from detkernel_detection.testing import HookContract, tiny_run
 from freeze import Freeze
 
 

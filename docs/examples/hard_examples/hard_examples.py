@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin
-from detkernel.detection import Batch
+from detkernel_detection import Batch
 
 
 @plugin

@@ -1,4 +1,5 @@
-from detkernel.testing import Recorder, TinyData, tiny_run
+from detkernel.testing import Recorder
+from detkernel_detection.testing import TinyData, tiny_run
 from hard_examples import HardExamples
 
 

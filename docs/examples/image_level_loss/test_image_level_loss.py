@@ -1,4 +1,5 @@
-from detkernel.testing import Recorder, tiny_run
+from detkernel.testing import Recorder
+from detkernel_detection.testing import tiny_run
 from image_level_loss import ImageLevelLoss
 
 

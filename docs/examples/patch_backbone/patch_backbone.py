@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detkernel import option, plugin
-from detkernel.detection import Backbone
+from detkernel_detection import Backbone
 
 
 @plugin

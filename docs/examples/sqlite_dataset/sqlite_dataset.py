@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detkernel import DataError, option, plugin, state
-from detkernel.detection import Annotations, Dataset
+from detkernel_detection import Annotations, Dataset
 
 
 @plugin

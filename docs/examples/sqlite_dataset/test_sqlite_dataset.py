@@ -3,7 +3,7 @@ import sqlite3
 
 import pytest
 from detkernel import DataError
-from detkernel.testing import DatasetContract, TinyData, tiny_run
+from detkernel_detection.testing import DatasetContract, TinyData, tiny_run
 from PIL import Image
 from sqlite_dataset import SqliteDataset
 

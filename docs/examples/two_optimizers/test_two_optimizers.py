@@ -1,5 +1,5 @@
 from detkernel import hookimpl, plugin
-from detkernel.testing import HookContract, tiny_run
+from detkernel_detection.testing import HookContract, tiny_run
 from two_optimizers import TwoOptimizers
 
 

@@ -3,7 +3,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from detkernel.testing import TinyDetector, tiny_run
+from detkernel_detection.testing import TinyDetector, tiny_run
 from webhook import Webhook
 
 

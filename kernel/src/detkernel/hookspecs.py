@@ -36,13 +36,19 @@ itself, so that none can keep another from its turn: there, a wrapper brackets n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from detkernel.plugin import hookspec
 
 if TYPE_CHECKING:
-    from detkernel.detection import Batch, Detections, Loader, Losses
-    from detkernel.run import Mode, Run
+    from detkernel.run import Loader, Mode, Run
+
+Batch: TypeAlias = Any
+"""What a loader gives; the plugins of a run agree on it (those of detection on `detkernel_detection.Batch`)."""
+Losses: TypeAlias = Mapping[str, Any]
+"""Named scalars. The sum of every entry whose name contains "loss" is minimised; the others are only logged."""
+Detections: TypeAlias = Any
+"""What a model finds in one item of a batch."""
 
 
 class Events:

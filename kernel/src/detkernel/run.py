@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
@@ -16,10 +16,28 @@ from detkernel.span import Span
 
 if TYPE_CHECKING:
     from detkernel.bus import Bus
-    from detkernel.detection import Loader
     from detkernel.hookspecs import Events
 
 Mode = Literal["train", "val", "test"]
+
+
+class Loader(Protocol):
+    """What `build_loader` returns.
+
+    One that holds something, such as worker processes, also has a `close()`: it is called when the run ends, well or
+    not, and may be called twice.
+    """
+
+    @property
+    def dataset(self) -> Any:
+        """What is loaded; its `classes` are the names in label order."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch (on this process)."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from the one at `start` on. The order depends on (seed, epoch) only, and finding
+        the start reads nothing that lies before it."""
 
 
 @plugin

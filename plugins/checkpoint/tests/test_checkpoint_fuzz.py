@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from detkernel import CheckpointError, Span
-from detkernel.testing import tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection.testing import tiny_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

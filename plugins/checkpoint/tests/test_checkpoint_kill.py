@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 from detkernel import CheckpointError
-from detkernel.testing import tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection.testing import tiny_run
 
 PARTS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from detkernel import Span, hookimpl, option, plugin, state
-from detkernel.testing import TinyDetector, tiny_run
+from detkernel_detection.testing import TinyDetector, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 
 out = Path(sys.argv[1])

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin, state
-from detkernel.testing import Recorder, TinyDetector, TinySgd, tiny_kernel, tiny_run
+from detkernel.testing import Recorder
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Folder
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection.testing import TinyDetector, TinySgd, tiny_kernel, tiny_run
 from torch import Tensor
 
 
@@ -272,7 +273,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path):
     assert held is not None
     held.write("mine")
     script = f"""
-from detkernel.testing import tiny_run
+from detkernel_detection.testing import tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 tiny_run({{"checkpoint": Checkpoint()}}, until="2 iters", work_dir={str(tmp_path)!r})
 """
@@ -347,7 +348,7 @@ def test_a_plugin_added_or_removed_is_a_difference_unless_it_is_neutral(tmp_path
 
 
 def test_other_data_is_a_difference(tmp_path: Path):
-    from detkernel.testing import TinyData, TinyDataset
+    from detkernel_detection.testing import TinyData, TinyDataset
 
     def data(seed: int) -> Any:
         dataset = TinyDataset(size=8)
@@ -376,7 +377,7 @@ def test_other_versions_are_told_and_do_not_stop_a_resume(tmp_path: Path, caplog
 def test_a_shorter_epoch_that_was_accepted_keeps_what_the_run_is_measured_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, until: str, begun: int, end: tuple[int, int]
 ):
-    from detkernel.testing import TinyData
+    from detkernel_detection.testing import TinyData
 
     with pytest.raises(KeyboardInterrupt):
         tiny_run(
@@ -431,7 +432,7 @@ def test_a_state_that_is_missing_or_not_taken_is_a_difference(
 
 
 def test_epochs_of_another_length_leave_no_newer_checkpoint_and_owe_validations(tmp_path: Path):
-    from detkernel.testing import TinyData
+    from detkernel_detection.testing import TinyData
 
     parted = {"data": TinyData(batch_size=1), "checkpoint": Checkpoint(every=Span(1, "iters"))}
     with pytest.raises(KeyboardInterrupt):

@@ -19,10 +19,10 @@ import pytest
 import torch
 from detkernel import CheckpointError, ConfigError, Run, Span, UserError, hookimpl, option, plugin, state
 from detkernel.metrics import Better
-from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._snapshot import Snapshot
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection.testing import tiny_kernel, tiny_run
 
 
 def names(work_dir: Path) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin
-from detkernel.detection import Losses
-from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_checkpoint import _file, _finite
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection import Losses
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_distributed.device import Device
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_optim.ema import Ema

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from detkernel import CheckpointError, Run, hookimpl, plugin
-from detkernel.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_checkpoint.embedded import config
+from detkernel_detection.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 
 
 @pytest.fixture(scope="module")

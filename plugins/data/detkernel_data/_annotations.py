@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-from detkernel.detection import Annotations, ImageId
+from detkernel_detection import Annotations, ImageId
 
 from detkernel_data._rle import mask_area
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detkernel.detection import Batch, Dataset
 from detkernel.errors import ResourceError
+from detkernel_detection import Batch, Dataset
 from torch.utils.data import DataLoader
 
 from detkernel_data import _workers
@@ -27,7 +27,7 @@ _DEAD = "DataLoader worker"
 
 
 class Batches:
-    """The loader that a run sees (`detkernel.detection.Loader`).
+    """The loader that a run sees (`detkernel_detection.Loader`).
 
     In training one stream of batches goes on from epoch to epoch, so that no epoch begins with idle workers; asked for
     another position (a resume), it starts a new stream there, which reads nothing of what lies before.

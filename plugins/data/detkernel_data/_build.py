@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 from detkernel import DataError, Run
-from detkernel.detection import Annotations, Dataset
 from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
+from detkernel_detection import Annotations, Dataset
 from torch import Tensor
 
 from detkernel_data._batches import Batches

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from detkernel import DataError
-from detkernel.detection import ImageId
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import open_regular
+from detkernel_detection import ImageId
 
 from detkernel_data._json import Entry, is_number
 from detkernel_data._near import Near

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from detkernel import DataError, option, plugin, state
-from detkernel.detection import Annotations, Dataset
 from detkernel.errors import relative
+from detkernel_detection import Annotations, Dataset
 
 if TYPE_CHECKING:
     from torch import Tensor

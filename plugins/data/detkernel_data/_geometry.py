@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detkernel.detection import Sample, Target
+from detkernel_detection import Sample, Target
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detkernel import DataError
-from detkernel.detection import Annotations
+from detkernel_detection import Annotations
 from numpy.typing import NDArray
 from torch import Tensor
 

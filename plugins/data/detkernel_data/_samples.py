@@ -11,8 +11,8 @@ import attrs
 import numpy as np
 import torch
 from detkernel import DataError, UserError
-from detkernel.detection import Annotations, Batch, Dataset, ImageId, Sample, Target, Transform
 from detkernel.errors import relative
+from detkernel_detection import Annotations, Batch, Dataset, ImageId, Sample, Target, Transform
 from torch import Tensor
 
 from detkernel_data._masks import target_masks, trainable

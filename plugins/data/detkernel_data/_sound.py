@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from detkernel.detection import Annotations, Dataset
+from detkernel_detection import Annotations, Dataset
 
 from detkernel_data._boxes import ROUNDING
 from detkernel_data._files import FileDataset

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
-from detkernel.detection import ImageId
+from detkernel_detection import ImageId
 
 Box: TypeAlias = tuple[float, float, float, float]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from detkernel import UserError, wrong
-from detkernel.detection import Sample, Target
 from detkernel.errors import did_you_mean
+from detkernel_detection import Sample, Target
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import convert_bounding_box_format

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
-from detkernel.detection import Dataset, Transform
 from detkernel.run import Mode
+from detkernel_detection import Dataset, Transform
 
 if TYPE_CHECKING:
     from detkernel_data._batches import Batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import option, plugin
-from detkernel.detection import Annotations, Dataset
+from detkernel_detection import Annotations, Dataset
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from detkernel import option, plugin, state
-from detkernel.detection import Dataset, Sample, Transform
+from detkernel_detection import Dataset, Sample, Transform
 
 
 @plugin

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from detkernel import DataError, option, plugin, state
-from detkernel.detection import Annotations, Dataset, ImageId
 from detkernel.errors import did_you_mean
+from detkernel_detection import Annotations, Dataset, ImageId
 
 from detkernel_data._files import check_names
 from detkernel_data._report import Note, first

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detkernel import DataError
-from detkernel.detection import Dataset
+from detkernel_detection import Dataset
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]

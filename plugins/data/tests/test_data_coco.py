@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detkernel.testing import DatasetContract
 from detkernel_data._rle import decode_counts
 from detkernel_data.coco import Coco
+from detkernel_detection.testing import DatasetContract
 from pycocotools import mask as coco_mask
 
 Refusal = Callable[[Coco], str]

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from detkernel import DataError, plugin
-from detkernel.detection import Batch, Dataset
-from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_data._boxes import find_duplicates
 from detkernel_data._report import Note
 from detkernel_data._rle import mask_box
@@ -23,6 +21,8 @@ from detkernel_data.loader import Loader
 from detkernel_data.voc import Voc
 from detkernel_data.wrappers import Concat
 from detkernel_data.yolo import Yolo
+from detkernel_detection import Batch, Dataset
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from pycocotools import mask as coco_mask
 
 Make = Callable[..., Coco]

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, DataError, option, plugin
-from detkernel.detection import Annotations, Dataset, Transform
 from detkernel.errors import ResourceError
-from detkernel.testing import TinyDataset, tiny_kernel, tiny_run
 from detkernel_data import _scratch, _workers
 from detkernel_data._order import Order
 from detkernel_data.loader import Loader
 from detkernel_data.shapes import Shapes
 from detkernel_data.transforms import Color, Crop, Flip, Resize
+from detkernel_detection import Annotations, Dataset, Transform
+from detkernel_detection.testing import TinyDataset, tiny_kernel, tiny_run
 
 
 @plugin
@@ -346,7 +346,7 @@ def test_a_loader_that_is_built_twice_leaves_no_worker():
 
 FORGETFUL = """
 import multiprocessing, os, signal, sys, time
-from detkernel.testing import TinyDataset, tiny_kernel
+from detkernel_detection.testing import TinyDataset, tiny_kernel
 from detkernel_data.loader import Loader
 loader = Loader(train=TinyDataset(size=8), workers=2, batch_size=1)
 stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)

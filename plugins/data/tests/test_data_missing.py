@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detkernel.detection import Dataset
 from detkernel_data._near import Near, walk
 from detkernel_data._pictures import SUFFIXES
 from detkernel_data._voc_xml import read_xml
 from detkernel_data.coco import Coco
 from detkernel_data.voc import Voc
 from detkernel_data.yolo import Yolo
+from detkernel_detection import Dataset
 from PIL import Image
 
 Picture = Callable[..., Path]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detkernel.detection import Dataset
 from detkernel_data._masks import rasterise
 from detkernel_data.coco import Coco
 from detkernel_data.voc import Voc
 from detkernel_data.yolo import Yolo
+from detkernel_detection import Dataset
 from pycocotools.coco import COCO
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

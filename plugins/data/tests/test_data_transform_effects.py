@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, DataError, UserError, plugin
-from detkernel.detection import Sample, Target, Transform
-from detkernel.testing import TinyDataset, tiny_kernel
 from detkernel_data.loader import Loader
 from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_detection import Sample, Target, Transform
+from detkernel_detection.testing import TinyDataset, tiny_kernel
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as F
 

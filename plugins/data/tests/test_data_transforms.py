@@ -1,10 +1,10 @@
 import pytest
 import torch
 from detkernel import ConfigError, UserError
-from detkernel.detection import Sample, Target
-from detkernel.testing import TinyDataset, TransformContract
 from detkernel_data import _color, _geometry
 from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_detection import Sample, Target
+from detkernel_detection.testing import TinyDataset, TransformContract
 from torchvision.transforms.v2 import functional as F
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detkernel import DataError
-from detkernel.testing import DatasetContract
 from detkernel_data.voc import VOC_CLASSES, Voc
+from detkernel_detection.testing import DatasetContract
 from PIL import Image
 
 Refusal = Callable[[Voc], str]

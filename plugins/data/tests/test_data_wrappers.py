@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from detkernel import option, plugin
-from detkernel.detection import Dataset
-from detkernel.testing import DatasetContract, TinyDataset
 from detkernel_data.shapes import Shapes
 from detkernel_data.wrappers import Concat, Repeat, Subset
+from detkernel_detection import Dataset
+from detkernel_detection.testing import DatasetContract, TinyDataset
 
 Refusal = Callable[[Dataset], str]
 

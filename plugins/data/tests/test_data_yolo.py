@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detkernel.testing import DatasetContract
 from detkernel_data.yolo import Yolo
+from detkernel_detection.testing import DatasetContract
 
 Refusal = Callable[[Yolo], str]
 GOOD = """\

@@ -1,1 +1,21 @@
-"""What the detection plugins of detkernel share: reading weights safely, mapping class outputs by name."""
+"""What every detection plugin shares: the vocabulary, the kinds of parts, and what is done once for every detector."""
+
+from detkernel_detection.dataset import Dataset
+from detkernel_detection.loader import Loader
+from detkernel_detection.parts import Backbone
+from detkernel_detection.structures import Annotations, Batch, Detections, ImageId, Losses, Sample, Target
+from detkernel_detection.transform import Transform
+
+__all__ = [
+    "Annotations",
+    "Backbone",
+    "Batch",
+    "Dataset",
+    "Detections",
+    "ImageId",
+    "Loader",
+    "Losses",
+    "Sample",
+    "Target",
+    "Transform",
+]

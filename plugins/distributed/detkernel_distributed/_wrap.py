@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from detkernel import Run, UserError, wrong
-from detkernel.detection import Batch
 from detkernel.errors import ResourceError
+from detkernel_detection import Batch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel.detection import Batch, Detections, Losses
+from detkernel_detection import Batch, Detections, Losses
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

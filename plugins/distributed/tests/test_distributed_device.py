@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, UserError, hookimpl, plugin, state
-from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_distributed.device import Device
 
 

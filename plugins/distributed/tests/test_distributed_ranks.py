@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from detkernel import Run, hookimpl, plugin
-from detkernel.testing import TinyDataset, TinyDetector, TinyLoader, tiny_run
+from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_run
 from detkernel_distributed.device import Device
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
@@ -22,7 +22,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from detkernel import hookimpl, option, plugin, state
-from detkernel.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
+from detkernel_detection.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
 from detkernel_distributed.device import Device
 
 out = Path(sys.argv[1])

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import numpy as np
 from detkernel import DataError
-from detkernel.detection import Annotations
+from detkernel_detection import Annotations
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 

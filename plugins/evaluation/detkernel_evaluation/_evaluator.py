@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 from detkernel import Run, hookimpl
-from detkernel.detection import Detections
 from detkernel.processes import from_main, gathered
+from detkernel_detection import Detections
 
 if TYPE_CHECKING:
     from detkernel_evaluation._found import Found, Picture

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import torch
 from detkernel import Run
-from detkernel.detection import Annotations, Detections
+from detkernel_detection import Annotations, Detections
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 

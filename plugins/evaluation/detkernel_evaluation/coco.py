@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import ConfigError, Run, UserError, hookimpl, option, plugin, wrong
-from detkernel.detection import Annotations, Dataset, Detections
 from detkernel.errors import relative
 from detkernel.files import refuse_links
+from detkernel_detection import Annotations, Dataset, Detections
 
 from detkernel_evaluation._evaluator import Evaluator, Kind
 

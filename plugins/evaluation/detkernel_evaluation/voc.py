@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from detkernel import Run, option, plugin
-from detkernel.detection import Detections
+from detkernel_detection import Detections
 
 from detkernel_evaluation._evaluator import Evaluator
 

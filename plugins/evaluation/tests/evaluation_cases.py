@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from detkernel import Kernel, Mode, Run, RunOptions, Span, hookimpl, option, plugin
-from detkernel.detection import Annotations, Batch, Dataset, Detections
+from detkernel_detection import Annotations, Batch, Dataset, Detections
 from pycocotools import mask as rle
 
 Case = tuple["GivenData", list[Detections]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detkernel.testing import EvaluatorContract
+from detkernel_detection.testing import EvaluatorContract
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
 

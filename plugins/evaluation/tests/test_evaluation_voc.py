@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detkernel.detection import Annotations, Detections
+from detkernel_detection import Annotations, Detections
 from detkernel_evaluation.voc import VocMap
 from evaluation_cases import Case, GivenData, annotations, detections, evaluated
 

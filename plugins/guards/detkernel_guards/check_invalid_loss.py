@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 from detkernel import Run, UserError, hookimpl, option, plugin, state
-from detkernel.detection import Batch, ImageId, Losses
+from detkernel_detection import Batch, ImageId, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor

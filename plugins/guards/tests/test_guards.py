@@ -8,8 +8,8 @@ import pytest
 import torch
 from detkernel import ConfigError, Span, UserError, hookimpl, option, plugin, state
 from detkernel.metrics import Better
-from detkernel.testing import tiny_kernel, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_guards.check_classes import CheckClasses
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_guards.early_stopping import EarlyStopping
@@ -269,7 +269,7 @@ SCRIPT = """
 import sys
 from detkernel import hookimpl, plugin, state
 from detkernel.metrics import Better
-from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_guards.signals import Signals
 
 @plugin

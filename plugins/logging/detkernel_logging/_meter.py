@@ -9,8 +9,8 @@ import attrs
 import torch
 import torch.distributed as dist
 from detkernel import Run
-from detkernel.detection import Losses
 from detkernel.processes import gathered
+from detkernel_detection import Losses
 from torch import Tensor
 
 Sums: TypeAlias = list[tuple[tuple[str, ...], list[float], int]]

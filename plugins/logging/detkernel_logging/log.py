@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detkernel import Run, hookimpl, hookspec, option, plugin, state
-from detkernel.detection import Losses
+from detkernel_detection import Losses
 
 from detkernel_logging import _lines
 from detkernel_logging.console import Console

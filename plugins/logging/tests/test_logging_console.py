@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from detkernel import DataError, Run, hookimpl, plugin
-from detkernel.testing import tiny_kernel, tiny_run
+from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_logging._bar import _speed
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
@@ -131,7 +131,7 @@ def test_check_talks_but_leaves_nothing_behind(tmp_path: Path, capfd: pytest.Cap
 TERMINAL = """
 import os, sys, time
 from detkernel import hookimpl, plugin
-from detkernel.testing import tiny_run
+from detkernel_detection.testing import tiny_run
 from detkernel_logging.log import Log
 
 @plugin

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from detkernel import Run, hookimpl, option, plugin
-from detkernel.detection import Batch, Losses
-from detkernel.testing import TinyData, TinyDataset, TinyLoader, tiny_kernel, tiny_run
+from detkernel_detection import Batch, Losses
+from detkernel_detection.testing import TinyData, TinyDataset, TinyLoader, tiny_kernel, tiny_run
 from detkernel_logging import progress
 from detkernel_logging._lines import duration
 from detkernel_logging.files import JsonLines, TextLog

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import hookimpl, option, plugin
-from detkernel.testing import tiny_run
+from detkernel_detection.testing import tiny_run
 from detkernel_logging.log import Log
 
 @plugin

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel.testing import HookContract, tiny_kernel
+from detkernel_detection.testing import HookContract, tiny_kernel
 from detkernel_logging.files import JsonLines, TextLog
 from detkernel_logging.log import Log
 

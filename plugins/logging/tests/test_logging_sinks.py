@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from detkernel import ConfigError, Run, UserError, hookimpl, plugin, state
 from detkernel.config import load
-from detkernel.testing import tiny_run
+from detkernel_detection.testing import tiny_run
 from detkernel_logging.console import Console
 from detkernel_logging.files import JsonLines, TextLog, append
 from detkernel_logging.log import Log

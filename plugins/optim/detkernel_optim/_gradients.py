@@ -6,7 +6,7 @@ import math
 
 import torch
 from detkernel import Run, UserError
-from detkernel.detection import Batch, Losses
+from detkernel_detection import Batch, Losses
 from torch import Tensor, nn
 
 _SHOWN = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detkernel import Run, UserError
-from detkernel.detection import Losses
+from detkernel_detection import Losses
 from torch import Tensor
 
 _CLOSE, _CLOSE_BY_NAME = 1e-5, 1e-2

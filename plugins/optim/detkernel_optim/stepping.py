@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, UserError, hookimpl, hookspec, option, plugin, state, wrong
-from detkernel.detection import Batch, Detections, Losses
+from detkernel_detection import Batch, Detections, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from detkernel import UserError, hookimpl, plugin, state
-from detkernel.testing import HookContract, Recorder, TinyDetector, tiny_kernel, tiny_run
+from detkernel.testing import Recorder
+from detkernel_detection.testing import HookContract, TinyDetector, tiny_kernel, tiny_run
 from detkernel_optim._gradients import Norms
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine

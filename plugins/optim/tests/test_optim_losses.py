@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detkernel import UserError, hookimpl, option, plugin, state
-from detkernel.testing import TinyDetector, tiny_run
+from detkernel_detection.testing import TinyDetector, tiny_run
 from detkernel_optim.stepping import Sgd
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detkernel import Span, UserError, hookimpl, plugin, state
-from detkernel.testing import tiny_run
+from detkernel_detection.testing import tiny_run
 from detkernel_optim.schedules import Constant, Cosine, Exponential, Multistep, OneCycle, Poly
 from detkernel_optim.stepping import Sgd
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from detkernel import ConfigError, UserError, hookimpl, plugin, state
-from detkernel.testing import HookContract, Recorder, tiny_kernel, tiny_run
+from detkernel.testing import Recorder
+from detkernel_detection.testing import HookContract, tiny_kernel, tiny_run
 from detkernel_optim import _restore
 from detkernel_optim.ema import Ema
 from detkernel_optim.stepping import Adam, Adamw, Group, Sgd, TorchOptimizer

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from detkernel.detection import Dataset, Detections
 from detkernel.errors import printable
+from detkernel_detection import Dataset, Detections
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:

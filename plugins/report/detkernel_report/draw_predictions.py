@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel.detection import Detections
 from detkernel.errors import relative
 from detkernel.files import write_atomic
 from detkernel.processes import gathered
+from detkernel_detection import Detections
 
 
 @plugin

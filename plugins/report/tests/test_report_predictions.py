@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detkernel.detection import Detections
-from detkernel.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
+from detkernel_detection import Detections
+from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
 from detkernel_report._sheet import colour, tile
 from detkernel_report.draw_predictions import DrawPredictions
 from PIL import Image

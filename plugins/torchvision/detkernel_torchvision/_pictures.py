@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from detkernel.detection import Batch
+from detkernel_detection import Batch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 

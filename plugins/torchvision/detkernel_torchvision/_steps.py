@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from detkernel import DataError, Run
-from detkernel.detection import Batch, Detections, Losses, Target
+from detkernel_detection import Batch, Detections, Losses, Target
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 

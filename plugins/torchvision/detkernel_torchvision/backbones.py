@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import option, plugin
-from detkernel.detection import Backbone
+from detkernel_detection import Backbone
 
 if TYPE_CHECKING:
     from torch import nn

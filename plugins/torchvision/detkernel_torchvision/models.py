@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel.detection import Backbone, Batch, Detections, Losses
+from detkernel_detection import Backbone, Batch, Detections, Losses
 
 from detkernel_torchvision.backbones import Norm, Resnet
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 from detkernel import CheckpointError, ConfigError, UserError
-from detkernel.detection import Backbone
-from detkernel.testing import ModelContract, TinyData, TinyDataset, tiny_kernel
+from detkernel_detection import Backbone
+from detkernel_detection.testing import ModelContract, TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import MobilenetV3, Resnet, TorchvisionBackbone
 from detkernel_torchvision.models import FasterRcnn, Fcos, Retinanet, Ssdlite
 from torch import nn

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from detkernel import CheckpointError, ConfigError, Run
-from detkernel.testing import TinyData, TinyDataset, tiny_kernel
+from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import MobilenetV3, Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights

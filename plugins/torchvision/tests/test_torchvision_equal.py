@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models.detection as reference
-from detkernel.detection import Batch, Target
-from detkernel.testing import TinyData, TinyDataset, tiny_kernel
+from detkernel_detection import Batch, Target
+from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
 from torchvision.models.detection import backbone_utils

@@ -5,15 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import attrs
-
-from detkernel.detection import Batch, Detections
+import torch
 from detkernel.run import Run
-from detkernel.testing.tiny import TinyDataset, TinyLoader, make_batch, tiny_kernel
+
+from detkernel_detection import Batch, Detections
+from detkernel_detection.testing.tiny import TinyDataset, TinyLoader, make_batch, tiny_kernel
 
 PICTURES = 6
 """The last one shows nothing."""
@@ -99,8 +99,8 @@ class EvaluatorContract:
 
 
 def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> float:
-    distributed = import_module("torch.distributed")
-    import_module("torch.distributed.nn")  # later, its default arguments would hold the group, and its threads
+    import torch.distributed as distributed
+
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         run = _run(pickle.loads(pickled), folder)
@@ -138,7 +138,7 @@ def _validate(run: Run, metric: str, indices: Sequence[int], faults: _Faults) ->
 
 def _detections(batch: Batch, index: int, faults: _Faults) -> Detections:
     """What is annotated, with the faults."""
-    torch, target = import_module("torch"), batch.targets[0]
+    target = batch.targets[0]
     boxes = target.boxes + (40 if index in faults.moved else 0)
     labels = (target.labels + 1) % 3 if index in faults.renamed else target.labels
     found = Detections(batch.image_ids[0], index, boxes, torch.ones(len(boxes)), labels)

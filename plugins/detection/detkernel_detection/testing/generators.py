@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 from typing import Any
+
+import numpy as np
+import torch
 
 
 def seed_all(seed: int) -> None:
     """Seed torch's, NumPy's and Python's global generators."""
-    import_module("torch").manual_seed(seed)
-    import_module("numpy").random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
     random.seed(seed)
 
 
 def states_of_all() -> tuple[Any, Any, Any]:
     """The states of the three, for `restore_all`."""
-    return import_module("torch").get_rng_state(), import_module("numpy").random.get_state(), random.getstate()
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
 
 
 def restore_all(states: tuple[Any, Any, Any]) -> None:
     """Put the three back to where they were."""
-    import_module("torch").set_rng_state(states[0])
-    import_module("numpy").random.set_state(states[1])
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
     random.setstate(states[2])

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
-from detkernel.detection import Annotations, Dataset, ImageId
-from detkernel.testing.generators import seed_all
+import numpy as np
+import torch
+
+from detkernel_detection import Annotations, Dataset, ImageId
+from detkernel_detection.testing.generators import seed_all
 
 LOOKED_AT = 8
 """Pictures that are decoded: the first ones."""
@@ -62,7 +64,6 @@ class DatasetContract:
 
     def test_pictures_match_their_annotations(self) -> None:
         dataset = self._loaded()
-        torch = import_module("torch")
         for index in range(min(len(dataset), LOOKED_AT)):
             notes, image = dataset.annotations(index), dataset.image(index)
             assert isinstance(image, torch.Tensor), (
@@ -132,7 +133,7 @@ def _annotations(dataset: Dataset, index: int) -> Annotations:
     assert isinstance(notes, Annotations), f"picture {index}: annotations() returned {type(notes).__name__}"
     for name in ("boxes", "labels", "area", "crowd", "difficult"):
         value = getattr(notes, name)
-        assert isinstance(value, import_module("numpy").ndarray), (
+        assert isinstance(value, np.ndarray), (
             f"picture {index}: {name} is {type(value).__name__}, expected a NumPy array, also if nothing is there"
         )
     return notes

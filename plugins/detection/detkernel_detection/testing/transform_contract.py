@@ -9,12 +9,13 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from detkernel.detection import Sample, Target, Transform
 from detkernel.errors import UserError
-from detkernel.testing.contracts.boxes import Box, contains, iou, rounded
-from detkernel.testing.contracts.pictures import annotated, cornered, masked, probe, seen
-from detkernel.testing.generators import seed_all
-from detkernel.testing.tiny import TinyDataset
+
+from detkernel_detection import Sample, Target, Transform
+from detkernel_detection.testing.boxes import Box, contains, iou, rounded
+from detkernel_detection.testing.generators import seed_all
+from detkernel_detection.testing.images import annotated, cornered, masked, probe, seen
+from detkernel_detection.testing.tiny import TinyDataset
 
 SEEDS = range(20)
 

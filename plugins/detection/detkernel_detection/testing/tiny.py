@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from detkernel.detection import Annotations, Batch, Dataset, Detections, Loader, Losses, Target
+import numpy as np
+import torch
 from detkernel.loop import Kernel
 from detkernel.plugin import hookimpl, option, plugin, state
-from detkernel.run import Mode, Run, RunOptions
-from detkernel.span import Span
-from detkernel.testing.record import Recorder
+from detkernel.run import Mode, Run
+from detkernel.testing.plain import kernel_of, with_defaults
+
+from detkernel_detection import Annotations, Batch, Dataset, Detections, Loader, Losses, Target
 
 
 @plugin
@@ -38,13 +38,12 @@ class TinyDataset(Dataset):
         return self.size
 
     def image(self, index: int) -> Any:
-        image = import_module("torch").full((3, self.side, self.side), 20).byte()
+        image = torch.full((3, self.side, self.side), 20).byte()
         for x1, y1, x2, y2 in self._shown(index):
             image[index % 3, y1:y2, x1:x2] = 230
         return image
 
     def annotations(self, index: int) -> Annotations:
-        np = import_module("numpy")
         boxes = np.array(self._shown(index), dtype=np.float64).reshape(-1, 4)
         return Annotations(
             image_id=index,
@@ -81,7 +80,6 @@ class TinyLoader:
 
 def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
     """A batch of pictures of one size, untransformed."""
-    torch = import_module("torch")
     notes = [dataset.annotations(index) for index in indices]
     sizes = [(note.height, note.width) for note in notes]
     return Batch(
@@ -120,8 +118,8 @@ class TinyDetector:
 
     @hookimpl
     def build_model(self, run: Run) -> Any:
-        nn = import_module("torch").nn
-        import_module("torch").manual_seed(run.seed)
+        nn = torch.nn
+        torch.manual_seed(run.seed)
         features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         head = nn.Linear(128, 4 + len(run.classes))
         model = nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
@@ -130,7 +128,6 @@ class TinyDetector:
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Losses:
-        torch = import_module("torch")
         out = run.model(batch.images.float() / 255)
         seen = [i for i, target in enumerate(batch.targets) if len(target)]
         if not seen:
@@ -146,7 +143,6 @@ class TinyDetector:
 
     @hookimpl
     def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
-        torch = import_module("torch")
         run.model.eval()
         with torch.no_grad():
             out = run.model(batch.images.float() / 255)
@@ -169,7 +165,7 @@ class TinySgd:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        run.optimizer = import_module("torch").optim.SGD(run.model.parameters(), lr=self.lr, momentum=0.9)
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=self.lr, momentum=0.9)
         run.scalars["lr"] = lambda: run.optimizer.param_groups[0]["lr"]
         self._run = run
 
@@ -186,31 +182,17 @@ class TinySgd:
         self._run.optimizer.load_state_dict(state["optimizer"])
 
 
-def tiny_kernel(
-    plugins: Mapping[str, object] | None = None,
-    *,
-    until: str = "4 iters",
-    validate: str | None = None,
-    work_dir: Path | str = "runs/tiny",
-    seed: int = 0,
-    recorder: Recorder | None = None,
-) -> Kernel:
-    """A kernel with the given plugins by name, and tiny ones for what a run needs and none of them provides."""
-    active = dict(plugins or {})
-    for name, event, make in (
-        ("model", "build_model", TinyDetector),
-        ("data", "build_loader", TinyData),
-        ("optimizer", "after_train_iter", TinySgd),
-    ):
-        taken = any(hasattr(part, event) for part in active.values())
-        if name not in active and (event == "after_train_iter" or not taken):
-            active[name] = make()
-    every = Span.parse(validate) if validate else None
-    options = RunOptions(until=Span.parse(until), validate=every, work_dir=Path(work_dir), seed=seed)
-    kernel = Kernel(active, options)
-    if recorder is not None:
-        recorder.attach(kernel.state.bus)
-    return kernel
+def tiny_kernel(plugins: Mapping[str, object] | None = None, **options: Any) -> Kernel:
+    """A kernel with the given plugins by name, and tiny ones for what a run needs and none of them provides.
+
+    `options` are `until` ("4 iters"), `validate`, `work_dir`, `seed` and `recorder`.
+    """
+    defaults = {
+        "model": ("build_model", TinyDetector),
+        "data": ("build_loader", TinyData),
+        "optimizer": ("after_train_iter", TinySgd),
+    }
+    return kernel_of(with_defaults(plugins, defaults), **options)
 
 
 def tiny_run(plugins: Mapping[str, object] | None = None, **options: Any) -> Run:

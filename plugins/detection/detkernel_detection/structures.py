@@ -1,26 +1,22 @@
-"""The vocabulary that plugins exchange: pictures with their annotations, batches, losses and detections.
+"""What detection plugins exchange: images with their annotations, targets, batches, losses and detections.
 
 Everywhere outside a model: boxes are xyxy in absolute pixels (`x2 - x1` is the width), labels are 0-based positions in
-`classes`, pictures are uint8 RGB of shape [3, H, W] (channels-last in memory where that is free). Nothing here imports
+`classes`, images are uint8 RGB of shape [3, H, W] (channels-last in memory where that is free). Nothing here imports
 torch or numpy: the classes only carry their arrays.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
-
-from detkernel.plugin import Part
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Losses: TypeAlias = "Mapping[str, Tensor]"
 """What `train_step` returns: named scalars. The sum of every entry whose name contains "loss" is minimised; the others
@@ -57,60 +53,6 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-class Dataset(Part, ABC):
-    """A data set: pictures with their annotations, by index.
-
-    `load` is called once, before anything else, in the main process; it reads and checks every annotation (no picture
-    is decoded) and raises `DataError` for what cannot be used. The object then travels to the loader's workers, so hold
-    annotations in a few flat arrays, not in a list of dicts (reference counting copies that into every worker).
-    """
-
-    classes: tuple[str, ...] = ()
-    """Class names in label order, known after `load`."""
-    notes: Sequence[str] = ()
-    """What `load` left out and why, one line each with its count; the loader logs them."""
-    category_ids: Mapping[str, int] = MappingProxyType({})
-    """The file's own number of each class, by name, where its form has them (COCO's, with gaps)."""
-    keypoint_names: Sequence[str] = ()
-    """Names of the keypoints in their order, where the data set has some: a flip swaps `left_*` and `right_*`."""
-
-    @abstractmethod
-    def load(self) -> None:
-        """Read and check the annotations; set `classes` and `notes`."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """The number of pictures."""
-
-    @abstractmethod
-    def image(self, index: int) -> Tensor:
-        """Decode one picture: uint8 [3, H, W] RGB. Raises `DataError` naming the file if it cannot be decoded."""
-
-    @abstractmethod
-    def annotations(self, index: int) -> Annotations:
-        """What may be trained on in one image, without decoding it: boxes with an area, inside of the image."""
-
-    def truth(self, index: int) -> Annotations:
-        """What detections are measured by: the same objects as the files have them, neither clipped nor dropped.
-
-        Boxes may reach out of the image or have no area. A data set that cleans nothing leaves this as it is; one that
-        wraps another asks that one's.
-        """
-        return self.annotations(index)
-
-    def fingerprint(self) -> str:
-        """A short hash that changes with the pictures' names, order or annotations; a resume compares it."""
-        import hashlib
-
-        digest = hashlib.sha256(repr((self.classes, len(self))).encode())
-        for index in range(len(self)):
-            notes = self.annotations(index)
-            digest.update(f"{notes.image_id}{notes.height}{notes.width}".encode())
-            digest.update(notes.boxes.tobytes())
-            digest.update(notes.labels.tobytes())
-        return digest.hexdigest()[:16]
 
 
 @attrs.define(eq=False)
@@ -166,22 +108,6 @@ class Sample:
         """(height, width) now."""
         height, width = self.image.shape[-2:]
         return int(height), int(width)
-
-
-class Transform(Part, ABC):
-    """Changes one sample. Random numbers come from torch's, NumPy's or Python's global generator: the loader seeds all
-    three by (seed, epoch, index) before the first transform, so results do not depend on workers or order."""
-
-    scales_only: ClassVar[bool] = False
-    """Whether every point stays where it is but for a scaling that `sample.scale` records: what validation may use,
-    since detections are divided by that scale to get back to the file's coordinates."""
-
-    def prepare(self, dataset: Dataset) -> None:
-        """Called once before the first sample: the place to check options against the data."""
-
-    @abstractmethod
-    def __call__(self, sample: Sample) -> Sample:
-        """Return the changed sample; the given one may be changed in place."""
 
 
 @attrs.define(eq=False)
@@ -246,29 +172,3 @@ class Detections:
         keypoints = None if self.keypoints is None else change(self.keypoints)
         boxes, scores, labels = change(self.boxes), change(self.scores), change(self.labels)
         return Detections(self.image_id, self.index, boxes, scores, labels, masks, keypoints)
-
-
-class Backbone(Part, ABC):
-    """A feature extractor for detectors."""
-
-    @abstractmethod
-    def build(self) -> nn.Module:
-        """Make the module. It maps float [B, 3, H, W] to a dict of feature maps, fine to coarse, and has the
-        attributes `channels: list[int]` and `strides: list[int]`, one entry a map."""
-
-
-class Loader(Protocol):
-    """What `build_loader` returns.
-
-    One that holds something, such as worker processes, also has a `close()`: it is called when the run ends, well or
-    not, and may be called twice.
-    """
-
-    dataset: Dataset
-
-    def __len__(self) -> int:
-        """Batches in an epoch (on this process)."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from the one at `start` on. The order depends on (seed, epoch) only, and finding
-        the start reads nothing that lies before it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from importlib import import_module
 from typing import Any
 
-from detkernel.detection import Sample, Target
-from detkernel.testing.contracts.boxes import Box
+import torch
+
+from detkernel_detection import Sample, Target
+from detkernel_detection.testing.boxes import Box
 
 HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axes shows
 
@@ -17,7 +18,6 @@ def probe(number: int, *, masks: bool = False, keypoints: bool = False, without:
 
     The keypoints are an object's corners.
     """
-    torch = import_module("torch")
     draw = random.Random(number)
     image = torch.full((HEIGHT, WIDTH, 3), 20, dtype=torch.uint8).permute(2, 0, 1)  # channels-last, as decoded
     boxes, labels = [], [number % 3, (number + 1) % 3]

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detkernel.loop import Kernel
 from detkernel.plugin import hookimpl, option, plugin, state
 from detkernel.run import Run
-from detkernel.testing.generators import restore_all, seed_all, states_of_all
-from detkernel.testing.tiny import tiny_kernel
+from detkernel.testing.plain import plain_kernel
 
 ITERS = 6
 
 
 class HookContract:
-    """A hook leaves exact resume exact."""
+    """A hook leaves exact resume exact, in a run of plain objects.
+
+    `detkernel_detection.testing` has one of the same name, in which the hook sees a small detector, its batches and
+    its detections.
+    """
 
     name = "mine"
-    """Its key in the config: `optimizer`, `data` or `model` where it takes the place of the tiny one."""
+    """Its key in the config: `optimizer`, `data` or `model` where it takes the place of the plain one."""
 
     def plugin(self) -> Any:
         """The plugin; called anew for every run."""
         raise NotImplementedError("return your plugin")
+
+    def kernel(self, plugins: Mapping[str, object], **options: Any) -> Kernel:
+        """The kernel of a run with these plugins."""
+        return plain_kernel(plugins, **options)
+
+    def seed(self) -> None:
+        """Seed the generators that a plugin may draw from."""
+        random.seed(0)
+
+    def generators(self) -> Any:
+        """The states of these generators."""
+        return random.getstate()
+
+    def restore(self, states: Any) -> None:
+        """Put them back to where they were."""
+        random.setstate(states)
 
     def test_resumes_exactly(self, tmp_path: Path) -> None:
         through = self._run(tmp_path / "through", None)
@@ -41,10 +62,10 @@ class HookContract:
             _check_plain(kept.get(f"plugin {self.name}"), "state_dict()")
 
     def _run(self, folder: Path, resume: dict[str, Any] | None) -> _Keeper:
-        seed_all(0)
-        keeper = _Keeper(resume=resume)
+        self.seed()
+        keeper = _Keeper(resume=resume, contract=self)
         plugins = {self.name: self.plugin(), "keeper": keeper}
-        run = tiny_kernel(plugins, until=f"{ITERS} iters", validate="every 4 iters", work_dir=folder).run()
+        run = self.kernel(plugins, until=f"{ITERS} iters", validate="every 4 iters", work_dir=folder).run()
         assert run.iter == ITERS, (
             f"the run ended at iteration {run.iter} ({run.stop_reason}), but the contract resumes from each of {ITERS} "
             "iterations and compares the ends; in plugin(), choose options with which it does not stop so early"
@@ -57,6 +78,7 @@ class _Keeper:
     """Keeps the whole state after every iteration, in memory."""
 
     priority = "lowest"
+    contract: Any = option(help="the contract, which knows the random generators")
     resume: Any = option(default=None, help="the state to start from")
     kept: dict[int, dict[str, Any]] = state(factory=dict)
 
@@ -71,7 +93,7 @@ class _Keeper:
             part.load_state_dict(kept[f"plugin {name}"])
             if hasattr(part, "load_rank_state_dict"):
                 part.load_rank_state_dict(kept[f"rank {name}"])
-        restore_all(kept["random numbers"])
+        self.contract.restore(kept["random numbers"])
 
     @hookimpl(trylast=True)
     def after_train_iter(self, run: Run) -> None:
@@ -82,7 +104,7 @@ class _Keeper:
             for name, part in run.bus.stateful()
             if hasattr(part, "rank_state_dict")
         }
-        kept["random numbers"] = states_of_all()
+        kept["random numbers"] = self.contract.generators()
         self.kept[run.iter] = copy.deepcopy(kept)
 
 

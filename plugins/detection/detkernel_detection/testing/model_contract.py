@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import attrs
-
-from detkernel.detection import Batch, Dataset, Detections, Target
+import torch
 from detkernel.plugin import hookimpl, option, plugin, state
 from detkernel.run import Run
-from detkernel.testing.contracts.boxes import iou, rounded
-from detkernel.testing.generators import restore_all, seed_all, states_of_all
-from detkernel.testing.tiny import TinyData, TinyDataset, TinySgd, make_batch, tiny_kernel
+
+from detkernel_detection import Batch, Dataset, Detections, Target
+from detkernel_detection.testing.boxes import iou, rounded
+from detkernel_detection.testing.generators import restore_all, seed_all, states_of_all
+from detkernel_detection.testing.tiny import TinyData, TinyDataset, TinySgd, make_batch, tiny_kernel
 
 
 class ModelContract:
@@ -169,7 +169,7 @@ def _pictures(run: Run) -> Batch:
 
 def _detect(run: Run, batch: Batch) -> Sequence[Detections]:
     run.model.eval()
-    with import_module("torch").no_grad():
+    with torch.no_grad():
         found: Sequence[Detections] = run.hook.val_step(run=run, batch=batch) or []
     run.model.train()
     assert len(found) == len(batch), (
