@@ -16,8 +16,7 @@ from detkernel.bus import Bus
 from detkernel.config.types import option_fields
 from detkernel.hookspecs import Events
 from detkernel.reference import event_list, event_page, loop_text, option_rows, plugin_page, signature
-from detkernel.testing import Recorder
-from detkernel_detection.testing import PlainData, PlainModel, PlainStepping
+from detkernel.testing import PlainData, PlainModel, PlainStepping, Recorder
 
 Plant = Callable[..., Path]
 Write = Callable[[str, str], Path]

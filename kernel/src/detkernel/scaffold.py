@@ -20,11 +20,20 @@ from detkernel.plugin import RESERVED
 Kind = Literal["model", "dataset", "transform", "evaluator", "hook", "command"]
 
 _NEEDS: dict[Kind, tuple[str, ...]] = {
-    "model": ("torch>=2.9",),
-    "dataset": ("torch>=2.9", "numpy>=2", "pillow>=11"),
-    "transform": ("torch>=2.9",),
-    "evaluator": ("torch>=2.9", "torchvision>=0.24"),
-    "hook": ("torch>=2.9",),
+    "model": (
+        "detkernel-detection>=0.1,<0.2",
+        "torch>=2.9",
+    ),
+    "dataset": ("detkernel-detection>=0.1,<0.2", "torch>=2.9", "numpy>=2", "pillow>=11"),
+    "transform": (
+        "detkernel-detection>=0.1,<0.2",
+        "torch>=2.9",
+    ),
+    "evaluator": ("detkernel-detection>=0.1,<0.2", "torch>=2.9", "torchvision>=0.24"),
+    "hook": (
+        "detkernel-detection>=0.1,<0.2",
+        "torch>=2.9",
+    ),
     "command": ("click>=8.1",),
 }
 _USAGE: dict[Kind, str] = {

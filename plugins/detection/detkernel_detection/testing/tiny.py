@@ -122,7 +122,7 @@ class TinyDetector:
         torch.manual_seed(run.seed)
         features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         head = nn.Linear(128, 4 + len(run.classes))
-        model = nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
+        model: Any = nn.Sequential(features, nn.Flatten(), nn.Dropout(self.dropout), head)
         model.class_outputs = {"3.weight": {"skip": 4}, "3.bias": {"skip": 4}}  # rows: the box, then the classes
         return model
 
