@@ -17,7 +17,7 @@ from detkernel.files import write_atomic
 from detkernel.run import Mode, Run, RunOptions
 
 if TYPE_CHECKING:
-    from detkernel_detection import Loader
+    from detkernel.run import Loader
 
 
 class Kernel:
