@@ -78,9 +78,10 @@ def _line(text: str) -> bytes:
 
 
 def _plain(figures: Figures) -> dict[str, Any]:
-    """What JSON can say: it has no NaN and no infinity."""
+    """What JSON can say: it has no NaN and no infinity. A value with the name of a field is told by its mode."""
     head = attrs.asdict(figures, filter=lambda field, _: field.name != "values")
-    return head | {name: value if math.isfinite(value) else None for name, value in figures.values.items()}
+    named = {f"{figures.mode}/{name}" if name in head else name: value for name, value in figures.values.items()}
+    return head | {name: value if math.isfinite(value) else None for name, value in named.items()}
 
 
 def _is_past(line: bytes, run: Run) -> bool:

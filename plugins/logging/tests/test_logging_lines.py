@@ -150,6 +150,14 @@ def test_nan_and_infinity_are_null_in_json(tmp_path: Path):
     assert "loss_cls: nan, loss_box: inf, loss: nan" in lines(tmp_path)[-2]
 
 
+def test_a_loss_with_the_name_of_a_field_leaves_the_field_alone(tmp_path: Path):
+    told = [{"loss": 2.0, "step": 7.0, "mode": 8.0}]
+    tiny_run({"log": files_only(), "model": Scripted(losses=told)}, until="2 iters", work_dir=tmp_path)
+    (entry,) = figures(tmp_path)
+    assert (entry["mode"], entry["step"]) == ("train", 2)
+    assert (entry["train/mode"], entry["train/step"], entry["loss"]) == (8.0, 7.0, 2.0)
+
+
 def test_a_loss_that_is_no_scalar_is_named(tmp_path: Path):
     @plugin
     class Vector(Scripted):

@@ -18,6 +18,8 @@ _GAP = 6
 _PAPER = (24, 26, 30)
 _TRUTH = (255, 255, 255)
 _MASK_OPACITY = 90
+_FAR = 10_000
+"""Pixels beyond which nothing is drawn: Pillow would walk along every line."""
 _LONGEST = 40
 """Characters of a class name that are drawn."""
 
@@ -32,7 +34,7 @@ def tile(options: DrawPredictions, dataset: Dataset, found: Detections) -> Image
     """One picture with its annotations and detections."""
     pixels = dataset.image(found.index).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels)
-    found = found.keep(found.scores >= options.score).to("cpu")
+    found = found.keep((found.scores >= options.score) & found.boxes.isfinite().all(1)).to("cpu")
     if found.masks is not None:
         picture = _with_masks(picture, found)
     scale = options.side / max(picture.size)
@@ -51,7 +53,7 @@ def _draw_boxes(draw: ImageDraw.ImageDraw, classes: Sequence[str], found: Detect
     font = ImageFont.load_default(11)
     boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
     for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
-        x1, y1, x2, y2 = (round(side * scale) for side in box)
+        x1, y1, x2, y2 = (min(max(round(side * scale), -_FAR), _FAR) for side in box)
         draw.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=colour(label), width=2)
         text = f"{_label(classes[label])} {score:.2f}"
         high = 13

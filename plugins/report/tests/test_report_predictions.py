@@ -160,3 +160,14 @@ def test_the_longer_side_is_scaled_and_boxes_with_it(size, expected):
     for x, y in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
         assert tuple(pixels[y, x]) == colour(1)
     assert tuple(pixels[(y1 + y2) // 2, (x1 + x2) // 2]) == (0, 0, 0)
+
+
+def test_boxes_of_a_model_gone_astray_are_drawn_as_far_as_they_can_be():
+    dataset = loaded(side=64)
+    nan, inf = float("nan"), float("inf")
+    boxes = torch.tensor([[nan, 0, 9, 9], [0, 0, inf, 9], [-1e30, 10, 1e30, 1e30], [50, 50, 10, 10]])
+    found = Detections(0, 0, boxes, torch.tensor([0.9, 0.8, 0.7, nan]), torch.tensor([0, 0, 1, 2]))
+    pixels = np.asarray(tile(DrawPredictions(side=64, annotations=False), dataset, found))
+    assert (pixels[10] == colour(1)).all(), "the one edge that crosses the image"
+    assert not (pixels == colour(0)).all(2).any()
+    assert not (pixels == colour(2)).all(2).any()
