@@ -27,6 +27,12 @@ def refusal(source: str, *overrides: str) -> str:
     return str(caught.value).splitlines()[0]
 
 
+def load_use(*overrides: str) -> object:
+    """The name of the part `data.body`, whose options were given apart from it."""
+    body = compose("c.yaml", overrides).child("data").child("body")
+    return body.over.value
+
+
 class TestBases:
     def test_a_base_is_relative_to_its_file(self, write: Write):
         write("shared/inner/a.yaml", "x: {one: 1}\n")
@@ -234,6 +240,37 @@ class TestOverrides:
             f"command line:1:1: data.steps: a list of 2; '{position}' is no position in it"
         )
 
+    @pytest.mark.parametrize(
+        "chosen", ["optimizer.use=adam", "optimizer={use: adam}", "optimizer={use: adam, beta: 2}"]
+    )
+    def test_a_choice_and_its_options_in_any_order(self, chosen: str):
+        wanted = plain("c.yaml", chosen, "optimizer.eps=1", "optimizer.lr=3")["optimizer"]
+        assert wanted["use"] == "adam"
+        assert (wanted["eps"], wanted["lr"]) == (1, 3)
+        assert plain("c.yaml", "optimizer.eps=1", chosen, "optimizer.lr=3")["optimizer"] == wanted
+        assert plain("c.yaml", "optimizer.eps=1", "run.seed=3", "optimizer.lr=3", chosen)["optimizer"] == wanted
+
+    def test_a_part_in_any_order(self):
+        wanted = {"use": "crop", "side": 9}
+        assert plain("c.yaml", "data.steps.0.side=9", "data.steps.0.use=crop")["data"]["steps"][0] == wanted
+        assert plain("c.yaml", "data.body.depth=18", "data.body=resnet")["data"]["body"] == {"depth": 18}
+        assert load_use("data.body.depth=18", "data.body=resnet") == "resnet"
+
+    def test_what_is_removed_or_replaced_last_is_gone(self):
+        assert "optimizer" not in plain("c.yaml", "optimizer.eps=1", "optimizer=null")
+        assert plain("c.yaml", "data.sizes.0=1", "data.sizes=[3]")["data"]["sizes"] == [3]
+        assert plain("c.yaml", "run.x=1", "run.x=2")["run"]["x"] == 2
+
+    @pytest.mark.parametrize("text", ["a." * 60 + "b=1", "x=" + "[" * 60 + "]" * 60])
+    def test_one_that_is_nested_without_end(self, text: str):
+        assert "nested more than 50 deep" in refusal("c.yaml", text)
+
+    @pytest.mark.parametrize("text", ["a\udcff.b=1", "a.b=\udcff", "run.x\x1b[2J=1 2 3: {"])
+    def test_what_a_terminal_obeys_or_cannot_show(self, text: str):
+        with pytest.raises(ConfigError) as caught:
+            load("c.yaml", [text])
+        assert all(char.isprintable() or char in "\n\t" for char in str(caught.value))
+
     def test_null_or_nothing_removes_a_plugin(self):
         assert "optimizer" not in plain("c.yaml", "optimizer=null")
         assert "optimizer" not in plain("c.yaml", "optimizer=")
@@ -410,6 +447,36 @@ class TestInterpolation:
         rows = [f"a{n}: {'[' * 40}1{']' * 40}" for n in range(3)]
         write("c.yaml", "x:\n  " + "\n  ".join(rows) + "\n  b:\n    - - - - - - - - - - - - - ${x.a0}\n")
         assert "nested more than 50 deep, once references" in refusal("c.yaml")
+
+    @pytest.mark.parametrize(
+        ("reference", "value"),
+        [
+            ("${run.seed}", 0),
+            ("${run.work_dir}", "runs/default"),
+            ("${sizes.side}", 64),
+            ("${sizes.items}", [1, 2]),
+            ("${sizes.items.1}", 2),
+            ("${other.side}", 64),
+            ("${outer.part.side}", 64),
+        ],
+    )
+    def test_a_default_that_no_file_gives(
+        self, write: Write, plant: Callable[..., Path], reference: str, value: object
+    ):
+        source = """
+            from detkernel import plugin, option
+            @plugin
+            class Sizes:
+                '''Has defaults.'''
+                side: int = option(default=64, help="pixels")
+                items: list[int] = option(factory=lambda: [1, 2], help="some")
+        """
+        plant("sizes", {"sizes.py": source}, plugins={"sizes": "sizes:Sizes"})
+        text = "run: {until: 1 iters}\nsizes: {}\nother: {use: sizes}\nouter: {part: {use: sizes}}\nx:\n  a: "
+        write("c.yaml", text + reference)
+        assert plain("c.yaml")["x"]["a"] == value
+        write("c.yaml", text + "${sizes.sid}")
+        assert "there is no 'sid'" in refusal("c.yaml")
 
     def test_one_that_is_used_a_thousand_times_is_resolved_once(self, write: Write):
         write("c.yaml", "x: {a: 3}\ny:\n" + "  - ${x.a}\n" * 1000)

@@ -104,6 +104,40 @@ def test_what_does_not_load_is_one_line(write: Write, mine: Path, use: str, mess
     assert refusal("c.yaml") == f"c.yaml:3:8: m.use: {message}"
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x: int = option(default=3)", "mine.py:6: option() missing 1 required keyword-only argument: 'help'"),
+        ("x: int = option(3, help='h')", "mine.py:6: option() takes 0 positional arguments but 1 positional argument"),
+        ("x: int = option(defualt=3, help='h')", "mine.py:6: option() got an unexpected keyword argument 'defualt'"),
+        ("x: int = state(help='h')", "mine.py:6: state() got an unexpected keyword argument 'help'"),
+        (
+            "@hookimpl(tryfrist=True)\n    def setup(self): ...",
+            "mine.py:6: HookimplMarker.__call__() got an unexpected",
+        ),
+        ("x: list = option(default=[], help='h')", "mine.py:3: Mine.x: a default of [] would be one list for all"),
+        ("needs = ('mask',)", "mine.py:3: Mine.needs: there is no 'mask', did you mean 'masks'?"),
+        ("x: int = option(factory=3, help='h')", "mine.py:6: option(): give either a `default` or a `factory`"),
+    ],
+)
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_its_author_wrote_wrong_is_one_line(
+    write: Write, plant: Callable[..., Path], line: str, said: str, installed: bool
+):
+    source = (
+        "from detkernel import hookimpl, option, plugin, state\n\n@plugin\nclass Mine:\n"
+        f"    '''Its author slipped.'''\n    {line}\n"
+    )
+    if installed:
+        plant("fake", {"mine.py": source}, plugins={"m": "mine:Mine"})
+        write("c.yaml", "run: {until: 1 epoch}\nm: {}\n")
+        assert f"m: plugin 'm' of fake 1.0: site/{said}" in refusal("c.yaml")
+    else:
+        write("mine.py", source)
+        write("c.yaml", "run: {until: 1 epoch}\nm: {use: ./mine.py:Mine}\n")
+        assert f"m.use: {said}" in refusal("c.yaml")
+
+
 def test_a_folder_is_no_file(write: Write, folder: Path):
     (folder / "plugins.py").mkdir()
     write("c.yaml", "run: {until: 1 epoch}\nm: {use: plugins.py:Mine}\n")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, ClassVar
+
 import attrs
 import pytest
-from detkernel import ConfigError, Part, Span, UserError, hookimpl, option, plugin, state, wrong
+from detkernel import ConfigError, Part, RunOptions, Span, UserError, hookimpl, option, plugin, state, wrong
 from detkernel.errors import DefinitionError
 from detkernel.plugin import PRIORITIES, bound_problem, is_plugin
 
@@ -131,6 +134,65 @@ class TestRefused:
         ):
             plugin(type("Alone", (), {"__doc__": "Alone.", name: "ema"}))
 
+    @pytest.mark.parametrize(
+        ("members", "said"),
+        [
+            ({"needs": ("mask",)}, r"needs: there is no 'mask', did you mean 'masks'\?"),
+            ({"needs": ("depth",)}, r"needs: there is no 'depth' \(expected one of: boxes, keypoints, labels, masks\)"),
+            ({"resume_neutral": ("widht",)}, r"resume_neutral: there is no 'widht', did you mean 'width'\?"),
+            ({"resume_neutral": "*"}, r"resume_neutral: expected a tuple of names, got '\*'; write \('\*',\)"),
+            ({"resume_netural": ("*",)}, "resume_netural: is `resume_neutral` meant"),
+            ({"need": ("masks",)}, "need: is `needs` meant"),
+            ({"Priority": "high"}, "Priority: is `priority` meant"),
+            ({"requirs": ("ema",)}, "requirs: is `requires` meant"),
+            ({"scale_only": True}, "scale_only: is `scales_only` meant"),
+        ],
+    )  # fmt: skip
+    def test_a_name_that_nobody_would_read(self, members: dict[str, object], said: str):
+        class Kind(Part):
+            """A kind."""
+
+            scales_only = False
+
+        given = {"__doc__": "Odd.", "__annotations__": {"width": int}, "width": option(default=1, help="h"), **members}
+        with pytest.raises(DefinitionError, match=rf"^Odd\.{said}"):
+            plugin(type("Odd", (Kind,), given))
+
+    @pytest.mark.parametrize(
+        ("default", "said"),
+        [
+            ({"default": []}, r"a default of \[\] would be one list for all; write factory=list"),
+            ({"default": {"a": 1}}, r"a default of {'a': 1} would be one dict for all; write factory=lambda: {'a': 1}"),
+            ({"default": 0, "at_least": 1}, "its own default is refused: expected at least 1, got 0"),
+            ({"default": "c", "choices": ("a", "b")}, "its own default is refused: expected one of a, b, got 'c'"),
+        ],
+    )
+    def test_a_default_that_would_surprise(self, default: dict[str, object], said: str):
+        members = {"__doc__": "Odd.", "__annotations__": {"x": Any}, "x": option(help="h", **default)}
+        with pytest.raises(DefinitionError, match=rf"^Odd\.x: {said}$"):
+            plugin(type("Odd", (), members))
+
+    @pytest.mark.parametrize("more", [{"default": 3, "factory": int}, {"factory": []}])
+    def test_a_factory_that_is_none(self, more: dict[str, Any]):
+        with pytest.raises(DefinitionError, match=r"option\(\): give either a `default` or a `factory`"):
+            option(help="h", **more)
+
+    def test_attributes_of_its_own(self):
+        @plugin
+        class Own:
+            """It has some."""
+
+            background: ClassVar[bool] = True
+            keys = (1, 2)
+            resume_neutral = ("*",)
+            needs = ("masks", "boxes")
+
+            @property
+            def need(self) -> int:
+                return 3
+
+        assert Own().need == 3
+
     def test_it_is_a_users_mistake_and_a_type_error(self):
         assert issubclass(DefinitionError, UserError)
         assert issubclass(DefinitionError, TypeError)
@@ -138,6 +200,36 @@ class TestRefused:
     def test_an_option_needs_help(self):
         with pytest.raises(TypeError):
             option(default=3)  # type: ignore[call-arg]
+
+
+class TestText:
+    """Paths and spans are given as text in a config, and may be in Python."""
+
+    @pytest.mark.parametrize("future", [True, False])
+    def test_it_becomes_what_the_option_is(self, future: bool):
+        types = {
+            "path": Path, "maybe": Path | None, "many": list[Path], "named": dict[str, int], "text": str,
+            "either": Path | str, "length": Span, "pair": tuple[Path, Path] | None,
+        }  # fmt: skip
+        shown = {name: getattr(kind, "__name__", str(kind)) for name, kind in types.items()}
+        written = {name: str(kind).replace("pathlib.", "") for name, kind in types.items()}
+        written |= {name: shown[name] for name in ("path", "length", "text")}
+        options = {name: option(default=None, help="h") for name in types}
+        members = {"__doc__": "Odd.", "__annotations__": written if future else types, **options}
+        made = plugin(type("Odd", (), members))(
+            path="~/a", maybe="b", many=["c"], text="d", either="e", length="3 epochs", pair=("f", "g")
+        )
+        assert (made.path, made.maybe, made.many) == (Path.home() / "a", Path("b"), [Path("c")])
+        assert (made.text, made.either, made.length) == ("d", "e", Span(3, "epochs"))
+        assert made.pair == (Path("f"), Path("g"))
+        assert made.named is None
+        made.maybe = "later"
+        assert made.maybe == Path("later")
+
+    def test_a_span_that_is_none(self):
+        with pytest.raises(ValueError, match="expected a length with its unit"):
+            RunOptions(until="12")
+        assert RunOptions(until="12 epochs").until == Span(12, "epochs")
 
 
 class TestBounds:

@@ -26,6 +26,7 @@ from detkernel.outline import outline
 from detkernel.plugin import is_plugin, published
 
 _LOCAL = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
+_MAKERS = re.compile(r"(option|state|plugin|(Hookimpl|Hookspec)Marker\.__call__)\(\) ")
 _TARGET = re.compile(r"[\w.]+:[\w.]+")
 
 
@@ -170,6 +171,8 @@ def _imported(target: str, owner: str) -> Any:
     except DefinitionError as error:
         raise CatalogError(f"{owner}: {_defined_at(error)}: {error}") from error
     except Exception as error:
+        if problem := _wrong_call(error):
+            raise CatalogError(f"{owner}: {problem}") from error
         error.add_note(f"raised while {owner} was imported")
         raise
     try:
@@ -194,6 +197,10 @@ def _load_local(path: Path, name: str) -> type[Any]:
         module = local.load(path)
     except DefinitionError as error:
         raise CatalogError(f"{_defined_at(error)}: {error}") from error
+    except TypeError as error:
+        if problem := _wrong_call(error):
+            raise CatalogError(problem) from error
+        raise
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if is_plugin(value)]
         raise CatalogError(f"{relative(path)} has no class '{name}'{did_you_mean(name, known)}")
@@ -208,7 +215,20 @@ def _local_file(module: str) -> str:
 
 def _defined_at(error: DefinitionError) -> str:
     """The line that made a plugin of an unsound class: `@plugin` itself has raised the error."""
-    frame = traceback.extract_tb(error.__traceback__)[-2]
+    return _line(traceback.extract_tb(error.__traceback__)[-2])
+
+
+def _wrong_call(error: Exception) -> str:
+    """Where and what, if an author called what makes a plugin with arguments that it does not take; else nothing.
+
+    Python says so itself, of `option(default=3)` say: missing 1 required keyword-only argument: 'help'.
+    """
+    if isinstance(error, TypeError) and _MAKERS.match(str(error)):
+        return f"{_line(traceback.extract_tb(error.__traceback__)[-1])}: {error}"
+    return ""
+
+
+def _line(frame: traceback.FrameSummary) -> str:
     return f"{relative(frame.filename)}:{frame.lineno}"
 
 

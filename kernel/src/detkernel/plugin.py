@@ -21,13 +21,17 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import attrs
 import pluggy
 
-from detkernel.errors import ConfigError, DefinitionError, Problem, Where
+from detkernel.errors import ConfigError, DefinitionError, Problem, Where, did_you_mean
+from detkernel.span import Span
 
 PROJECT = "detkernel"
 
@@ -46,6 +50,9 @@ PRIORITIES: dict[str, int] = {
     "lowest": 100,
 }
 """Names of priorities, MMDetection's scale: the lower number runs first."""
+
+NEEDS = ("boxes", "labels", "masks", "keypoints")
+"""What a plugin may need of the samples (`needs: ClassVar[tuple[str, ...]]`); boxes and labels are always there."""
 
 RESERVED = ("use", "priority")
 """Keys of a config that are no options."""
@@ -81,6 +88,8 @@ def option(
     `None` passes every bound: whether it is allowed at all is said by the type. Everything is given by keyword, since
     that is how type checkers tell a field with a default from one without (PEP 681).
     """
+    if factory is not None and (default is not attrs.NOTHING or not callable(factory)):
+        raise DefinitionError("option(): give either a `default` or a `factory`, a function that makes one")
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "output": output, **bounds}
     if factory is not None:
@@ -133,10 +142,12 @@ def plugin(cls: C) -> C:
 
     Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises `DefinitionError` for
     a class without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an
-    `option`, an option without a type or with a name that no config can set, an unknown `priority`, or text where
-    `requires` or `needs` is a tuple.
+    `option`, an option without a type, with a name that no config can set or with a default that it refuses itself, an
+    unknown `priority`, `needs` or `resume_neutral`, text where one of these is a tuple, or one of them misspelt.
+
+    In Python, too, text will do for an option that is a `Path` or a `Span`.
     """
-    made: C = attrs.define(kw_only=True, eq=False, slots=False)(cls)
+    made: C = attrs.define(kw_only=True, eq=False, slots=False, field_transformer=_from_text)(cls)
     problem = next(_slips(made), "")
     if problem:
         raise DefinitionError(f"{cls.__name__}{problem}")
@@ -144,29 +155,86 @@ def plugin(cls: C) -> C:
     return made
 
 
+def _from_text(_cls: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Options of paths and spans take text, as they do in a config. The types are not resolved yet."""
+    made = []
+    for field in fields:
+        written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "") + repr(field.type)
+        makers = [make for name, make in _TEXTS.items() if re.search(rf"\b{name}\b", written)]
+        known = field.init and field.converter is None and not re.search(r"\bstr\b", written)
+        made.append(field.evolve(converter=partial(_converted, makers[0])) if known and len(makers) == 1 else field)
+    return made
+
+
+def _converted(make: Callable[[str], Any], value: Any) -> Any:
+    if isinstance(value, str):
+        return make(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_converted(make, item) for item in value)
+    if isinstance(value, dict):
+        return {key: _converted(make, item) for key, item in value.items()}
+    return value
+
+
+_TEXTS: dict[str, Callable[[str], Any]] = {"Path": lambda text: Path(text).expanduser(), "Span": Span.parse}
+
+
 def _slips(cls: type[Any]) -> Iterator[str]:
     """What its author did wrong, each after the name of the class."""
     if not inspect.getdoc(cls) or not cls.__dict__.get("__doc__"):
         yield ": a plugin needs a docstring; its first line is what users are shown"
     for field in attrs.fields(cls):
-        if not field.init:
-            continue
-        if "help" not in field.metadata:
-            yield (
-                f".{field.name}: write it as option(..., help='...') so that it is documented, "
-                "or as state(...) if no config should set it"
-            )
-        if field.type is None:
-            yield f".{field.name}: an option needs a type, such as `{field.name}: int = option(...)`"
-        if field.name in RESERVED or field.name.startswith("_"):
-            yield f".{field.name}: no option may have this name; choose another"
+        if field.init:
+            yield from (f".{field.name}: {problem}" for problem in _field_slips(field))
     priority = getattr(cls, "priority", "normal")
     if priority not in list(PRIORITIES):
         yield f".priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
-    for name in ("requires", "needs"):
+    known = {"requires": None, "needs": NEEDS, "resume_neutral": ("*", *(f.name for f in attrs.fields(cls) if f.init))}
+    for name, choices in known.items():
         value = getattr(cls, name, ())
         if isinstance(value, str):
             yield f".{name}: expected a tuple of names, got {value!r}; write ({value!r},)"
+        elif choices is not None:
+            yield from (f".{name}: there is no '{x}'{did_you_mean(x, choices)}" for x in value if x not in choices)
+    yield from _misspelt(cls)
+
+
+def _field_slips(field: attrs.Attribute[Any]) -> Iterator[str]:
+    default = field.default
+    if "help" not in field.metadata:
+        yield (
+            "write it as option(..., help='...') so that it is documented, or as state(...) if no config should set it"
+        )
+    if field.type is None:
+        yield f"an option needs a type, such as `{field.name}: int = option(...)`"
+    if field.name in RESERVED or field.name.startswith("_"):
+        yield "no option may have this name; choose another"
+    if isinstance(default, (list, dict, set)):
+        made = f"lambda: {default!r}" if default else type(default).__name__
+        yield f"a default of {default!r} would be one {type(default).__name__} for all; write factory={made}"
+    problem = bound_problem(field.metadata, None if isinstance(default, attrs.Factory) else default)  # type: ignore[arg-type]
+    if default is not attrs.NOTHING and problem:
+        yield f"its own default is refused: {problem}"
+
+
+def _misspelt(cls: type[Any]) -> Iterator[str]:
+    """Attributes of the class that nobody would read, since the name that somebody reads is another."""
+    inherited = {name for base in cls.__mro__[1:-1] for name in vars(base)}
+    known = ["priority", "requires", "needs", "events", "resume_neutral", "state_per_rank"]
+    known += [name for name in inherited if not name.startswith("_") and not callable(getattr(cls, name, len))]
+    fields = {field.name for field in attrs.fields(cls)}
+    for name, value in vars(cls).items():
+        if name.startswith("_") or name in {*known, *fields, *inherited} or _is_method(value):
+            continue
+        import difflib  # here, since hardly a class has attributes of its own
+
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:
+            yield f".{name}: is `{near[0]}` meant? If not, choose a name that is less like it"
+
+
+def _is_method(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, (property, classmethod, staticmethod, cached_property))
 
 
 def published(cls: type[Any]) -> dict[str, Callable[..., Any]]:

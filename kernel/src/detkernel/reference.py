@@ -13,7 +13,7 @@ from detkernel import hookspecs
 from detkernel.bus import Bus
 from detkernel.catalog import Catalog, Entry
 from detkernel.config.dump import inline, plain
-from detkernel.config.types import is_base, members, option_fields, option_type, short
+from detkernel.config.types import default_of, is_base, members, option_fields, option_type, short
 from detkernel.errors import CatalogError
 from detkernel.listing import table
 from detkernel.local import source_of
@@ -75,9 +75,7 @@ def default_text(field: attrs.Attribute[Any]) -> str:
     """An option's default as a config would write it; `required` where there is none."""
     if field.default is attrs.NOTHING:
         return "required"
-    factory = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
-    value = field.default.factory() if factory else field.default  # type: ignore[union-attr]
-    return inline(plain(value, _use))
+    return inline(plain(default_of(field), _use))
 
 
 def _use(cls: type[Any]) -> str:

@@ -15,10 +15,12 @@ from pathlib import Path
 import attrs
 
 from detkernel.catalog import Catalog
-from detkernel.config.dump import dump
+from detkernel.config.dump import dump, plain
 from detkernel.config.read import MAX_BYTES, MAX_DEPTH, MAX_NODES, UNUSABLE, file_text, parse_file, read_text, scalar
-from detkernel.config.tree import Node
-from detkernel.errors import ConfigError, Problem, UserError, Where, as_typed, did_you_mean, relative
+from detkernel.config.tree import Node, Plain, folder_of
+from detkernel.config.types import default_of, option_fields
+from detkernel.errors import CatalogError, ConfigError, Problem, UserError, Where, as_typed, did_you_mean, relative
+from detkernel.run import RunOptions
 
 MAX_BASES = 200
 MAX_CHAIN = 50
@@ -31,7 +33,7 @@ _PACKAGE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):(.+)")
 def compose(source: str | Path, overrides: Sequence[str] = ()) -> Node:
     """Read a config with its bases, apply `a.b=value` overrides, drop what is null, and interpolate."""
     root = _Bases().read(locate(str(source), Path.cwd()))
-    for number, text in enumerate(overrides, start=1):
+    for number, text in _ordered(overrides):
         root = _override(root, text, number)
     assert isinstance(root.value, dict)
     kept = {key: node for key, node in root.value.items() if node.value is not None}
@@ -173,6 +175,27 @@ def _merge(parent: Node, child: Node, *, top: bool = False, key: str | None = No
     return Node(values, child.where, {**parent.keys, **child.keys}, over=parent.over)
 
 
+def _ordered(overrides: Sequence[str]) -> list[tuple[int, str]]:
+    """The arguments with their numbers, as they stand, but what chooses a plugin comes before options of that plugin:
+    `optimizer.lr=1e-3 optimizer.use=adamw` would drop the rate that was given for it."""
+    ordered: list[tuple[int, str]] = []
+    for number, text in enumerate(overrides, start=1):
+        path, _, value = text.partition("=")
+        chosen = path.removesuffix(".use")
+        options = [place for place, (_, other) in enumerate(ordered) if other.startswith(f"{chosen}.")]
+        chooses = options and (chosen != path or _names_a_plugin(value))
+        ordered.insert(options[0] if chooses else len(ordered), (number, text))
+    return ordered
+
+
+def _names_a_plugin(value: str) -> bool:
+    try:
+        node = read_text(value, "command line")
+    except ConfigError:
+        return False  # said when its turn comes
+    return isinstance(node.value, str) or node.child("use") is not None
+
+
 def _override(root: Node, text: str, number: int) -> Node:
     """Apply one `a.b.0.c=value` of the command line."""
     path, equals, value = text.partition("=")
@@ -234,6 +257,13 @@ def _size(node: Node) -> tuple[int, int]:
     return count, depth
 
 
+def _node(value: Plain) -> Node:
+    nowhere = Where("default")
+    if isinstance(value, dict):
+        return Node({key: _node(item) for key, item in value.items()}, nowhere)
+    return Node([_node(item) for item in value] if isinstance(value, list) else value, nowhere)
+
+
 class _Interpolation:
     """`${run.seed}`, `${env:NAME}` and `${env:NAME,default}`; `$${` stands for `${` itself."""
 
@@ -293,9 +323,10 @@ class _Interpolation:
             return Node(scalar(self._environment(reference[4:], node)), node.where)
         if reference in self._resolved:
             return self._resolved[reference]
-        found = self.root
+        found, way = self.root, list[str]()
         for part in reference.split("."):
-            child = self._step(found, part)
+            child = self._step(found, part) or self._default(found, part, way)
+            way.append(part)
             if child is None:
                 known = list(found.value) if isinstance(found.value, dict) else []
                 raise node.error(f"${{{reference}}}: there is no '{part}'{did_you_mean(part, known)}")
@@ -309,6 +340,22 @@ class _Interpolation:
             known = _POSITION.fullmatch(part) and 0 <= int(part) < len(node.value)
             return node.value[int(part)] if known else None
         return node.child(part)
+
+    @staticmethod
+    def _default(node: Node, part: str, way: list[str]) -> Node | None:
+        """The default of an option that no file gives, as the node at `way` would have it."""
+        use = node.child("use")
+        name = use.value if use is not None else way[0] if len(way) == 1 else None
+        if not isinstance(node.value, dict) or not isinstance(name, str):
+            return None
+        try:
+            cls = RunOptions if way == ["run"] else Catalog().load(name, folder_of(node.where))
+            field = option_fields(cls).get(part)
+            if field is None or field.default is attrs.NOTHING:
+                return None
+            return _placed(_node(plain(default_of(field), Catalog().name_of)), node.where)
+        except CatalogError:
+            return None  # said where the plugin itself is read
 
     @staticmethod
     def _environment(reference: str, node: Node) -> str:

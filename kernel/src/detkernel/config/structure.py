@@ -18,7 +18,7 @@ import cattrs
 from detkernel.catalog import Catalog
 from detkernel.config.foreign import outside
 from detkernel.config.read import scalar
-from detkernel.config.tree import Node, kind
+from detkernel.config.tree import Node, folder_of, kind
 from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
 from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, printable
 from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
@@ -65,7 +65,7 @@ class Structurer:
             raise self._problem(use, f"expected a plugin's name, got {kind(use)}", "use")
         place = use or node
         named = str(use.value) if use is not None else default
-        folder = Path(place.where.file).resolve().parent if Path(place.where.file).is_file() else Path.cwd()
+        folder = folder_of(place.where)
         if place.where.foreign and self.catalog.is_local(named):
             use_path = ".".join([*self._path, "use"])
             raise self._problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeAlias
 
 import attrs
@@ -55,3 +56,9 @@ def kind(node: Node) -> str:
     if isinstance(value, str):
         return f"the text '{value if len(value) <= LONGEST else value[: LONGEST - 3] + '...'}'"
     return "a list" if isinstance(value, list) else "a map"
+
+
+def folder_of(where: Where) -> Path:
+    """The folder that paths at this place are relative to: that of their file, else the current one."""
+    file = Path(where.file)
+    return file.resolve().parent if file.is_file() else Path.cwd()

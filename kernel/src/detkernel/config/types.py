@@ -22,6 +22,12 @@ def option_fields(cls: type[Any]) -> dict[str, attrs.Attribute[Any]]:
     return {field.name: field for field in attrs.fields(cls) if field.init}
 
 
+def default_of(field: attrs.Attribute[Any]) -> Any:
+    """An option's default, made anew where it has a factory."""
+    factory = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
+    return field.default.factory() if factory else field.default  # type: ignore[union-attr]
+
+
 def option_type(cls: type[Any], name: str) -> Any:
     """An option's type, resolved where its class was written. Raises `DefinitionError` for one that cannot be.
 
