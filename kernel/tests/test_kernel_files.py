@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from detkernel.errors import UserError
-from detkernel.files import open_regular, open_to_write, read_regular, refuse_links, write_atomic
+from detkernel.files import open_regular, open_to_write, read_regular, refuse_links, remove_leftovers, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -171,3 +171,32 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path):
         read_regular(tmp_path / "a", 4)
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "b", 4)
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from detkernel.files import write_atomic
+os.fsync = lambda handle: os._exit(9)
+write_atomic(Path(sys.argv[1]), "half")
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
+    assert subprocess.run([sys.executable, "-c", DIES, tmp_path / "a" / "b" / "x.json"]).returncode == 9
+    left = names(tmp_path / "a" / "b")
+    assert len(left) == 1
+    mine = f".x.json.{os.getpid()}.abcdefgh.tmp"
+    alive = f".x.json.{os.getppid()}.abcdefgh.tmp"
+    kept = [alive, ".hidden", ".x.tmp", "x.json", left[0].lstrip(".")]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for folder, files in ((tmp_path / "a" / "b", [mine, *kept]), (tmp_path / "a", [left[0]]), (outside, [left[0]])):
+        for name in files:
+            (folder / name).write_text("x")
+    (tmp_path / "a" / "link").symlink_to(outside)
+    remove_leftovers(tmp_path / "a")
+    assert names(tmp_path / "a" / "b") == sorted(kept)
+    assert names(tmp_path / "a") == ["b", "link"]
+    assert names(outside) == left
+    remove_leftovers(tmp_path / "nothing here")

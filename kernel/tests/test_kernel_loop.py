@@ -427,6 +427,19 @@ class TestSetup:
             "# detkernel-kernel 0.1.0\nrun:\n  until: 1 epoch\nfake:\n  use: fake\n"
         )
 
+    def test_what_a_killed_run_left_there_is_removed(self, tmp_path: Path):
+        (tmp_path / "predictions").mkdir()
+        left = [
+            tmp_path / ".config.yaml.999999999.abcdefgh.tmp",
+            tmp_path / "predictions" / ".x.999999999.a1_defgh.tmp",
+        ]
+        for path in left:
+            path.touch()
+        Kernel({"fake": Fake()}, RunOptions(until=Span(1, "iters"), work_dir=tmp_path)).check()
+        assert all(path.exists() for path in left)
+        Kernel({"fake": Fake()}, RunOptions(until=Span(1, "iters"), work_dir=tmp_path)).run()
+        assert not any(path.exists() for path in left)
+
     def test_only_by_the_main_process(self, make: Make, tmp_path: Path):
         def second(run: Run) -> None:
             run.rank = 1

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from detkernel.errors import UserError, printable, relative
 
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))  # some are of one system only
+_LEFTOVER = re.compile(r"\..+\.([0-9]+)\.[a-z0-9_]{8}\.tmp")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -29,7 +32,7 @@ def write_atomic(path: Path, data: bytes | str, within: Path | None = None) -> N
     if within is not None:
         refuse_links(path.parent, within)  # the rename replaces a link that is the file itself
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -42,6 +45,33 @@ def write_atomic(path: Path, data: bytes | str, within: Path | None = None) -> N
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path, depth: int = 2) -> None:
+    """Remove what processes that were killed left of `write_atomic`, in a folder and those `depth` below it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if depth > 0:
+                    remove_leftovers(Path(entry.path), depth - 1)
+            elif (match := _LEFTOVER.fullmatch(entry.name)) and not _is_alive(int(match[1])):
+                with suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is such a process, other than this one: a container gives the same number at every start."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":
+        return True  # elsewhere, signal 0 is one that ends a process
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def open_to_write(path: Path, within: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_APPEND) -> int:

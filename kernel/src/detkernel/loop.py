@@ -9,15 +9,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from detkernel.bus import NEEDED, Bus
 from detkernel.errors import UserError, relative
-from detkernel.files import write_atomic
-from detkernel.run import Mode, Run, RunOptions
-
-if TYPE_CHECKING:
-    from detkernel.run import Loader
+from detkernel.files import remove_leftovers, write_atomic
+from detkernel.run import Loader, Mode, Run, RunOptions
 
 
 class Kernel:
@@ -111,6 +108,7 @@ def prepare(run: Run) -> None:
     run.model = run.hook.build_model(run=run)
     run.hook.prepare_model(run=run)
     if run.is_main and run.mode == "train" and not run.checking:
+        remove_leftovers(run.work_dir)
         write_config(run)  # not sooner: a plugin may refuse the run, and the folder has the config of one before
     run.hook.before_run(run=run)
 
