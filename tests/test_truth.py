@@ -85,7 +85,8 @@ class Given:
         boxes = torch.tensor([one["bbox"] for one in mine], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         scores = torch.tensor([one["score"] for one in mine], dtype=torch.float64)
-        labels = torch.tensor([one["category_id"] - 1 for one in mine], dtype=torch.int64)
+        ids = [self.dataset.category_ids.get(name, label + 1) for label, name in enumerate(self.dataset.classes)]
+        labels = torch.tensor([ids.index(one["category_id"]) for one in mine], dtype=torch.int64)
         return [Detections(batch.image_ids[0], batch.indices[0], boxes, scores, labels)]
 
 
@@ -162,6 +163,46 @@ def test_coco_metrics_are_those_of_pycocotools_on_the_same_file(truth: dict[str,
     trained = [dataset.annotations(index) for index in range(len(dataset))]
     assert all((notes.boxes >= 0).all() and (notes.boxes <= [WIDTH, HEIGHT] * 2).all() for notes in trained)
     assert sum(map(len, trained)) < len(truth["annotations"])
+
+
+@pytest.mark.parametrize("ids", ["with gaps", "text"])
+def test_saved_detections_give_pycocotools_the_same_metrics(
+    ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ids with gaps or text, in no order; images and a class without objects, areas other than the boxes'."""
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    draw = np.random.default_rng(3)
+    numbers = draw.choice(10_000, 14, replace=False).tolist()
+    names = [f"frame {number}" if ids == "text" else number for number in numbers]
+    images = [{"id": name, "file_name": f"{at}.bmp", "width": WIDTH, "height": HEIGHT} for at, name in enumerate(names)]
+    for at in range(len(images)):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(f"images/{at}.bmp")
+    categories = [
+        {"id": 40, "name": "z"},
+        {"id": 7, "name": "a"},
+        {"id": 1000, "name": "nothing"},
+        {"id": 8, "name": "m"},
+    ]
+    annotations: list[dict[str, Any]] = []
+    for name in names[:10]:
+        for _ in range(int(draw.integers(1, 6))):
+            x, y, w, h = (round(float(side), 2) for side in draw.uniform([0, 0, 5, 5], [60, 40, 50, 40]))
+            one = {"id": 3 + 7 * len(annotations), "image_id": name, "category_id": int(draw.choice([40, 7, 8]))}
+            crowd = int(draw.random() < 0.1)
+            annotations.append({**one, "bbox": [x, y, w, h], "area": round(w * h * 0.8, 3), "iscrowd": crowd})
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    Path("truth.json").write_text(json.dumps(truth))
+    found = detections(annotations)
+    found += [{"image_id": names[12], "category_id": 1000, "bbox": [1.5, 2.25, 30, 30], "score": 0.75}]
+    dataset = Coco(annotation_file=Path("truth.json"), image_folder=Path("images"))
+    metrics = measured(dataset, found, CocoMap(save=Path("saved.json"), per_class=True))
+    saved = json.loads((Path("never-written") / "saved.json").read_text())
+    assert {one["image_id"] for one in saved} == {one["image_id"] for one in found}
+    assert len(saved) == len(found)
+    assert ours(metrics) == by_pycocotools(Path("truth.json"), saved)
+    assert 0 < metrics["coco/bbox_mAP"] < 1
+    assert np.isnan(metrics["coco/bbox_AP/nothing"])
 
 
 @pytest.mark.parametrize("number", range(len(ODD)), ids=[name.replace(" ", "_") for name, _ in ODD])
