@@ -309,11 +309,14 @@ class TestOtherCommands:
         result = detkernel("check", "c.yaml")
         assert (result.returncode, result.stderr) == (0, "")
         assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
-            "iteration 1",
+            *("iteration 1", "iteration 2"),
             "config c.yaml: 3 plugins, every option sound",
             "length 1 epoch, 3 iterations, 3 an epoch",
             "classes 2: cat, dog",
             "parameters 4",
+            "missing nothing is saved: the config has no `checkpoint: {}`",
+            "losses are not shown: the config has no `log: {}`",
+            "nothing is measured: the config has no `evaluation`, such as `evaluation: {use: coco_map}`",
             "ready to run",
         ]
         assert not (folder / "work").exists()

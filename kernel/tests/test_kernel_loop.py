@@ -135,6 +135,7 @@ def make(tmp_path: Path) -> Make:
 
 SETUP = ["setup", "build_loader", "build_model", "prepare_model", "before_run"]
 SETUP_VAL = ["setup", "build_loader", "build_loader", "build_model", "prepare_model", "before_run"]
+CHECK = ["setup", *["build_loader"] * 3, "build_model", "prepare_model", "before_run"]
 ITER = ["before_train_iter", "train_step", "after_train_iter"]
 VAL = ["before_val_epoch", *["before_val_iter", "val_step", "after_val_iter"] * 2, "after_val_epoch"]
 BEGIN, END = ["before_train_epoch"], ["after_train_epoch"]
@@ -507,7 +508,7 @@ class TestOther:
         assert recorder.of("val_step")[0].arguments["batch"] == "test 0.0"
         assert not (tmp_path / "work").exists()
 
-    def test_a_check_takes_one_step_of_each(self, make: Make, tmp_path: Path):
+    def test_a_check_takes_two_steps_of_each_and_leaves_no_work_dir(self, make: Make, tmp_path: Path):
         @plugin
         class Sums:
             """It sums up."""
@@ -516,19 +517,31 @@ class TestOther:
 
             @hookimpl
             def summary(self, run: Run) -> dict[str, str]:
-                return {self.name: f"iteration {run.iter}, checking {run.checking}"}
+                return {self.name: f"iteration {run.iter}, checking {run.checking}, in {run.work_dir.name}"}
 
         kernel, recorder = make("9 epochs", validate="1 epoch", a=Sums(name="a"), b=Sums(name="b"))
         lines = kernel.check()
-        one_val = ["before_val_epoch", "before_val_iter", "val_step", "after_val_iter", "after_val_epoch"]
-        assert recorder.names() == SETUP_VAL + BEGIN + ITER + one_val + ["summary", "after_run"]
-        assert lines == dict.fromkeys("ab", "iteration 1, checking True")
+        assert recorder.names() == CHECK + BEGIN + ITER * 2 + VAL * 2 + ["summary", "after_run"]
+        assert [event.arguments["mode"] for event in recorder.of("build_loader")] == ["train", "val", "test"]
+        assert lines == dict.fromkeys("ab", "iteration 2, checking True, in work")
+        assert {event.arguments["run"].work_dir for event in recorder.of("summary")} == {tmp_path / "work"}
         assert not (tmp_path / "work").exists()
 
     def test_a_check_without_validation(self, make: Make):
         kernel, recorder = make("9 epochs")
         assert kernel.check() == {}
-        assert recorder.names() == SETUP + BEGIN + ITER + ["summary", "after_run"]
+        assert recorder.names() == CHECK + BEGIN + ITER * 2 + VAL * 2 + ["summary", "after_run"], "what is there"
+        assert not kernel.state.options.validate
+        assert kernel.state.check_images
+        fast, _ = make("9 epochs")
+        fast.check(fast=True)
+        assert not fast.state.check_images
+
+    def test_a_process_without_a_batch_to_validate_goes_on(self, make: Make):
+        kernel, recorder = make("1 epoch", validate="1 epoch", fake=Fake(val=0))
+        kernel.state.world_size = 8
+        kernel.run()
+        assert recorder.names().count("after_val_epoch") == 1
 
 
 class TestLoaders:
@@ -596,7 +609,8 @@ class TestLoaders:
                 getattr(made, command)()
         else:
             getattr(made, command)()
-        assert loaders.closed == (["test"] if command == "test" else ["train", "val"])
+        expected = {"run": ["train", "val"], "test": ["test"], "check": ["train", "val", "test"]}
+        assert loaders.closed == expected[command]
 
     def test_one_that_cannot_be_closed_is_told(self, tmp_path: Path):
         @plugin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -123,22 +123,43 @@ def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) ->
 @cli.command()
 @CONFIG
 @OVERRIDES
-def check(config: str, overrides: tuple[str, ...]) -> None:
-    """Everything but training: config, data, one batch forward and backward, and what the run will cost."""
+@click.option("--fast", is_flag=True, help="do not decode all images (those that were found valid are remembered)")
+def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
+    """Everything but training: config, all data, two batches forward and backward, and what the run will cost."""
     loaded = _load(config, overrides)
     kernel = _kernel(loaded)
-    lines = kernel.check()
+    lines = kernel.check(fast=fast)
     state = kernel.state
     rows = {
         "config": f"{config}: {len(loaded.plugins)} plugins, every option sound",
         "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
         "classes": f"{len(state.classes)}: {', '.join(state.classes[:12])}{', ...' if len(state.classes) > 12 else ''}",
         **lines,
+        **_missing(loaded.plugins, validated=loaded.options.validate is not None),
     }
     width = max(map(len, rows))
     for name, text in rows.items():
-        click.echo(f"{name:<{width}}  {_shown(text)}")
+        first, *others = _shown(text).split("\n")
+        click.echo(f"{name:<{width}}  {first}".rstrip())
+        for line in others:
+            click.echo(f"{'':<{width}}  {line}".rstrip())
     click.echo("ready to run")
+
+
+def _missing(plugins: Mapping[str, object], *, validated: bool) -> dict[str, str]:
+    """What a run without some common plugins will not leave, for `detkernel check`."""
+    names = {*plugins, *(type(part).__name__.lower() for part in plugins.values())}
+    keys = {getattr(type(part), "key", None) for part in plugins.values()}
+    lacking = []
+    if "checkpoint" not in names:
+        lacking.append("nothing is saved: the config has no `checkpoint: {}`")
+    if "log" not in names:
+        lacking.append("losses are not shown: the config has no `log: {}`")
+    if "evaluation" not in names | keys:
+        lacking.append("nothing is measured: the config has no `evaluation`, such as `evaluation: {use: coco_map}`")
+    elif not validated:
+        lacking.append("nothing is measured: `run.validate` is null")
+    return {"missing": "\n".join(lacking)} if lacking else {}
 
 
 @cli.command("config")

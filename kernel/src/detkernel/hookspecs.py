@@ -19,7 +19,7 @@
                     after_val_iter(run, batch, detections)
                 after_val_epoch(run)            metrics are published
         after_train_epoch(run)
-    summary(run) -> lines                       under `detkernel check` only, after one batch of each kind
+    summary(run) -> lines                       under `detkernel check` only, after two batches of each split
     after_run(run)
     on_error(run, error)                        on a failure; after_run still fires, for every plugin
 
@@ -254,7 +254,7 @@ class Events:
 
     @hookspec
     def summary(self, run: Run) -> list[Mapping[str, str]]:
-        """Lines for `detkernel check`, after one batch went forward and backward: what the run is and will cost. Each
+        """Lines for `detkernel check`, after two batches went forward and backward: what the run is and will cost. Each
         plugin returns one map, such as {"parameters": "32.1 M, 31.9 M trainable"}; the kernel joins them.
 
         For example:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
+
+import attrs
 
 from detkernel.bus import NEEDED, Bus
 from detkernel.errors import UserError, relative
@@ -46,14 +50,40 @@ class Kernel:
             evaluate(run, "test")
         return self.state
 
-    def check(self) -> dict[str, str]:
-        """Everything but training: one batch forward and backward, one validated; returns what the run will cost."""
-        self.state.checking = True
-        with self._session("train") as run:
-            train_epoch(run, limit=1)
-            if "val" in run.loaders:
-                evaluate(run, "val", limit=1)
-            return {name: text for part in run.hook.summary(run=run) for name, text in part.items()}
+    def check(self, *, fast: bool = False) -> dict[str, str]:
+        """Everything but training, on all the data there is; returns what the run will cost.
+
+        A batch of the largest images and one of the fewest go forward and backward, and two of each other split are
+        detected in. The work dir is an empty folder meanwhile, which is removed. `fast` leaves out decoding all images.
+        """
+        run, options = self.state, self.state.options
+        run.checking, run.check_images = True, not fast
+        with TemporaryDirectory(prefix="detkernel-check-") as folder:
+            elsewhere = run.options = attrs.evolve(options, work_dir=Path(folder))  # type: ignore[misc]
+            try:
+                with self._session("train"):
+                    train_epoch(run, limit=min(2, run.epoch_length))
+                    self._check_evaluation()
+                    run.options = options
+                    parts = run.hook.summary(run=run)
+                    run.options = elsewhere
+            finally:
+                run.options = options
+        return {name: text for part in parts for name, text in part.items()}
+
+    def _check_evaluation(self) -> None:
+        """Detect in two batches of each split; what an untrained model's metrics are is not told."""
+        run = self.state
+        if not any(impl.kind != "wrapper" for impl in run.bus.implementations("val_step")):
+            return
+        level = run.log.level
+        run.log.setLevel("WARNING")
+        try:
+            for mode in ("val", "test"):
+                if mode in run.loaders:
+                    evaluate(run, mode, limit=2)
+        finally:
+            run.log.setLevel(level)
 
     @contextmanager
     def _session(self, mode: Literal["train", "test"]) -> Iterator[Run]:
@@ -98,11 +128,15 @@ def prepare(run: Run) -> None:
     """From plugins to a model that can take a step."""
     run.hook.setup(run=run)
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
+    if run.checking:  # what the run itself does not need, too, where there is such data
+        modes = ["train", "val", "test"]
     for mode in modes:
         loader = build_loader(run, mode)
+        if loader is None and mode != "train" and run.checking and not (mode == "val" and run.options.validate):
+            continue
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
-        if len(loader) == 0:
+        if len(loader) == 0 and (mode == "train" or run.world_size == 1):
             raise UserError(f"the loader for '{mode}' has no batches: its data set is empty, or smaller than one batch")
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)

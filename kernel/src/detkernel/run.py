@@ -103,7 +103,9 @@ class Run:
 
     mode: Mode = "train"
     checking: bool = False
-    """True under `detkernel check`: one batch runs and nothing may be left behind."""
+    """True under `detkernel check`: two batches run and nothing may be left behind."""
+    check_images: bool = False
+    """True under `detkernel check` without `--fast`: every image of every split is decoded."""
     epoch: int = 0
     """Epochs complete."""
     iter: int = 0

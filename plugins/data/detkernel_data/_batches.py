@@ -18,8 +18,7 @@ from detkernel_detection import Batch, Dataset
 from torch.utils.data import DataLoader
 
 from detkernel_data import _workers
-from detkernel_data._order import Order
-from detkernel_data._samples import Failure, Packed, Samples
+from detkernel_data._samples import Failure, Packed
 from detkernel_data._scratch import share_folder
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
@@ -35,16 +34,18 @@ class Batches:
 
     def __init__(
         self,
-        samples: Samples,
-        order: Order,
+        samples: Any,
+        order: Any,
         *,
         endless: bool,
         workers: int,
         prefetch: int,
         pin_memory: bool,
         stopping: Callable[[], bool] = lambda: False,
+        purpose: str = "",
     ) -> None:
-        self.samples, self.order, self._stopping = samples, order, stopping
+        """`samples` gives what an (epoch, positions) of `order` stands for: `Samples` and `Order`, or their like."""
+        self.samples, self.order, self._stopping, self._purpose = samples, order, stopping, purpose
         self.dataset: Dataset = samples.dataset
         self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
         self._stream: Iterator[Batch] | None = None
@@ -151,7 +152,7 @@ class Batches:
         codes = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers)]
         number, code = next(((number, code) for number, code in codes if code is not None), (0, None))
         reason = f"exit status {code}" if code is None or code >= 0 else _signal_name(-code)
-        when = f"around epoch {epoch + 1}" if self._endless else "in a validation"
+        when = self._purpose or (f"around epoch {epoch + 1}" if self._endless else "in a validation")
         advice = "data.workers=0 loads in the main process and shows an error at its place"
         if code == -signal.SIGKILL:
             advice = "most often memory ran out: lower data.workers, data.prefetch or data.batch_size"

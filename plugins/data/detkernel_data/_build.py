@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detkernel_data._batches import Batches
 from detkernel_data._masks import MISSING, trainable, without_mask
-from detkernel_data._order import Order
+from detkernel_data._order import Extremes, Order
 from detkernel_data._report import note, write_places
 from detkernel_data._samples import Samples
 from detkernel_data._sound import check
@@ -33,6 +33,10 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         dataset.load()
     _tell(run, mode, dataset.notes)
     check(dataset, mode)
+    if run.check_images:
+        from detkernel_data._scan import check_images
+
+        check_images(dataset, mode, worker_count(options.workers))
     if run.loaders:
         dataset = matched(dataset, run.classes, mode)
     for transform in options.transforms(mode):
@@ -58,7 +62,7 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {order.batch_size}")
     return Batches(
         samples,
-        order,
+        Extremes(order, dataset) if run.checking else order,
         endless=training,
         workers=worker_count(options.workers),
         prefetch=options.prefetch,

@@ -34,6 +34,11 @@ class FileDataset(Dataset):
     rename_classes: dict[str, str] = option(
         factory=dict, help="other names for classes, by those in the files; classes that get one name are merged"
     )
+    bad_images: Literal["error", "drop"] = option(
+        default="error",
+        help="an image that cannot be decoded is an error when it is read, or is left out with its objects: then all "
+        "are decoded while the data is loaded, and those that are valid are remembered",
+    )
     keep_empty: bool = option(
         default=True, help="keep images without an object; the loader's `skip_empty` is what training goes by"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from detkernel_detection import Dataset
     from numpy.typing import NDArray
 
 
@@ -75,3 +76,44 @@ class Order:
             missing = self.batch_size * self.world_size - len(batch)
             batch = batch + np.resize(group, missing).tolist()
         return batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+
+
+class Extremes:
+    """Under `detkernel check`: first a batch with the largest images, then one of the fewest and smallest.
+
+    With a shuffled training, any of a group's images can meet in its last batch.
+    """
+
+    def __init__(self, order: Order, dataset: Dataset) -> None:
+        self.order, self.world_size = order, order.world_size
+        notes = [dataset.annotations(index) for index in range(len(dataset))]
+        self._area = [note.height * note.width for note in notes]
+        self._shorter = [min(note.height, note.width) for note in notes]
+
+    @property
+    def batch_size(self) -> int:
+        return self.order.batch_size
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        batches = self.order.batches(epoch)
+        if len(batches) < 2:
+            return batches
+        if not (self.order.training and self.order.shuffle):
+            large = max(batches, key=lambda batch: max(self._area[index] for index in batch))
+            small = min(batches, key=lambda batch: (len(batch), min(self._shorter[index] for index in batch)))
+            return [large, small, *batches[2:]]
+        groups = [group.tolist() for group in self.order.groups]
+        large = self._chosen(groups, max(map(len, batches)), max, self._area)
+        small = self._chosen(groups, min(map(len, batches)), min, self._shorter)
+        return [large, small, *batches[2:]]
+
+    def _chosen(
+        self, groups: list[list[int]], count: int, best: Callable[..., list[int]], size: Sequence[int]
+    ) -> list[int]:
+        """The `count` largest or smallest images of the group that has the largest or smallest."""
+        able = [group for group in groups if len(group) >= count] or groups
+        ordered = [sorted(group, key=size.__getitem__, reverse=best is max) for group in able]
+        return best(ordered, key=lambda group: size[group[0]])[:count]

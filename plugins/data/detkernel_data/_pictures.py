@@ -42,6 +42,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 _JPEG = ("JPEG", "MPO")
 _RUN_PROGRAMS = ("EPS", "WMF", "EMF")
 """Formats for which Pillow runs a program or the system's renderer."""
+_ADVICE = "replace the file, or set `bad_images: drop`"
 _DARK = 4096
 """16-bit values below this are less than 16 of 255 once their upper 8 bits are kept: black, to the eye."""
 _DEPTHS = (8, 10, 12, 14, 16)
@@ -198,7 +199,9 @@ def _opened(path: str, file: BinaryIO) -> Iterator[Image.Image]:
         raise _too_large(path) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
         reason = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
+        raise DataError(
+            f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file, or set `bad_images: drop`"
+        ) from None
     with picture:
         if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise _too_large(path)
@@ -231,7 +234,9 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 
 def _broken(path: str, reason: object) -> DataError:
-    return DataError(f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file")
+    return DataError(
+        f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file, or set `bad_images: drop`"
+    )
 
 
 def _decode_with_torchvision(path: str, data: bytearray) -> Tensor:

@@ -35,17 +35,19 @@ def settle(
         raise DataError(f"{table.source}: there is no picture in it")
     rename_classes(table, rules.rename_classes)
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
-    measure(table, rules, notes)
+    dropped = drop_images(table, rules, notes)
+    labels[dropped[np.asarray(table.picture, dtype=np.int64)]] = -1
+    measure(table, rules, notes, dropped)
     raw = pixel_boxes(table)
     check_units(table, raw, notes)
-    check_masks(table)
+    check_masks(table, dropped)
     repeated = find_duplicates(table, raw, labels)
     report_duplicates(table, repeated, rules.duplicates, notes)
     chosen = (labels >= 0) & ~(repeated & (rules.duplicates == "drop"))
     clean, usable = clean_boxes(table, raw, chosen, rules.bad_boxes, notes)
     if table.untrained is not None:
         usable &= ~np.asarray(table.untrained, dtype=bool)
-    kept = choose_pictures(table, usable, rules, notes)
+    kept = choose_pictures(table, usable, rules, notes, dropped)
     chosen &= kept[np.asarray(table.picture, dtype=np.int64)]
     if not ((usable & chosen).any() or (rules.allow_no_objects and kept.any())):
         raise DataError(_nothing_left(table, kept, notes))
@@ -63,13 +65,32 @@ def _nothing_left(table: Table, kept: NDArray[np.bool_], notes: Sequence[str]) -
     return f"{table.source}: no object is left of {len(table.picture)}, in {len(kept)} pictures:{reasons}{advice}"
 
 
-def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
+def drop_images(table: Table, rules: FileDataset, notes: list[str]) -> NDArray[np.bool_]:
+    """Which images `bad_images: drop` leaves out: those that cannot be decoded."""
+    dropped = np.zeros(len(table.files), dtype=bool)
+    if rules.bad_images == "drop":
+        from detkernel_data._build import worker_count
+        from detkernel_data._scan import find_undecodable
+
+        problems = find_undecodable(table.files, worker_count(None))
+        dropped[[index for index, _ in problems]] = True
+        if problems:
+            reasons = [message.partition("; ")[0] for _, message in problems]
+            remedy = "`bad_images: error` refuses them"
+            told = note(f"{counted(len(problems), 'image')} that cannot be decoded dropped", reasons, remedy)
+            notes.append(told)
+            if dropped.all():
+                raise DataError(f"{table.source}: no image is left: {told}")
+    return dropped
+
+
+def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray[np.bool_]) -> None:
     """Compare the stated sizes with the pictures' own, and fill in those that are not stated."""
     problems = Problems(table.source)
     unstated: list[str] = []
     turned: list[str] = []
     apply_exif = rules.exif_orientation == "apply"
-    chosen = [i for i, height in enumerate(table.heights) if rules.check_pictures or height == 0]
+    chosen = [i for i, height in enumerate(table.heights) if (rules.check_pictures or height == 0) and not dropped[i]]
     for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
         if isinstance(header, DataError):
             problems.add(str(header))
@@ -97,11 +118,13 @@ def measure(table: Table, rules: FileDataset, notes: list[str]) -> None:
         notes.append(note(what, turned, remedy, shown=_shown(turned)))
 
 
-def check_masks(table: Table) -> None:
+def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:
     """Raises `DataError` for segmentations that do not fit their pictures."""
     problems = Problems(table.source)
     for number, mask in enumerate(table.masks or ()):
         picture = table.picture[number]
+        if dropped[picture]:
+            continue
         problem = mask_problem(mask, table.heights[picture], table.widths[picture])
         if problem:
             problems.add(
@@ -110,11 +133,16 @@ def check_masks(table: Table) -> None:
     problems.stop()
 
 
-def choose_pictures(table: Table, usable: NDArray[np.bool_], rules: FileDataset, notes: list[str]) -> NDArray[np.bool_]:
+def choose_pictures(
+    table: Table, usable: NDArray[np.bool_], rules: FileDataset, notes: list[str], dropped: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Which pictures stay."""
     heights, widths = np.asarray(table.heights), np.asarray(table.widths)
     kept: NDArray[np.bool_] = np.minimum(heights, widths) >= rules.min_side
-    _report_pictures(table, ~kept, f"dropped, a side of less than {rules.min_side} pixels", "`min_side`", notes)
+    _report_pictures(
+        table, ~kept & ~dropped, f"dropped, a side of less than {rules.min_side} pixels", "`min_side`", notes
+    )
+    kept &= ~dropped
     objects = np.bincount(np.asarray(table.picture, dtype=np.int64)[usable], minlength=len(kept))
     empty = kept & (objects == 0)
     if rules.keep_empty:

@@ -53,8 +53,10 @@ class Loader:
         from detkernel_data import _build
 
         dataset = self._dataset(mode)
+        if run.checking and mode == "test" and self.test is None:
+            return None  # it is `val`, which has been looked at
         if dataset is None:
-            if mode == "val":
+            if mode == "val" and run.options.validate:
                 raise wrong(self, "val", "run.validate asks for a validation, but there is no data set for it")
             return None
         if mode == "train":
@@ -73,12 +75,9 @@ class Loader:
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
-        return {
-            mode: f"{len(loader.dataset):,} pictures, {len(loader):,} iterations an epoch"
-            if mode == "train"
-            else f"{len(loader.dataset):,} pictures, {len(loader):,} batches"
-            for mode, loader in self._made.items()
-        }
+        from detkernel_data._counts import lines
+
+        return lines(self._made, run.classes, decoded=run.check_images)
 
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":

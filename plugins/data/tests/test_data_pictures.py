@@ -279,7 +279,7 @@ def test_truncated_pictures(here: Path, picture: Picture, suffix: str, kept: flo
     path.write_bytes(data[: int(len(data) * kept)])
     told = refusal(path)
     assert told.startswith(f"a.{suffix}: ")
-    assert told.endswith("; replace the file")
+    assert told.endswith("; replace the file, or set `bad_images: drop`")
     assert "\n" not in told
 
 

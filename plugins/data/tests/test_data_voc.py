@@ -450,5 +450,6 @@ def test_a_picture_that_is_cut_off_is_told_when_it_is_decoded(
         loaded().image(1)
     path.write_bytes(b"GIF")
     assert refusal(voc()) == (
-        "VOC/JPEGImages/b.jpg: no picture that can be read; expected a JPEG, PNG or similar; replace the file"
+        "VOC/JPEGImages/b.jpg: no picture that can be read; expected a JPEG, PNG or similar; replace the file, or set "
+        "`bad_images: drop`"
     )
