@@ -54,6 +54,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.order)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch of an epoch: some models cannot take one of a single image."""
+        return self.order.smallest_batch
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
         if not self._endless:

@@ -48,6 +48,13 @@ class Order:
         batches = sum(self._rounds(group, self.batch_size) for group in self.groups)
         return len(range(self.rank, batches, self.world_size))
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch of an epoch."""
+        if self.drop_last or (self.training and self.world_size > 1):
+            return self.batch_size
+        return min(((len(group) - 1) % self.batch_size + 1 for group in self.groups if len(group)), default=0)
+
     def batches(self, epoch: int) -> list[list[int]]:
         """The positions in each batch of an epoch."""
         if not self.training:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, wrong
 from detkernel_detection.weights import load_into
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large, vgg
 from torchvision.models.detection import _utils
 from torchvision.models.detection import faster_rcnn as frcnn
@@ -78,10 +78,19 @@ def keypoint_rcnn(options: models.KeypointRcnn, num_classes: int, keypoints: int
     neck = pyramid(options, "pool", finest=4)
     parts = _rcnn_parts(options, neck)
     roi_pool = _roi_pool(options, neck, 14)
+    predictor = _KeypointPredictor(512, keypoints)
     model: nn.Module = krcnn.KeypointRCNN(
-        neck, num_classes, num_keypoints=keypoints, keypoint_roi_pool=roi_pool, **parts
+        neck, num_classes, keypoint_predictor=predictor, keypoint_roi_pool=roi_pool, **parts
     )
     return model
+
+
+class _KeypointPredictor(krcnn.KeypointRCNNPredictor):  # type: ignore[misc]
+    """torchvision's loss takes a view of the heat maps, which channels-last weights would not allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heat_maps: Tensor = super().forward(x).contiguous()
+        return heat_maps
 
 
 def retinanet(options: models.Retinanet, num_classes: int) -> nn.Module:
@@ -99,6 +108,9 @@ def fcos(options: models.Fcos, num_classes: int) -> nn.Module:
     neck = pyramid(options, "p6p7", finest=8)
     anchors = AnchorGenerator(tuple((stride,) for stride in neck.strides), ((1.0,),) * len(neck.strides))
     head = FCOSHead(neck.out_channels, 1, num_classes, options.head_convs)
+    # torchvision starts at 0, before a ReLU: where no output is positive, none ever gets a gradient. The paper's exp
+    # starts at 1, one stride to every side.
+    nn.init.ones_(head.regression_head.bbox_reg.bias)
     model: nn.Module = FCOS(neck, num_classes, anchor_generator=anchors, head=head, **_same_name(options))
     return model
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from detkernel_torchvision._pictures import Pictures
+from detkernel_torchvision._small_maps import explained
 
 if TYPE_CHECKING:
     from detkernel_torchvision.models import Detector
@@ -32,13 +33,15 @@ def train(options: Detector, run: Run, batch: Batch) -> Losses:
     """Named losses of a batch."""
     needs = getattr(type(options), "needs", ())
     targets = [_target(target, options.background, needs) for target in batch.targets]
-    losses = run.model(Pictures(batch), targets)
+    with explained(run, batch):
+        losses = run.model(Pictures(batch), targets)
     return {LOSSES.get(name, name): loss for name, loss in losses.items()}
 
 
 def detect(options: Detector, run: Run, batch: Batch) -> Sequence[Detections]:
     """Detections of a batch, in the coordinates of the files."""
-    found = run.model(Pictures(batch))
+    with explained(run, batch):
+        found = run.model(Pictures(batch))
     threshold = getattr(options, "mask_threshold", 0.5)
     return [_detections(batch, number, one, options.background, threshold) for number, one in enumerate(found)]
 

@@ -1,0 +1,76 @@
+"""Every model that is shipped, trained for two iterations and validated by `detkernel run`, with the default device."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import Detkernel
+
+MODELS = sorted(point.name for point in entry_points(group="detkernel.plugins") if ".models:" in point.value)
+FEW = """
+  rpn_post_nms_top_n_train: 40
+  rpn_post_nms_top_n_test: 8
+  box_batch_size_per_image: 16
+"""
+"""What makes the R-CNNs' heads of masks and keypoints take seconds on a CPU, and is of no matter here."""
+CONFIG = """
+run: {until: 2 iters, validate: every 2 iters, work_dir: work}
+data:
+  use: loader
+  train: {use: coco, annotation_file: DATA/a.json, image_folder: DATA}
+  val: {use: coco, annotation_file: DATA/a.json, image_folder: DATA}
+  train_transforms: [{use: resize, size: [SIDE, SIDE]}]
+  val_transforms: [{use: resize, size: [SIDE, SIDE]}]
+  batch_size: 2
+  workers: 0
+device: {}
+optimizer: {use: sgd, lr: 0.001}
+evaluation: {use: coco_map}
+check_invalid_loss: {interval: 1}
+model:
+  use: NAME
+"""
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images with two objects each: boxes, masks, three keypoints."""
+    folder = tmp_path_factory.mktemp("objects")
+    draw = np.random.default_rng(0)
+    annotations = []
+    for number in range(4):
+        Image.fromarray(draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        for x, category in ((4 + number, 1), (34, 2)):
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0, "area": 600,
+                "bbox": [x, 8, 24, 32], "segmentation": [[x, 8, x + 24, 8, x + 24, 40, x, 40]],
+                "keypoints": [x + 2, 9, 2, x + 12, 20, 2, x + 20, 38, 1], "num_keypoints": 3,
+            })  # fmt: skip
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(4)],
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name, "keypoints": ["a", "b", "c"]} for n, name in ((1, "cat"), (2, "dog"))],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_iterations_and_a_validation_with_the_defaults(
+    name: str, objects: Path, tmp_path: Path, detkernel_here: Detkernel
+) -> None:
+    side = {"ssd": 300, "ssdlite": 320}.get(name, 64)
+    config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
+    (tmp_path / "c.yaml").write_text(config + (FEW if "rcnn" in name else ""))
+    result = detkernel_here("run", "c.yaml")
+    assert result.returncode == 0, result.stderr
+
+
+def test_all_models_are_known() -> None:
+    assert {"faster_rcnn", "fcos", "keypoint_rcnn", "mask_rcnn", "retinanet", "ssd", "ssdlite"} <= set(MODELS)
