@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from detkernel import Run, UserError
-from detkernel.detection import Batch
+from detkernel_detection import Batch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

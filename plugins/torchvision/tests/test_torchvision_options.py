@@ -9,8 +9,8 @@ import attrs
 import pytest
 import torch
 from detkernel import Run, UserError
-from detkernel.detection import Batch, Target
-from detkernel.testing import TinyData, TinyDataset, tiny_kernel
+from detkernel_detection import Batch, Target
+from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision._steps import _detections
 from detkernel_torchvision.backbones import MobilenetV3, Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
