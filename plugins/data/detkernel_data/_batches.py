@@ -57,7 +57,7 @@ class Batches:
     @property
     def smallest_batch(self) -> int:
         """Images in the smallest batch of an epoch: some models cannot take one of a single image."""
-        return self.order.smallest_batch
+        return int(self.order.smallest_batch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
