@@ -130,10 +130,10 @@ def clean_boxes(
     sticking_out = inside & (reach > SLIP)
     small = inside & ((boxes[:, 2:] - boxes[:, :2]) < 1).all(1)
 
-    for which, reason in ((flat, "without area"), (outside, "outside its picture")):
+    for which, reason in ((flat, "without area"), (outside, "outside the image")):
         _report(table, which, boxes, reason, "error" if policy == "error" else "drop", notes)
-    _report(table, sticking_out, boxes, "reaching out of its picture", policy, notes)
-    _report(table, slips, boxes, "reaching out of its picture by a pixel or less", "slip", notes)
+    _report(table, sticking_out, boxes, "reaching out of the image", policy, notes)
+    _report(table, slips, boxes, "reaching out of the image by a pixel or less", "slip", notes)
     _report(table, small, boxes, "smaller than a pixel", "keep", notes)
     return clipped, inside if policy == "clip" else inside & ~sticking_out
 

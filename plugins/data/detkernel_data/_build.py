@@ -155,7 +155,8 @@ def matched(dataset: Dataset, classes: Sequence[str], mode: str) -> Dataset:
         if name not in classes:
             raise DataError(
                 f"{mode} data: it has the class '{name}', which the training data has not"
-                f"{did_you_mean(name, classes)}; both need the same classes (`class_names`, where the data set has it)"
+                f"{did_you_mean(name, classes)}; both need the same classes "
+                "(`class_names` and `rename_classes` of the data sets)"
             )
     return Relabelled(dataset, classes)
 

@@ -60,13 +60,17 @@ class Near:
 
     def hint(self, name: str) -> str:
         """What to say behind `FILE is missing`: `; there is FILE (another case), ...`, or nothing."""
-        found = self._best(name, self._below) or self._best(name, self._beside)
+        found = self.find(name)
         if not found:
             there = [os.path.basename(path) for paths in self._below.values() for path in paths[:1]]  # noqa: PTH119
             near = slip(os.path.basename(name), there)  # noqa: PTH119
             return f", did you mean '{near}'?" if near else ""
         ways, remedy = self._difference(name, found)
         return f"; there is {relative(found)}{f' ({ways})' if ways else ''}{remedy}"
+
+    def find(self, name: str) -> str:
+        """The file that is probably meant, or nothing."""
+        return self._best(name, self._below) or self._best(name, self._beside)
 
     def _best(self, name: str, index: dict[str, list[str]]) -> str:
         """The file whose path has most in common with the wanted name."""

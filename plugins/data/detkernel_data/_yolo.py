@@ -81,7 +81,9 @@ def read(data: Path, split: str, unlabelled: str, orphans: str) -> Table:
 def _no_labels(source: str, pictures: Sequence[str]) -> str:
     """The message for a split without labels."""
     labels = label_file(pictures[0])
-    hint = Near(os.path.dirname(labels), "", frozenset({".txt"})).hint(os.path.basename(labels))  # noqa: PTH119, PTH120
+    found = Near(os.path.dirname(labels), "", frozenset({".txt"})).find(os.path.basename(labels))  # noqa: PTH119, PTH120
+    of_another_split = f"{os.sep}labels{os.sep}" in f"{os.sep}{found}"
+    hint = f"; there is {relative(found)}" if found and not of_another_split else ""
     return (
         f"{source}: none of {counted(len(pictures), 'picture')} has labels; expected {relative(labels)} and so on"
         f"{hint}; training and evaluation need them"

@@ -425,7 +425,7 @@ def test_a_box_too_thin_for_single_precision(load: Write) -> None:
     dataset = load(lambda data: person(data, bbox=[20, 5, 1e-7, 9]))
     assert "without area dropped" in dataset.notes[0]
     dataset = load(lambda data: person(data, bbox=[39.9999999, 5, 9, 9]))
-    assert "outside its picture dropped" in dataset.notes[0]
+    assert "outside the image dropped" in dataset.notes[0]
 
 
 def test_classes_that_do_not_fit(write: Write, refusal: Refusal) -> None:

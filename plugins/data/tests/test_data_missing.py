@@ -262,7 +262,10 @@ def test_images_alone_are_refused_with_what_is_missing(yolo: Callable[..., Yolo]
     )
     (here / "label").mkdir()
     (here / "label/a.txt").touch()
-    assert "; there is label/a.txt (another folder)" in refusal(dataset)
+    assert "; there is label/a.txt; training and evaluation need them" in refusal(dataset)
+    (here / "labels/other").mkdir(parents=True)
+    (here / "label/a.txt").rename(here / "labels/other/a.txt")
+    assert "there is" not in refusal(dataset)
 
 
 def test_boxes_are_those_of_the_upright_image(yolo: Callable[..., Yolo], picture: Picture, here: Path) -> None:

@@ -343,9 +343,9 @@ def test_boxes_outside_their_picture(folder: Folder, refusal: Refusal) -> None:
     assert dataset.annotations(0).boxes.tolist() == [[0, 0, 20, 10], [29, 4, 40, 8], [0, 4, 8, 30]]
     assert [note.partition(":")[0] for note in dataset.notes] == [
         "no object here of bird",
-        "1 box outside its picture dropped",
-        "1 box reaching out of its picture clipped",
-        "1 box reaching out of its picture by a pixel or less clipped",
+        "1 box outside the image dropped",
+        "1 box reaching out of the image clipped",
+        "1 box reaching out of the image by a pixel or less clipped",
     ]
     dropping = loaded(bad_boxes="drop")
     assert dropping.annotations(0).boxes.tolist() == [[0, 0, 20, 10], [0, 4, 8, 30]]

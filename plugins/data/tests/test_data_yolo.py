@@ -109,7 +109,7 @@ def test_boxes_end_at_the_picture(folder: Folder) -> None:
     assert (boxes >= 0).all()
     assert (boxes <= [40, 30, 40, 30]).all()
     assert [note for note in dataset.notes if "clipped" in note] == [
-        "1 box reaching out of its picture clipped: labels/train/a.txt:3 (x 28..44, y 7.5..22.5 in 40x30) "
+        "1 box reaching out of the image clipped: labels/train/a.txt:3 (x 28..44, y 7.5..22.5 in 40x30) "
         "(`bad_boxes: drop` or `error`; evaluation takes them as they are)"
     ]
 
