@@ -128,8 +128,10 @@ class Stepping:
         self._scaler = _stepping.scaler(self.precision, run.device)
         self._norms, self._totals = _gradients.Norms(), _losses.Totals()
         self._window = self._skipped = self._skipped_last = 0
+        places = {id(group): place for place, group in enumerate(run.optimizer.param_groups)}
         for name, group in groups.rates(run.optimizer.param_groups).items():
-            run.scalars[name] = lambda group=group: float(group["lr"])  # type: ignore[misc]
+            # by its place: a resume puts other dicts there
+            run.scalars[name] = lambda at=places[id(group)]: float(run.optimizer.param_groups[at]["lr"])  # type: ignore[misc]
         if self.clip_norm is not None:
             run.scalars["grad_norm"] = lambda: float("nan") if self._norm is None else float(self._norm)
         if self.invalid_gradients == "skip" or self._scaler is not None:
