@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, UserError, hookimpl, hookspec, option, plugin, state, wrong
@@ -130,8 +131,7 @@ class Stepping:
         self._window = self._skipped = self._skipped_last = 0
         places = {id(group): place for place, group in enumerate(run.optimizer.param_groups)}
         for name, group in groups.rates(run.optimizer.param_groups).items():
-            # by its place: a resume puts other dicts there
-            run.scalars[name] = lambda at=places[id(group)]: float(run.optimizer.param_groups[at]["lr"])  # type: ignore[misc]
+            run.scalars[name] = partial(_rate_at, run, places[id(group)])
         if self.clip_norm is not None:
             run.scalars["grad_norm"] = lambda: float("nan") if self._norm is None else float(self._norm)
         if self.invalid_gradients == "skip" or self._scaler is not None:
@@ -305,6 +305,11 @@ class Stepping:
     def _make(self, groups: list[dict[str, Any]]) -> Any:
         """The torch optimizer, for parameter groups with `lr` and `weight_decay` filled in."""
         raise NotImplementedError
+
+
+def _rate_at(run: Run, place: int) -> float:
+    """The learning rate of a parameter group; by its place, since a resume puts other dicts there."""
+    return float(run.optimizer.param_groups[place]["lr"])
 
 
 @plugin
