@@ -381,6 +381,28 @@ class TestOtherCommands:
         assert result.stderr == ""
         assert result.returncode in (0, 141)
 
+    @pytest.mark.parametrize(
+        ("redirected", "status", "said"),
+        [
+            ("hooks >/dev/full", 1, "error: standard output cannot be written: No space left on device\n"),
+            ("config none.yaml 2>/dev/full", 2, ""),
+            ("config none.yaml >&- 2>&- <&-", 2, ""),
+            ("hooks >&-", 0, ""),
+        ],
+    )
+    def test_output_that_nobody_takes(self, folder: Path, redirected: str, status: int, said: str):
+        command = f"{sys.executable} -m detkernel {redirected}"
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=folder)
+        assert (result.returncode, result.stderr) == (status, said)
+
+    def test_names_of_files_are_shown_escaped(self, detkernel: Detkernel, folder: Path):
+        for name in ("a\nb.yaml", "\udcff.yaml", "\x1b[31m.yaml"):
+            (folder / name).write_text("run: {until: 1 iters}\nx: {}\n")
+        result = detkernel("config", "\x1b[2J.yaml")
+        listed = "\\udcff.yaml, \\x1b[31m.yaml, a\\nb.yaml, c.yaml"
+        assert result.stderr == f"error: \\x1b[2J.yaml: no such file; its folder has {listed}\n"
+        assert detkernel("hooks", "\udcff.yaml").stderr.startswith("error: \\udcff.yaml:2:4: x: there is no plugin 'x'")
+
 
 class TestOfferedCommands:
     def test_one_is_listed_without_import_and_runs(self, detkernel: Detkernel, plant: Plant):
@@ -389,7 +411,7 @@ class TestOfferedCommands:
         )
         plant("greets", {"greets_one.py": source}, commands={"hello": "greets_one:hello"})
         plant("boom", {"boom_one.py": "raise RuntimeError('imported')\n"}, commands={"boom": "boom_one:boom"})
-        listed = detkernel("--help")
+        listed = "\\udcff.yaml, \\x1b[31m.yaml, a\\nb.yaml, c.yaml"
         assert (listed.returncode, listed.stderr) == (0, "")
         rows = [" ".join(line.split()) for line in listed.stdout.splitlines()]
         assert "hello Say hello. [greets]" in rows

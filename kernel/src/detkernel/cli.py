@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -344,6 +344,7 @@ def main() -> None:
     """The entry point `detkernel`."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes to come, loader workers say: no imports from this folder
     launch.end_with_launcher()
+    _open_standard_streams()
     try:
         cli(standalone_mode=False)
     except UserError as error:
@@ -357,11 +358,29 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
+        if isinstance(error, OSError) and _of_output(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at exit once more
+            _end(1, error, f"error: standard output cannot be written: {error.strerror}")
         _end(1, error, _shown("".join(traceback.format_exception(error)).rstrip()))
 
 
 def _end(status: int, error: BaseException, text: str) -> NoReturn:
     """Print the text, unless this is one of several processes, whose launcher does."""
     if not launch.report(status, error, text):
-        click.echo(text, err=True)
+        with suppress(OSError):  # nobody can be told; the status says it
+            click.echo(text, err=True)
     sys.exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed, the next file that is opened (a checkpoint, say) would get what is printed there."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+
+
+def _of_output(error: OSError) -> bool:
+    """Whether it was raised by what prints: the innermost frame is click's."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(click.__file__).parent)

@@ -153,9 +153,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     begun = [choice for choice in folded if len(name) >= 3 and choice.startswith(name.lower())]
     near = begun if len(begun) == 1 else difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     if near:
-        return f", did you mean '{folded[near[0]]}'?"
+        return f", did you mean '{printable(folded[near[0]])}'?"
     if 0 < len(known) <= 12:
-        return f" (expected one of: {', '.join(known)})"
+        return f" (expected one of: {', '.join(map(printable, known))})"
     return ""
 
 

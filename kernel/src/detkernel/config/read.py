@@ -214,5 +214,5 @@ def _neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {relative(folder)})"
-    near = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))[:8]
+    near = sorted(printable(p.name) for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))[:8]
     return f"; its folder has {', '.join(near)}" if near else ""
