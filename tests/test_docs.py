@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -35,21 +38,111 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_configs_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detkernel.config import load
+BASE = """
+run: {until: 1 epoch, validate: every 1 epoch, work_dir: work}
+data:
+  use: loader
+  train: {use: shapes, size: 2, side: 64, sizes: [12, 40]}
+  val: {use: shapes, size: 2, side: 64, sizes: [12, 40], split: val}
+  batch_size: 2
+  workers: 0
+model: {use: MODEL, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 32}
+optimizer: {use: sgd, lr: 1e-3}
+device: {device: cpu}
+coco_map: {}
+"""
+"""For blocks that show a part of a config."""
+SHORTER = {  # what a block on its own has of data and patience, and the tests have not
+    "README.md": [
+        "model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}",
+        "model.neck_channels=32",
+        "data.train_transforms.0.short=64",
+        "data.val_transforms.0.short=64",
+        "run.validate=every 12 epochs",
+        "checkpoint.every=12 epochs",
+    ],
+    "docs/config.md": [
+        "data.train.size=4",
+        "data.train.side=64",
+        "data.train.sizes=[12, 40]",
+        "data.val.size=2",
+        "run.until=1 epochs",
+    ],
+    "plugins/optim/README.md": ["run.until=12 epochs", "run.validate=null", "schedule.warmup=5 iters"],
+}
 
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data sets that the pages name, of two images each, in the forms of VOC, COCO and YOLO."""
+    folder = tmp_path_factory.mktemp("pictured")
+    for place, name in (("BCCD", "RBC"), ("cells", "RBC"), ("VOCdevkit/VOC2007", "cat"), ("VOCdevkit/VOC2012", "dog")):
+        _write_data(folder / "data" / place, name)
+    return folder
+
+
+def _write_data(root: Path, name: str) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for part in (
+        "JPEGImages",
+        "Annotations",
+        "ImageSets/Main",
+        "images/train",
+        "images/val",
+        "labels/train",
+        "labels/val",
+    ):
+        (root / part).mkdir(parents=True)
+    coco: dict[str, list[object]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": name}]}
+    for number, split in enumerate(("train", "train", "val", "val")):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8))
+        for file in (f"JPEGImages/{number}.jpg", f"images/{number}.jpg", f"images/{split}/{number}.jpg"):
+            image.save(root / file)
+        box = "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>40</ymax>"
+        (root / f"Annotations/{number}.xml").write_text(
+            f"<annotation><filename>{number}.jpg</filename><size><width>64</width><height>48</height></size>"
+            f"<object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+        (root / f"labels/{split}/{number}.txt").write_text("0 0.390625 0.520833 0.46875 0.625\n")
+        coco["images"].append({"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48})
+        coco["annotations"].append(
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
+        )
+    for split, numbers in (("train", "0\n1\n"), ("val", "2\n3\n"), ("trainval", "0\n1\n"), ("test", "2\n3\n")):
+        (root / f"ImageSets/Main/{split}.txt").write_text(numbers)
+    (root / "train.json").write_text(json.dumps(coco))
+    (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: [{name}]\n")
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_configs_train(
+    text: str,
+    pictured: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    detkernel_here: Detkernel,
+) -> None:
+    """Every config is trained with, and checked before; what shows a part of one is put into a small one."""
+    (tmp_path / "data").symlink_to(pictured / "data")
     (tmp_path / "my_plugin.py").write_text(_my_plugin())
     (tmp_path / "detkernel_configs").symlink_to(ROOT / "configs")  # as an installed detkernel has it
     monkeypatch.syspath_prepend(tmp_path)
+    model = "mask_rcnn" if "segm" in text else "fcos"
+    (tmp_path / "base.yaml").write_text(BASE.replace("MODEL", model))
     if text.startswith("part: "):  # a value of the loader's, shown on its own
         option, _, value = text.removeprefix("part: ").partition("\nvalue: ")
-        text = f"run: {{until: 1 iters}}\ndata:\n  use: loader\n  {option}: {value}"
-    elif "\nrun:" not in f"\n{text}":
-        text = f"run: {{until: 1 iters}}\n{text}"
-    (tmp_path / "config.yaml").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    assert load("config.yaml").plugins
+        text = f"data:\n  {option}: {value}"
+    whole = "\nrun:" in f"\n{text}"
+    (tmp_path / "config.yaml").write_text(text if whole else f"base: base.yaml\n{text}")
+    overrides = ["data.workers=0", *SHORTER.get(request.node.callspec.id.rpartition(":")[0], [])]
+    if re.search(r"^  train:", text, re.MULTILINE) and not re.search(r"^  val:", text, re.MULTILINE):
+        overrides += ["data.val=null", "run.validate=null", "coco_map=null"]  # both have the same classes
+    for command in ("check", "run"):
+        result = detkernel_here(command, "config.yaml", *overrides)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 SMALL = ["run.until=2 iters", "run.validate=null", "data.train.size=16", "data.val.size=4", "data.workers=0"]
