@@ -46,7 +46,7 @@ data:
   val: {use: shapes, size: 2, side: 64, sizes: [12, 40], split: val}
   batch_size: 2
   workers: 0
-model: {use: MODEL, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 32}
+model: {use: MODEL, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
 optimizer: {use: sgd, lr: 1e-3}
 device: {device: cpu}
 coco_map: {}
@@ -55,7 +55,7 @@ coco_map: {}
 SHORTER = {  # what a block on its own has of data and patience, and the tests have not
     "README.md": [
         "model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}",
-        "model.neck_channels=32",
+        "model.neck_channels=64",
         "data.train_transforms.0.short=64",
         "data.val_transforms.0.short=64",
         "run.validate=every 12 epochs",
