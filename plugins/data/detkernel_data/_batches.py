@@ -59,6 +59,11 @@ class Batches:
         """Images in the smallest batch of an epoch: some models cannot take one of a single image."""
         return int(self.order.smallest_batch)
 
+    @property
+    def batch_size(self) -> int:
+        """Images a batch on each process, where there are enough."""
+        return self.order.batch_size
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
         if not self._endless:

@@ -13,7 +13,9 @@ from detkernel_detection import Batch, Detections, Losses
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from detkernel_distributed._explain import SmallestMaps
     from detkernel_distributed._group import Group
+    from detkernel_distributed._wrap import Trained
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -33,7 +35,11 @@ class Device:
     )
     threads: int | None = option(default=None, at_least=1, help="CPU threads of one operation; null: torch decides")
     tf32: bool = option(default=True, help="let GPUs multiply float32 matrices as TF32: faster, 10 bits of mantissa")
-    channels_last: bool = option(default=True, help="keep the model's weights channels-last, which is faster")
+    channels_last: bool = option(
+        default=True,
+        help="keep the weights of convolutions, and so what they give, channels-last in memory, which is faster; a "
+        "module that says `channels_last = False` keeps its own as they are",
+    )
     compile: bool = option(default=False, help="compile the model with torch.compile")
     sync_batchnorm: bool = option(default=False, help="batch norm over the pictures of all processes")
     find_unused_parameters: bool = option(
@@ -47,6 +53,10 @@ class Device:
     _undo: ExitStack | None = state(default=None)
     _group: Group | None = state(default=None)
     _wrapped: Any = state(default=None)
+    _trained: Trained | None = state(default=None)
+    """With several processes: which parameters the wrapper knows."""
+    _maps: SmallestMaps | None = state(default=None)
+    _run: Any = state(default=None)
     _cuda: bool = state(default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -69,9 +79,12 @@ class Device:
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
-        from detkernel_distributed import _wrap
+        from detkernel_distributed import _explain, _wrap
 
-        run.model = _wrap.prepare(self, run, self._group)
+        self._run, run.model = run, _wrap.prepare(self, run, self._group)
+        many = self._group is not None and run.mode == "train"
+        self._trained = _wrap.Trained(run.model) if many else None
+        self._maps = _explain.SmallestMaps(run.bare_model) if run.checking and run.mode == "train" else None
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -96,6 +109,12 @@ class Device:
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
+        if self._trained is not None and self._trained.has_changed():
+            from detkernel_distributed import _wrap
+
+            run.model = _wrap.rewrapped(self, run)
+        if self._maps is not None:
+            self._maps.images = len(batch)
         with self._explaining(run, batch):
             return (yield)
 
@@ -170,34 +189,42 @@ class Device:
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_distributed import _settings
 
+        if self._maps is not None:
+            self._maps.check(run)
         return {"device": _settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators of Python, NumPy, torch and the GPU, of this process."""
-        from detkernel_distributed import _random
+        """The generators of Python, NumPy, torch and the GPU, of this process, and its buffers where the checkpoint has
+        the first one's."""
+        from detkernel_distributed import _random, _wrap
 
-        return _random.state_dict(self._cuda)
+        state = _random.state_dict(self._cuda)
+        return state if self._run.is_main else {**state, "buffers": _wrap.own_buffers(self._run.bare_model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        from detkernel_distributed import _random
+        from detkernel_distributed import _random, _wrap
 
         _random.load_state_dict(state, self._cuda)
+        if "buffers" in state:
+            _wrap.load_own_buffers(self._run.bare_model, state["buffers"])
 
     @contextmanager
     def _explaining(self, run: Run, batch: Batch) -> Iterator[None]:
         """Turn torch's errors that a user can mend into messages that say how."""
         try:
             yield
-        except RuntimeError as error:
-            from detkernel_distributed import _wrap
+        except (RuntimeError, ValueError) as error:
+            from detkernel_distributed import _explain
 
-            explained = _wrap.explained(self, run, batch, error)
+            explained = _explain.explained(self, run, batch, error)
             if explained is None:
                 raise
             raise explained from None
 
     def _receive(self, run: Run, batch: Batch) -> None:
         batch.move(run.device, non_blocking=True)
+        if not self.channels_last:
+            batch.images = batch.images.contiguous()
         if self._group is not None:
             self._group.watch.beats += 1
 

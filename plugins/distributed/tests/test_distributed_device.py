@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detkernel import ConfigError, UserError, hookimpl, plugin, state
-from detkernel_detection.testing import tiny_kernel, tiny_run
+from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin, state
+from detkernel_detection import Batch
+from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_kernel, tiny_run
+from detkernel_distributed import _wrap
 from detkernel_distributed.device import Device
+from detkernel_optim.ema import Ema
+from detkernel_optim.schedules import Multistep
+from detkernel_optim.stepping import Sgd
 
 
 @plugin
@@ -271,3 +277,140 @@ def test_the_cause_of_an_error_of_another_is_kept(tmp_path: Path):
     with pytest.raises(RuntimeError, match="no light") as caught:
         tiny_run({"device": Device(device="cpu"), "broken": Broken()}, validate="1 iter", work_dir=tmp_path)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+@plugin
+class Model:
+    """A detector with another body."""
+
+    body: Any = state(default=None)
+    _tiny: Any = state(factory=lambda: TinyDetector(dropout=0))
+
+    @hookimpl
+    def build_model(self, run: Run) -> Any:
+        head = torch.nn.LazyLinear(4 + len(run.classes))
+        model = torch.nn.Sequential(self.body, head)
+        model(torch.zeros(2, 3, 32, 32))
+        return model
+
+    @hookimpl
+    def train_step(self, run: Run, batch: Batch) -> Any:
+        return self._tiny.train_step(run, batch)
+
+
+class View(torch.nn.Module):
+    """A convolution whose result is viewed as a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, 4)
+        self.place = torch.nn.Parameter(torch.zeros(1, 4, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.conv(x).view(len(x), -1) + self.place.view(1, -1)
+        return found
+
+
+class Excepted(View):
+    """The same, which says so; its input is as a region of interest is."""
+
+    channels_last = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.contiguous())
+
+
+def model(body: torch.nn.Module) -> Model:
+    made = Model()
+    made.body = body
+    return made
+
+
+def test_weights_of_convolutions_alone_are_channels_last():
+    plain, excepted = View(), Excepted()
+    _wrap.turn(torch.nn.ModuleList([plain, excepted]))
+    assert plain.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.conv.weight.is_contiguous()
+    assert plain.place.is_contiguous()
+    assert excepted.conv.weight.is_contiguous()
+
+
+def test_a_view_of_what_is_channels_last_is_said_with_the_line_and_the_option(tmp_path: Path):
+    message = (
+        r"channels_last: the model calls .view on a tensor that is channels-last .*test_distributed_device.py:\d+ in "
+        r"forward\). Call .reshape or .flatten there; or set device.channels_last: false"
+    )
+    with pytest.raises(ConfigError, match=message):
+        tiny_run({"device": Device(), "m": model(View())}, until="1 iter", work_dir=tmp_path)
+
+
+def test_where_channels_last_is_off_images_are_not_either(tmp_path: Path):
+    run = tiny_run({"device": Device(channels_last=False), "m": model(View())}, until="1 iter", work_dir=tmp_path)
+    assert run.model[0].conv.weight.is_contiguous()
+
+
+def test_a_module_may_be_left_out(tmp_path: Path):
+    run = tiny_run({"device": Device(), "m": model(Excepted())}, until="1 iter", work_dir=tmp_path)
+    assert run.model[0].conv.weight.is_contiguous()
+
+
+def norm_of_one_value() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 32), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+
+
+class Uneven(TinyLoader):
+    """A loader that knows its smallest batch."""
+
+    @property
+    def smallest_batch(self) -> int:
+        return len(self.dataset) % self.batch_size or self.batch_size
+
+
+@plugin
+class UnevenData:
+    """Five images in batches of two."""
+
+    size: int = state(default=5)
+
+    @hookimpl
+    def build_loader(self, run: Run, mode: str) -> Any:
+        dataset = TinyDataset(size=self.size)
+        dataset.load()
+        return Uneven(dataset, batch_size=2, seed=0, shuffle=False)
+
+
+def test_batch_norm_over_one_value_is_said_and_found_by_check(tmp_path: Path):
+    def plugins() -> dict[str, Any]:
+        return {"device": Device(), "data": UnevenData(), "m": model(norm_of_one_value())}
+
+    message = (
+        r"iteration 3: a batch norm layer got a single value for each channel, and cannot normalise it \(its input is "
+        r"\[1, 4, 1, 1\]\), with 1 image of 32x32 \(4\). Use larger images, leave a last batch .*data.drop_last: true"
+    )
+    with pytest.raises(UserError, match=message):
+        tiny_run(plugins(), work_dir=tmp_path)
+    with pytest.raises(UserError, match=r"batch norm 0\.1 gets maps of 1x1, and the smallest batch of an epoch has 1"):
+        tiny_kernel(plugins(), work_dir=tmp_path).check()
+    even = plugins()
+    even["data"].size = 6
+    tiny_kernel(even, work_dir=tmp_path).check()
+    tiny_run(even, until="1 epoch", work_dir=tmp_path)
+
+
+def test_a_frozen_model_is_tested_with_all_that_a_training_has(tmp_path: Path):
+    @plugin
+    class Freeze:
+        """Freezes everything."""
+
+        @hookimpl
+        def prepare_model(self, run: Run) -> None:
+            run.model.requires_grad_(False)
+
+    plugins = {
+        "device": Device(),
+        "freeze": Freeze(),
+        "optimizer": Sgd(lr=0.1, precision="bf16"),
+        "schedule": Multistep(milestones=[Span(2, "epochs")], warmup=Span(500, "iters")),
+        "ema": Ema(),
+    }
+    assert tiny_kernel(plugins, work_dir=tmp_path).test().mode == "test"

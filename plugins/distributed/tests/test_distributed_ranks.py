@@ -14,16 +14,20 @@ import pytest
 from detkernel import Run, hookimpl, plugin
 from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_run
 from detkernel_distributed.device import Device
+from detkernel_optim.stepping import Sgd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
 
 HEAD = """
-import json, sys, time
+import json, os, shutil, sys, time
 from pathlib import Path
 import torch
 from detkernel import hookimpl, option, plugin, state
 from detkernel_detection.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
 from detkernel_distributed.device import Device
+from detkernel import Span
+from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_optim.stepping import Adamw, Sgd
 
 out = Path(sys.argv[1])
 
@@ -123,6 +127,67 @@ class Spare(TinyDetector):
         model.forward = lambda x: torch.nn.Sequential.forward(model[:4], x)
         return model
 
+@plugin
+class Count:
+    '''Counts what the processes exchange in four iterations, by torch's profiler.'''
+    found: dict = state(factory=dict)
+    profiler: object = state(default=None)
+    @hookimpl(tryfirst=True)
+    def before_train_iter(self, run):
+        if run.iter == 4:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profiler.__enter__()
+    @hookimpl(trylast=True)
+    def after_train_iter(self, run):
+        if run.iter == 8:
+            self.profiler.__exit__(None, None, None)
+            self.found = {event.key: event.count for event in self.profiler.key_averages()}
+
+@plugin
+class Freeze:
+    '''Trains the head alone at first, then everything; or the other way round.'''
+    first: bool = state(default=True)
+    kept: list = state(factory=list)
+    @hookimpl
+    def prepare_model(self, run):
+        if self.first:
+            run.model[0].requires_grad_(False)
+    @hookimpl
+    def before_train_iter(self, run):
+        run.bare_model[0].requires_grad_(run.iter >= 3 if self.first else run.iter < 3)
+    @hookimpl
+    def after_train_iter(self, run):
+        self.kept.append(run.bare_model[0][0].weight.double().sum().item())
+
+def counted(accumulate=1, **options):
+    count = Count()
+    optimizer = Sgd(lr=0.05, accumulate=accumulate)
+    kernel(Device(device="cpu", **options), until="10 iters", count=count, optimizer=optimizer).run()
+    return [count.found.get(f"c10d::{name}_", 0) for name in ("broadcast", "allreduce")]
+
+def frozen(first):
+    freeze = Freeze()
+    freeze.first = first
+    run = kernel(Device(device="cpu"), optimizer=Sgd(lr=0.05), model=TinyDetector(dropout=0), freeze=freeze).run()
+    return freeze.kept, weights(run)
+
+def accumulated(**options):
+    model, optimizer = TinyDetector(dropout=0), Sgd(lr=0.05, accumulate=3)
+    return numbers(kernel(Device(device="cpu", sync_batchnorm=True, **options), until="8 iters", model=model,
+                          optimizer=optimizer).run())
+
+def resumed():
+    '''A run through, and one from its checkpoint in the midst of an accumulation.'''
+    def run(folder):
+        saver, optimizer = Checkpoint(every=Span(2, "iters")), Adamw(lr=0.01, accumulate=3, clip_norm=0.1)
+        plugins = {"device": Device(device="cpu"), "data": ShardedData(), "checkpoint": saver, "optimizer": optimizer}
+        return numbers(tiny_kernel(plugins, until="8 iters", work_dir=out / folder).run())
+    through = run("through")
+    if os.environ["RANK"] == "0":
+        (out / "again" / "checkpoints").mkdir(parents=True)
+        shutil.copy(out / "through" / "checkpoints" / "iter_4.pt", out / "again" / "checkpoints")
+    return [through, run("again")]
+
 saw = Saw()
 trained = kernel(Device(device="cpu"), until="2 epochs", validate="1 epoch", saw=saw).run()
 asked = kernel(Device(device="cpu"), until="100 iters", stop=StopAfterThree()).run()
@@ -133,7 +198,9 @@ def normed(**options):
 synchronised, alone = normed(sync_batchnorm=True), normed()
 tested = kernel(Device(device="cpu")).test()
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]  # none where there is no /proc
-report(trained, weights=weights(trained), pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
+report(trained, counts=[counted(), counted(accumulate=2)], frozen=[frozen(True), frozen(False)],
+       accumulated=[accumulated(), accumulated(static_graph=True)], resumed=resumed(), weights=weights(trained),
+       pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
        size=trained.world_size, group_left=not torch.distributed.is_initialized(),
        stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
        synchronised=numbers(synchronised), alone=numbers(alone), spare=weights(spare), tested=tested.mode,
@@ -143,7 +210,7 @@ report(trained, weights=weights(trained), pictures=saw.pictures, noise=saw.noise
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """Seven runs in one pair of processes, one after the other; what each process saw of them."""
+    """A dozen runs in one pair of processes, one after the other; what each process saw of them."""
     done, ranks = torchrun(tmp_path_factory.mktemp("scenes"), SCENES)
     assert done.returncode == 0, done.stderr
     return ranks
@@ -204,6 +271,37 @@ def test_synchronised_batch_norm_trains_as_one_process_with_all_pictures(scenes:
     for name, values in expected.items():
         assert scenes[0]["synchronised"][name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
     assert scenes[0]["alone"]["0.1.running_var"] != pytest.approx(expected["0.1.running_var"], rel=1e-3)
+
+
+def test_buffers_are_broadcast_in_no_forward_and_gradients_only_before_a_step(scenes: list[dict]):
+    """In four iterations; beside the gradients, one question an iteration is whether to stop."""
+    for rank in scenes:
+        assert rank["counts"] == [[0, 4 + 4], [0, 4 + 2]]
+
+
+def test_accumulation_on_two_processes_steps_as_one_with_all_images(scenes: list[dict], tmp_path: Path):
+    plugins = {"device": Device(device="cpu"), "data": Pairs(), "model": TinyDetector(dropout=0)}
+    run = tiny_run({**plugins, "optimizer": Sgd(lr=0.05, accumulate=3)}, until="8 iters", work_dir=tmp_path)
+    expected = {name: tensor.double().flatten().tolist() for name, tensor in run.model.state_dict().items()}
+    for rank in scenes:
+        for found in rank["accumulated"]:
+            for name, values in expected.items():
+                assert found[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+
+
+def test_a_resume_in_the_midst_of_an_accumulation_is_exact_on_every_process(scenes: list[dict]):
+    """Gradients and running statistics are each process's own until they are shared."""
+    for rank in scenes:
+        through, again = rank["resumed"]
+        assert again == through
+    assert scenes[0]["resumed"][0] != scenes[1]["resumed"][0]  # in their running statistics
+
+
+def test_parameters_are_frozen_and_thawed_in_the_midst_of_a_run(scenes: list[dict]):
+    (thawed, ends), (frozen, others) = scenes[0]["frozen"]
+    assert thawed[0] == thawed[1] == thawed[2] != thawed[3] != thawed[4] != thawed[5]
+    assert frozen[0] != frozen[1] != frozen[2] == frozen[3] == frozen[4] == frozen[5]
+    assert scenes[1]["frozen"] == [[thawed, ends], [frozen, others]]  # what one process alone trained would differ
 
 
 def test_a_test_runs_on_many_processes(scenes: list[dict]):

@@ -237,8 +237,12 @@ class Stepping:
         return self._window + 1 >= self.accumulate or iteration >= run.max_iters
 
     def _local(self, run: Run, iteration: int) -> AbstractContextManager[None]:
-        """Around forward and backward: only those before a step exchange gradients with the other processes."""
-        if self._completes(run, iteration) or not hasattr(run.model, "no_sync"):
+        """Around forward and backward: only those before a step exchange gradients with the other processes.
+
+        A static graph is one in which every iteration does.
+        """
+        model = run.model
+        if self._completes(run, iteration) or not hasattr(model, "no_sync") or getattr(model, "static_graph", False):
             return nullcontext()
         context: AbstractContextManager[None] = run.model.no_sync()
         return context

@@ -82,6 +82,8 @@ def keypoint_rcnn(options: models.KeypointRcnn, num_classes: int, keypoints: int
     model: nn.Module = krcnn.KeypointRCNN(
         neck, num_classes, keypoint_predictor=predictor, keypoint_roi_pool=roi_pool, **parts
     )
+    for name in ("keypoint_head", "keypoint_predictor"):  # torchvision's loss calls .view on what they give
+        model.roi_heads.get_submodule(name).channels_last = False  # type: ignore[union-attr]
     return model
 
 

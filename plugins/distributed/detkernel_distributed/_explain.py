@@ -1,0 +1,131 @@
+"""Errors of torch that a user can mend, as messages that say how."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from detkernel import Run, UserError, wrong
+from detkernel.errors import ResourceError
+from detkernel_detection import Batch
+from torch import nn
+
+if TYPE_CHECKING:
+    from detkernel_distributed.device import Device
+
+_UNREDUCED = "Expected to have finished reduction in the prior iteration"
+_INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")
+_VARYING = re.compile(r"(\S+) does not have a deterministic implementation")
+_SHOWN = 12
+_ALONE = "Expected more than 1 value per channel when training"
+_ONE_VALUE = (
+    "Use larger images, leave a last batch of one image out (data.drop_last: true) or take another data.batch_size, or "
+    "norms that need no batch"
+)
+_VIEW = "view size is not compatible with input tensor's size and stride"
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
+
+def explained(options: Device, run: Run, batch: Batch, error: Exception) -> UserError | None:
+    """The message for an error of torch that a user can mend; None for any other."""
+    if _UNREDUCED in str(error):
+        return _unused(options, run, error)
+    if _ALONE in str(error):
+        height, width = batch.images.shape[-2:]
+        names = ", ".join(map(str, batch.image_ids[:_SHOWN]))
+        shape, images = (
+            str(error).partition("torch.Size(")[2].rstrip(")"),
+            f"{len(batch)} image{'s' * (len(batch) != 1)}",
+        )
+        return UserError(
+            f"iteration {run.iter + 1}: a batch norm layer got a single value for each channel, and cannot normalise "
+            f"it (its input is {shape}), with {images} of {width}x{height} ({names}). {_ONE_VALUE}"
+        )
+    if _VIEW in str(error):
+        return wrong(
+            options,
+            "channels_last",
+            "the model calls .view on a tensor that is channels-last in memory, as the convolutions of a model are by "
+            f"default ({_line_of(error)}). Call .reshape or .flatten there; or set device.channels_last: false, or "
+            "`channels_last = False` on that module",
+        )
+    alone = _VARYING.search(str(error))
+    if alone:
+        return wrong(
+            options,
+            "deterministic",
+            f"torch has no algorithm for {alone[1]} whose results repeat on {run.device}; use a model without it, or "
+            "set deterministic: false, and resumed runs are equal but for rounding",
+        )
+    return _out_of_memory(run, batch, error)
+
+
+def _line_of(error: Exception) -> str:
+    """`heads.py:42 in forward`: where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "?"
+
+
+def _unused(options: Device, run: Run, error: Exception) -> UserError:
+    """Of DDP, over parameters without gradient: with their names."""
+    found = _INDICES.search(str(error))
+    names = [name for name, parameter in run.bare_model.named_parameters() if parameter.requires_grad]
+    unused = [names[int(index)] for index in found[2].split()] if found else []
+    shown = ", ".join(unused[:_SHOWN]) + (f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else "")
+    return wrong(
+        options,
+        "find_unused_parameters",
+        f"{len(unused) or 'some'} parameters took no part in the loss of iteration {run.iter} on rank {run.rank}: "
+        f"{shown}. Freeze them (requires_grad: false), use them, or set find_unused_parameters: true",
+    )
+
+
+def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None:
+    """With the batch that memory ran out with."""
+    on_cpu = _NO_MEMORY in str(error)
+    if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+        return None
+    pictures = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
+    objects = sum(len(target) for target in batch.targets)
+    advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
+    shown = ", ".join(pictures[:_SHOWN])
+    when, smaller = "in validation after", "val_batch_size"
+    if run.mode == "train":
+        when, smaller = (
+            f"in epoch {run.epoch + 1},",
+            "batch_size (with the optimizer's accumulate, steps stay the same)",
+        )
+    return ResourceError(
+        f"{run.device} ran out of memory {when} iteration {run.iter}, with {len(batch)} pictures "
+        f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
+        f"{smaller}, smaller pictures{advice}"
+    )
+
+
+class SmallestMaps:
+    """Under `detkernel check`: how few values of one image a batch norm layer in training is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.images = 1
+        self._fewest: dict[str, int] = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.register_forward_pre_hook(partial(self._look, name))
+
+    def _look(self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if layer.training and inputs[0].ndim > 1 and inputs[0].shape[1]:
+            values = inputs[0].numel() // inputs[0].shape[1] // self.images
+            self._fewest[name] = min(values, self._fewest.get(name, values))
+
+    def check(self, run: Run) -> None:
+        """Raise UserError if the smallest batch of the run has a single value for a layer."""
+        smallest = getattr(run.loaders["train"], "smallest_batch", 0)
+        layer = next((name for name, values in self._fewest.items() if values == 1), None)
+        if layer is not None and smallest == 1 and run.world_size == 1:
+            raise UserError(
+                f"batch norm {layer} gets maps of 1x1, and the smallest batch of an epoch has 1 image: a mean over one "
+                f"value is no mean, and training fails there. {_ONE_VALUE}"
+            )
