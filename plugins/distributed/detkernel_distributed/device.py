@@ -199,7 +199,9 @@ class Device:
         from detkernel_distributed import _random, _wrap
 
         state = _random.state_dict(self._cuda)
-        return state if self._run.is_main else {**state, "buffers": _wrap.own_buffers(self._run.bare_model)}
+        if self._run is None or self._run.is_main:
+            return state
+        return {**state, "buffers": _wrap.own_buffers(self._run.bare_model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         from detkernel_distributed import _random, _wrap
