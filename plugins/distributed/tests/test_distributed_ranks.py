@@ -211,7 +211,7 @@ report(trained, counts=[counted(), counted(accumulate=2)], frozen=[frozen(True),
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """A dozen runs in one pair of processes, one after the other; what each process saw of them."""
-    done, ranks = torchrun(tmp_path_factory.mktemp("scenes"), SCENES)
+    done, ranks = torchrun(tmp_path_factory.mktemp("scenes"), SCENES, timeout=240)
     assert done.returncode == 0, done.stderr
     return ranks
 

@@ -62,7 +62,7 @@ class Norms:
     """Norms that nobody has looked at yet: they stay on the device, where asking for one would wait for the step."""
 
     most = 50
-    """So many are kept at most, and so many steps lie between two questions."""
+    """So many are kept at most. A line of the log, a save and a validation wait anyway, and look sooner."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, Tensor]] = []
@@ -81,6 +81,6 @@ class Norms:
             if not math.isfinite(value):
                 raise UserError(
                     f"iteration {iteration}: the norm of the gradients was {value}, and the weights have been stepped "
-                    f"with it. Go on from a checkpoint of before. {ADVICE}"
+                    f"with it before it was seen. {ADVICE}"
                 )
         self._kept.clear()

@@ -131,14 +131,14 @@ class _Used:
 
 def _layer_scales(options: LayerDecay, model: nn.Module) -> Mapping[int, float]:
     """id of a parameter -> factor of its learning rate: `decay` in the last layer, its square in the one before."""
-    modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    named = list(model.named_modules())[1:]
+    modules = {name: module for name, module in named if any(True for _ in module.parameters())}
     layers: list[nn.Module] = []
     for pattern in options.layers:
         found = [name for name in modules if _matches(name, pattern)]
         if not found:
             hint = did_you_mean(pattern, modules)
-            names = [name for name in modules if name.count(".") == pattern.count(".")] or [n for n in modules if n]
-            hint = hint or f"; modules are called such as {', '.join(names[:_SHOWN])}"
+            hint = hint or f"; they are called such as {', '.join(list(modules)[:_SHOWN])}"
             raise wrong(options, "layers", f"no module with parameters is called '{pattern}'{hint}")
         layers += [modules[name] for name in found]
     scales: dict[int, float] = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
-from detkernel.errors import did_you_mean
+from detkernel.metrics import Better
 from detkernel.processes import from_main
 
 from detkernel_optim.schedules import Schedule
@@ -28,9 +28,7 @@ class Plateau(Schedule):
     min_delta: float = option(default=0.0, at_least=0, help="what counts as an improvement must be more than this")
     cooldown: int = option(default=0, at_least=0, help="validations behind a fall that do not count")
     end: float = option(default=0.0, at_least=0, at_most=1, help="lowest factor")
-    rule: Literal["auto", "greater", "less"] = option(
-        default="auto", help="which is better; auto: what the metric says of itself"
-    )
+    rule: Better | None = option(default=None, help="which is better; null: what the metric's evaluator says")
 
     _level: float = state(default=1.0)
     _best: float | None = state(default=None)
@@ -71,20 +69,13 @@ class Plateau(Schedule):
         self._level = lower
 
     def _judge(self, run: Run) -> tuple[bool, float]:
-        if self.metric not in run.metrics:
-            hint = did_you_mean(self.metric, run.metrics)
-            raise wrong(self, "metric", f"no metric is named '{self.metric}'{hint}")
-        value, rule = float(run.metrics[self.metric]), self.rule
-        if rule == "auto":
-            direction = run.metrics.better(self.metric)
-            if direction is None:
-                raise wrong(self, "rule", f"'{self.metric}' does not say which is better; set rule: greater or less")
-            rule = "greater" if direction == "higher" else "less"
+        """Whether this validation is the best so far, and its metric."""
+        value, better = run.metrics.pick(self, "metric", self.rule)
         if math.isnan(value):
             return False, value
         if self._best is None:
             return True, value
-        gain = value - self._best if rule == "greater" else self._best - value
+        gain = value - self._best if better == "higher" else self._best - value
         return gain > self.min_delta, value
 
     def _factor(self, iteration: int, max_iters: int, epoch_length: int) -> float:

@@ -167,6 +167,14 @@ class Stepping:
         if run.mode != "test":
             self._norms.look()
 
+    @hookimpl(optionalhook=True)
+    def before_save(self) -> None:
+        self._norms.look()
+
+    @hookimpl(optionalhook=True)
+    def after_log_line(self) -> None:
+        self._norms.look()
+
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_optim import _groups
@@ -178,7 +186,6 @@ class Stepping:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, the loss scale, where in an accumulation this is, and the norm at the last step."""
-        self._norms.look()
         run = self._run
         return {
             "kind": type(run.optimizer).__name__,
