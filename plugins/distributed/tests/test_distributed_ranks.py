@@ -25,9 +25,6 @@ import torch
 from detkernel import hookimpl, option, plugin, state
 from detkernel_detection.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
 from detkernel_distributed.device import Device
-from detkernel import Span
-from detkernel_checkpoint.checkpoint import Checkpoint
-from detkernel_optim.stepping import Adamw, Sgd
 
 out = Path(sys.argv[1])
 
@@ -68,7 +65,7 @@ def weights(run):
 
 
 def torchrun(
-    tmp_path: Path, body: str, processes: int = 2, timeout: float = 60
+    tmp_path: Path, body: str, processes: int = 2, timeout: float = 120
 ) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
     script = tmp_path / "script.py"
     script.write_text(HEAD + textwrap.dedent(body))
@@ -83,6 +80,9 @@ def torchrun(
 
 
 SCENES = """
+from detkernel import Span
+from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_optim.stepping import Adamw, Sgd
 @plugin
 class Saw:
     '''Notes pictures, random numbers, and what a validation sees.'''
@@ -339,7 +339,7 @@ def test_a_rank_that_fails_takes_the_others_down_and_its_error_is_told(tmp_path:
                     raise OSError("the lights went out")
 
         kernel(Device(device="cpu"), broken=Break()).run()
-    """, timeout=40)  # fmt: skip
+    """, timeout=120)  # fmt: skip
     assert done.returncode != 0
     assert "failed because another did: rank 1 failed in iteration 3: OSError: the lights went out" in done.stderr
 
