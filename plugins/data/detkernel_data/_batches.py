@@ -62,7 +62,7 @@ class Batches:
     @property
     def batch_size(self) -> int:
         """Images a batch on each process, where there are enough."""
-        return self.order.batch_size
+        return int(self.order.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
