@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,7 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
     shown = [f"  {line}" for line in lines[:_SHOWN]] + [f"  and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
     listed = "\n".join(shown)
     if accept:
+        _refuse_other_classes(run, found, key)
         run.log.warning(
             "going on from %s, though this run differs from the one it is of:\n%s", relative(found.path), listed
         )
@@ -122,6 +123,22 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
         f"  {key}.resume=never          start this run here; the checkpoints there are set aside\n"
         f"  {key}.accept_changes=true   go on from it nevertheless"
     )
+
+
+def _refuse_other_classes(run: Run, found: Found, key: str) -> None:
+    """Weights can be taken by the names of classes; what an optimizer and averages hold of them goes by position."""
+    classes, where = found.content["classes"], relative(found.path)
+    if list(classes) != list(run.classes):
+        raise CheckpointError(
+            f"{where} is of the classes {_named(classes)}; the data has {_named(run.classes)}. A run cannot go on with "
+            "other classes, nor with these in another order. Start another with its weights, which are taken by name: "
+            f"{key}.resume=never {key}.load_from={where}"
+        )
+
+
+def _named(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
+    return ", ".join(printable(str(name)) for name in classes[:8]) + more
 
 
 def _longer(run: Run, found: Found, origin: Mapping[str, Any]) -> str | None:

@@ -171,6 +171,17 @@ def test_a_test_takes_classes_by_name_and_wants_all_of_them(trained: Path):
         outputs("red", "green", "Blue")
 
 
+@pytest.mark.parametrize("names", [("green", "red", "blue"), ("red", "green")])
+def test_a_run_cannot_go_on_with_other_classes_though_changes_are_accepted(
+    trained: Path, tmp_path: Path, names: object
+):
+    """What an optimizer keeps of class outputs goes by position; so the weights may not."""
+    plugins = {"checkpoint": Checkpoint(resume=str(trained), accept_changes=True), "data": data_of(*names)}
+    message = r"is of the classes red, green, blue; the data has .*resume=never checkpoint\.load_from=.*iter_4\.pt"
+    with pytest.raises(CheckpointError, match=message):
+        tiny_run(plugins, until="8 iters", work_dir=tmp_path)
+
+
 def test_weights_without_names_are_refused_unless_it_is_said_whose_they_are(trained: Path, tmp_path: Path):
     wanted = weights(trained)
     torch.save(wanted, tmp_path / "w.pth")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -32,6 +32,8 @@ class CheckInvalidLoss:
     run waits for the device anyway: at a line of the log, before a checkpoint is saved, before a validation and at the
     end. So no checkpoint is written of what came behind an invalid loss.
 
+    A loss that has had one and the same value since the run began is told once: what it trains does not learn.
+
     Where a stepping plugin leaves out invalid steps (it then counts them, as `skipped_steps` in `run.scalars`), an
     invalid loss reaches no weights and stops nothing.
     """
@@ -47,33 +49,42 @@ class CheckInvalidLoss:
         "looks come before the weights are stepped",
     )
 
+    constant: int | None = option(
+        default=50,
+        at_least=2,
+        help="warn where a loss has had exactly the same value in so many iterations since the run began; null: never",
+    )
+
     _seen: list[_Seen] = state(factory=list)
+    _first: dict[str, float] = state(factory=dict)
+    """The values of the first iteration of the run, of the losses that have had no other since."""
 
     @hookimpl
     def before_run(self) -> None:
         self._seen.clear()
+        self._first.clear()
 
     @hookimpl(wrapper=True)
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> Generator[None, None, None]:
         if "skipped_steps" not in run.scalars:
             self._keep(run, batch, losses)
         if run.iter == 1 or run.iter % self.interval == 0 or run.iter >= run.max_iters:
-            self._look(run.iter)
+            self._look(run, run.iter)
         yield
         if run.stop_reason is not None:
-            self._look(run.iter + 1)
+            self._look(run, run.iter + 1)
 
     @hookimpl(optionalhook=True)
     def after_log_line(self, run: Run) -> None:
-        self._look(run.iter + 1)
+        self._look(run, run.iter + 1)
 
     @hookimpl(optionalhook=True)
     def before_save(self, run: Run) -> None:
-        self._look(run.iter + 1)
+        self._look(run, run.iter + 1)
 
     @hookimpl(tryfirst=True)
     def before_val_epoch(self, run: Run) -> None:
-        self._look(run.iter + 1)
+        self._look(run, run.iter + 1)
 
     def _keep(self, run: Run, batch: Batch, losses: Losses) -> None:
         import torch
@@ -83,7 +94,7 @@ class CheckInvalidLoss:
             values = torch.stack([losses[name].detach() for name in names])  # a copy: graphs reuse their outputs
             self._seen.append(_Seen(run.iter, names, values, batch.image_ids))
 
-    def _look(self, not_stepped: int) -> None:
+    def _look(self, run: Run, not_stepped: int) -> None:
         """Raise UserError for the first invalid loss since the last look; one transfer from the device for them all.
 
         `not_stepped`: the first iteration whose step has not been taken.
@@ -96,9 +107,27 @@ class CheckInvalidLoss:
         self._seen.clear()
         values = iter(torch.cat([one.values.flatten() for one in seen]).tolist())
         for one in seen:
-            wrong = [f"{name} is {value}" for name in one.names if not math.isfinite(value := next(values))]
+            losses = {name: next(values) for name in one.names}
+            wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
             if wrong:
                 raise UserError(_message(one, wrong, not_stepped - one.iteration))
+            self._compare(run, one.iteration, losses)
+
+    def _compare(self, run: Run, iteration: int, losses: Mapping[str, float]) -> None:
+        """Warn of what has not moved in `constant` iterations. A run that is resumed has no first iteration."""
+        if iteration == 1:
+            self._first.update(losses)
+        for name in [name for name, value in self._first.items() if losses.get(name) != value]:
+            del self._first[name]
+        if iteration == self.constant:
+            for name, value in self._first.items() if run.is_main else ():
+                run.log.warning(
+                    "%s has been exactly %.6g in each of the first %d iterations: what it trains does not learn. Its "
+                    "outputs may all be cut off (by a ReLU, say), or have no target: objects are too small or too "
+                    "large for the model. Look at the data, start from weights, or try another run.seed or lr",
+                    *(name, value, iteration),
+                )
+            self._first.clear()
 
 
 def _message(seen: _Seen, wrong: Sequence[str], steps: int) -> str:

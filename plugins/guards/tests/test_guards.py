@@ -126,6 +126,46 @@ def test_steps_that_are_left_out_stop_nothing(tmp_path):
     assert all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
 
 
+@pytest.mark.parametrize("value", [1.0, 0.0])
+@pytest.mark.parametrize(
+    ("constant", "moves_at", "told"), [(6, 99, True), (6, 6, False), (None, 99, False), (9, 99, False)]
+)
+def test_a_loss_that_never_moves_is_told_once(value, constant, moves_at, told, tmp_path, caplog):
+    @plugin
+    class Stuck:
+        """Gives a loss that says the same until some iteration."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self, run):
+            losses = yield
+            return {**losses, "loss_stuck": torch.tensor(value + (run.iter + 1 >= moves_at))}
+
+    check = CheckInvalidLoss(interval=4, constant=constant)
+    tiny_run({"stuck": Stuck(), "check": check}, work_dir=tmp_path, until="8 iters")
+    expected = f"loss_stuck has been exactly {value:.6g} in each of the first 6 iterations"
+    assert caplog.text.count(expected) == told
+    assert caplog.text.count("has been exactly") == told
+
+
+def test_a_run_that_goes_on_has_no_first_iteration(tmp_path, caplog):
+    @plugin
+    class Zero:
+        """Gives a loss that has become 0."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self):
+            losses = yield
+            return {**losses, "loss_done": torch.tensor(0.0)}
+
+    def start(until):
+        plugins = {"zero": Zero(), "check": CheckInvalidLoss(interval=1, constant=3), "checkpoint": Checkpoint()}
+        tiny_run(plugins, work_dir=tmp_path, until=until)
+
+    start("2 iters")
+    start("6 iters")
+    assert "has been exactly" not in caplog.text
+
+
 def test_an_accuracy_may_be_nan(tmp_path):
     @plugin
     class Accuracy:
