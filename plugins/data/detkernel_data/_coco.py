@@ -37,6 +37,7 @@ class Form(NamedTuple):
     bbox: Literal["xywh", "xyxy", "cxcywh"]
     fractions: bool
     evaluate_ignored: bool
+    drop_missing: bool
 
 
 def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], tuple[str, ...]]:
@@ -49,7 +50,7 @@ def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], t
     categories = _categories(data, source)
     keypoint_names = _keypoint_names(categories, source)
     table = _empty_table(source, [categories[number].name for number in sorted(categories)], form)
-    positions = _add_images(table, data, images)
+    positions = _add_images(table, data, images, form.drop_missing)
     _Objects(table, categories, positions, len(keypoint_names), form).add_all(_annotations(data, len(positions)))
     _report_unused(table, data)
     return table, {categories[number].name: number for number in sorted(categories)}, keypoint_names
@@ -150,8 +151,8 @@ def _empty_table(source: str, declared: list[str], form: Form) -> Table:
     return table
 
 
-def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
-    """Append all pictures; image id -> position."""
+def _add_images(table: Table, data: Entry, folder: Path, drop_missing: bool) -> dict[ImageId, int]:
+    """Append all pictures; image id -> position. Those that are missing are left to `bad_images: drop`."""
     problems = Problems(table.source)
     positions: dict[ImageId, int] = {}
     ids: set[str] = set()  # 7 and "7" are one: in results, ids are often text
@@ -169,8 +170,8 @@ def _add_images(table: Table, data: Entry, folder: Path) -> dict[ImageId, int]:
             if name in seen:
                 raise DataError(f"{entry.place}: '{name}' is image {seen[name]} already; merge the two")
             path = os.path.join(folder, name)  # noqa: PTH118 - a path object for each picture takes seconds
-            if not is_there(path):
-                hint = "" if problems.full else near.hint(name)
+            if not drop_missing and not is_there(path):
+                hint = "" if problems.full else near.hint(name) or "; `bad_images: drop` leaves out such images"
                 raise DataError(f"{entry.place}: the picture {relative(path)} is missing{hint}")
             ids.add(str(number))
             seen[name] = number

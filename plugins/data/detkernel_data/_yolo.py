@@ -42,14 +42,14 @@ class Label(NamedTuple):
     line: int
 
 
-def read(data: Path, split: str, unlabelled: str, orphans: str) -> Table:
+def read(data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing: bool) -> Table:
     """Everything that the label files say. Raises `DataError` with all problems found.
 
     `unlabelled`, `orphans`: what becomes of pictures without a label file, and of label files without a picture.
     """
     path, content = read_yaml(data)
     names = names_of(content)
-    found = pictures_of(path, content, split)
+    found = pictures_of(path, content, split, drop_missing)
     problems = Problems(content.place)
     _check_alone(found.files, problems)
     lines: list[int] = []

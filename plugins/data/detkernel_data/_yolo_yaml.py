@@ -75,8 +75,9 @@ def names_of(content: Entry) -> list[str]:
     return names
 
 
-def pictures_of(path: Path, content: Entry, split: str) -> Pictures:
-    """The picture files of a split, sorted within each folder."""
+def pictures_of(path: Path, content: Entry, split: str, drop_missing: bool) -> Pictures:
+    """The picture files of a split, sorted within each folder. Listed ones that are missing are an error, or left to
+    `bad_images: drop`."""
     there = [name for name in content.fields if name in SPLITS]
     value = content.fields.get(split)
     if value is None:
@@ -88,16 +89,16 @@ def pictures_of(path: Path, content: Entry, split: str) -> Pictures:
     root = path.parent / (content.text("path") if content.fields.get("path") else "")
     found = Pictures([], [], [])
     for entry in entries:
-        _add_files(found, root, entry)
+        _add_files(found, root, entry, drop_missing)
     return found
 
 
-def _add_files(found: Pictures, root: Path, entry: str) -> None:
+def _add_files(found: Pictures, root: Path, entry: str, drop_missing: bool) -> None:
     place = root / entry
     if not place.exists() and entry.startswith("../"):  # Roboflow writes `../train/images` for `train/images`
         place = root / entry.removeprefix("../")
     if place.suffix == ".txt" and place.exists() and not place.is_dir():
-        found.files.extend(_listed(place))
+        found.files.extend(_listed(place, drop_missing))
         return
     if not place.is_dir():
         raise DataError(missing_folder(place, "pictures"))
@@ -123,7 +124,7 @@ def _add_files(found: Pictures, root: Path, entry: str) -> None:
         found.notes.append(note(what, again, shown=[os.path.relpath(folder) for folder in again[:EXAMPLES]]))
 
 
-def _listed(path: Path) -> list[str]:
+def _listed(path: Path, drop_missing: bool) -> list[str]:
     try:
         lines = read_regular(path, _LONGEST_LIST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -133,8 +134,8 @@ def _listed(path: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         file = str(path.parent / name)
-        if name and not is_there(file):
-            hint = "" if problems.full else near.hint(name)
+        if name and not drop_missing and not is_there(file):
+            hint = "" if problems.full else near.hint(name) or "; `bad_images: drop` leaves out such images"
             problems.add(f"{relative(path)}:{number}: the picture {relative(file)} is missing{hint}")
         elif name:
             files.append(file)

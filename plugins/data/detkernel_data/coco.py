@@ -42,7 +42,13 @@ class Coco(FileDataset):
     def load(self) -> None:
         from detkernel_data._coco import Form, read
 
-        form = Form(self.masks, self.bbox_format, self.bbox_unit == "fractions", self.evaluate_ignored)
+        form = Form(
+            masks=self.masks,
+            bbox=self.bbox_format,
+            fractions=self.bbox_unit == "fractions",
+            evaluate_ignored=self.evaluate_ignored,
+            drop_missing=self.bad_images == "drop",
+        )
         table, numbers, self.keypoint_names = read(self.annotation_file, self.image_folder, form)
         self.category_ids = {}
         for name, number in numbers.items():  # of classes that are merged, the first number

