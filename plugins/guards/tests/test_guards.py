@@ -476,3 +476,55 @@ def test_what_is_told_to_stop_when_all_is_done_has_not_been_stopped(tmp_path):
 
     run = tiny_run({"late": Late()}, work_dir=tmp_path, until="3 iters", validate="every 3 iters")
     assert (run.iter, run.stop_reason, run.exit_status) == (3, None, 0)
+
+
+@plugin
+class Raise:
+    """Sends this process a signal in an iteration."""
+
+    name: str = option(help="of the signal")
+
+    @hookimpl
+    def after_train_iter(self, run):
+        if run.iter == 2:
+            signal.raise_signal(getattr(signal, self.name))
+
+
+@pytest.mark.parametrize(("name", "ends"), [("SIGUSR2", 2), ("SIGCONT", 4)])
+def test_the_signals_that_are_named_end_the_run_with_the_status_that_is_given(name, ends, tmp_path):
+    plugins = {"signals": Signals(names=["SIGUSR2"], exit_status=7), "raise": Raise(name=name)}
+    run = tiny_run(plugins, work_dir=tmp_path, until="4 iters")
+    assert (run.iter, run.exit_status) == (ends, 7 if ends == 2 else 0)
+    assert run.stop_reason == ("SIGUSR2 was received" if ends == 2 else None)
+
+
+def test_max_time_ends_with_the_status_that_is_given(tmp_path):
+    run = tiny_run({"time": MaxTime(limit="0.001 s", exit_status=9)}, work_dir=tmp_path, until="100 iters")
+    assert (run.iter, run.exit_status) == (1, 9)
+
+
+@pytest.mark.parametrize(("interval", "seen"), [(1, True), (3, True), (4, False)])
+def test_labels_are_checked_every_so_many_iterations(interval, seen, tmp_path):
+    @plugin
+    class Shift:
+        """Counts labels from 10 in the fourth iteration."""
+
+        priority = "high"
+
+        @hookimpl
+        def before_train_iter(self, run, batch):
+            for target in batch.targets:
+                target.labels += 10 * (run.iter == 3)
+
+        @hookimpl(wrapper=True)
+        def train_step(self, batch):
+            for target in batch.targets:
+                target.labels %= 3
+            return (yield)
+
+    plugins = {"shift": Shift(), "check": CheckClasses(interval=interval)}
+    if not seen:
+        assert tiny_run(plugins, work_dir=tmp_path, until="4 iters").iter == 4
+        return
+    with pytest.raises(UserError, match="but the data has 3 classes, counted from 0"):
+        tiny_run(plugins, work_dir=tmp_path, until="4 iters")
