@@ -34,7 +34,10 @@ def settle(
     if not table.files:
         raise DataError(f"{table.source}: there is no picture in it")
     rename_classes(table, rules.rename_classes)
+    may_lack = may_lack or (rules.allow_no_objects and not table.names)
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
+    if not classes:
+        raise DataError(f"{table.source}: there is no class: no object has a name; `class_names` gives some")
     dropped = drop_images(table, rules, notes)
     labels[dropped[np.asarray(table.picture, dtype=np.int64)]] = -1
     measure(table, rules, notes, dropped)

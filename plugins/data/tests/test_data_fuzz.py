@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from detkernel import DataError
 from detkernel_data._files import FileDataset
-from detkernel_data._masks import rasterise
+from detkernel_data._masks import rasterise, without_mask
 from detkernel_data.coco import Coco
 from detkernel_data.voc import Voc
 from detkernel_data.yolo import Yolo
@@ -46,6 +46,14 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "bad_boxes": st.sampled_from(["clip", "drop", "error"]),
     "check_pictures": st.booleans(),
     "keep_empty": st.booleans(),
+    "duplicates": st.sampled_from(["keep", "drop", "error"]),
+    "allow_no_objects": st.booleans(),
+}
+COCO_OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "masks": st.booleans(),
+    "bbox_format": st.sampled_from(["xywh", "xyxy", "cxcywh"]),
+    "bbox_unit": st.sampled_from(["pixels", "pixels", "fractions"]),
+    "evaluate_ignored": st.booleans(),
 }
 
 
@@ -116,6 +124,11 @@ def check(dataset: FileDataset, index: int) -> None:
         assert rasterise(notes.masks, 30, 40).shape == (len(notes), 30, 40)
     if notes.keypoints is not None:
         assert np.isfinite(notes.keypoints).all()
+    truth = dataset.truth(index)
+    assert (truth.image_id, truth.height, truth.width) == (notes.image_id, notes.height, notes.width)
+    assert len(truth) >= len(notes)
+    assert len(without_mask(truth)) == len(truth)
+    assert np.isfinite(truth.boxes).all()
 
 
 # Pascal VOC
@@ -227,7 +240,7 @@ def draw_place(draw: st.DrawFn, node: Any) -> tuple[Any, Any]:
 
 
 @fuzz
-@given(data=files(coco_files()), options=st.fixed_dictionaries({**OPTIONS, "masks": st.booleans()}))
+@given(data=files(coco_files()), options=st.fixed_dictionaries({**OPTIONS, **COCO_OPTIONS}))
 def test_coco_json(root: Path, data: bytes, options: dict[str, Any]) -> None:
     (root / "labels.json").write_bytes(data)
     event(outcome(lambda: Coco(annotation_file=root / "labels.json", image_folder=root / "images/train", **options)))

@@ -372,6 +372,16 @@ def test_images_without_xml(voc: Callable[..., Voc], refusal: Refusal) -> None:
     assert whole.notes[0].endswith("(`unlabelled: keep` takes them as without objects)")
 
 
+def test_images_of_nothing_but_background(voc: Callable[..., Voc], refusal: Refusal) -> None:
+    only = {"unlabelled": "keep", "allow_no_objects": True}
+    assert refusal(voc(["a", "b"], [], **only)) == (
+        "ImageSets/Main/train.txt: there is no class: no object has a name; `class_names` gives some"
+    )
+    dataset = voc(["a", "b"], [], **only, class_names=["cat"])
+    dataset.load()
+    assert (len(dataset), dataset.classes) == (2, ("cat",))
+
+
 def test_xml_without_an_image(voc: Callable[..., Voc], refusal: Refusal) -> None:
     for split in ("train", None):
         assert "`orphan_labels: drop` leaves such annotation files out" in refusal(voc(["a"], ["a", "b"], split=split))
