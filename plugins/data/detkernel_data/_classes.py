@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from detkernel.errors import did_you_mean
 
-from detkernel_data._report import Problems, counted, first, note, tally
+from detkernel_data._report import EXAMPLES, Note, Problems, counted, first, note, tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,8 @@ def match_classes(
         notes.append(f"{total} left out by `ignore_classes`: {tally(left_out)}")
     absent = [name for name in classes if name not in counts]
     if absent:
-        notes.append(f"no object here of {', '.join(absent)}")
+        rest = f" and {len(absent) - EXAMPLES} more" if len(absent) > EXAMPLES else ""
+        notes.append(Note(f"no object here of {', '.join(absent[:EXAMPLES])}{rest}", absent))
     notes += _alike(classes)
     position = {name: label for label, name in enumerate(classes)}
     labels = np.fromiter((position.get(name, IGNORED) for name in table.names), np.int64, len(table.names))

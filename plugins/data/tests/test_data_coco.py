@@ -445,6 +445,8 @@ def test_a_category_without_an_object_is_noted(load: Write) -> None:
     dataset = load(lambda data: data["categories"].append({"id": 2, "name": "cat"}))
     assert dataset.classes == ("person", "cat", "dog", "toothbrush")
     assert dataset.notes[0] == "no object here of cat"
+    more = [{"id": number, "name": str(number)} for number in range(30, 36)]
+    assert load(lambda data: data["categories"].extend(more)).notes[0] == "no object here of 30, 31, 32 and 3 more"
 
 
 def test_fingerprint(load: Write, here: Path) -> None:

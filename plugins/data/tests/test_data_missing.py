@@ -428,7 +428,7 @@ def test_fractions_in_voc_form_are_refused(voc: Callable[..., Voc], here: Path, 
 
 def test_flags_of_objects(voc: Callable[..., Voc], here: Path) -> None:
     path = here / "Annotations/a.xml"
-    dataset = voc(["a"], ["a"], allow_no_objects=True)
+    dataset = voc(["a"], ["a"], allow_no_objects=True, class_names=["a"])
     for flag, difficult in (("difficult", [True]), ("ignore", [True]), ("truncated", [False]), ("deleted", [])):
         for value in ("1", "true"):
             path.write_text(XML.format(f"<{flag}>{value}</{flag}>", 3))
