@@ -53,6 +53,18 @@ def test_annotations_are_drawn_in_white():
         assert bool((pixels == 255).all(2).any()) is shown
 
 
+def test_annotations_are_scaled_as_the_image_is_and_the_best_detection_lies_on_top():
+    dataset = loaded(side=64)
+    box = torch.tensor(dataset.annotations(0).boxes, dtype=torch.float32)
+    nothing = Detections(0, 0, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    x1, y1, x2, y2 = (round(2 * side) for side in box[0].tolist())
+    pixels = np.asarray(tile(DrawPredictions(side=128), dataset, nothing))
+    for x, y in ((x1, (y1 + y2) // 2), (x2, (y1 + y2) // 2), ((x1 + x2) // 2, y2)):
+        assert tuple(pixels[y, x]) == (255, 255, 255)
+    both = Detections(0, 0, box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
+    assert tuple(np.asarray(tile(DrawPredictions(side=128), dataset, both))[(y1 + y2) // 2, x1]) == colour(1)
+
+
 def test_low_scores_are_not_drawn_and_masks_are():
     dataset = loaded(side=64)
     plain = np.asarray(tile(DrawPredictions(side=64, score=0.95, annotations=False), dataset, detections(dataset)))
