@@ -59,7 +59,7 @@ class Plain:
         ]
         targets = [
             {"boxes": target.boxes.to(self.device), "labels": target.labels.to(self.device) + self.background}
-            for target in batch.targets
+            for target in batch.each_target()
         ]
         loss = sum(self.model(images, targets).values())
         self.optimizer.zero_grad()

@@ -177,7 +177,7 @@ class Detector(TinyDetector):
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Losses:
-        first = batch.targets[0]
+        first = batch.target(0)
         if self.fault == "needs objects":
             first.boxes[0]
         losses: Any = dict(super().train_step(run, batch))
@@ -279,7 +279,7 @@ class Recall:
 
     @hookimpl
     def after_val_iter(self, run: Run, batch: Batch, detections: Sequence[Detections]) -> None:
-        for one, truth in zip(detections, batch.targets, strict=True):
+        for one, truth in zip(detections, batch.each_target(), strict=True):
             if self.fault == "needs detections":
                 one.boxes[0]
             hits = (one.boxes[None] == truth.boxes[:, None]).all(2)

@@ -17,6 +17,7 @@ from detkernel_data.coco import Coco
 from detkernel_data.voc import Voc
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection import Batch, Dataset, Detections
+from detkernel_detection.batching import make_batch
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
 from PIL import Image
@@ -55,7 +56,7 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for index in range(start, len(self)):
             image_id = self.dataset.annotations(index).image_id
-            yield Batch(torch.zeros(1, 3, 1, 1), [], [index], [image_id], [(1, 1)], [(1, 1)], [(1.0, 1.0)])
+            yield make_batch(torch.zeros(1, 3, 1, 1), indices=[index], image_ids=[image_id])
 
 
 @plugin

@@ -19,10 +19,10 @@ class HardExamples:
         import torch
 
         with torch.no_grad():
-            losses = [self._loss(run, _pick(batch, [number])) for number in range(len(batch))]
+            losses = [self._loss(run, batch.keep([number])) for number in range(len(batch))]
         keep = max(1, round(self.share * len(batch)))
         order = torch.stack(losses).topk(keep).indices.sort().values.tolist()
-        kept = _pick(batch, order)
+        kept = batch.keep(order)
         for name in Batch.__annotations__:
             setattr(batch, name, getattr(kept, name))
 
@@ -30,11 +30,3 @@ class HardExamples:
     def _loss(run: Run, batch: Batch) -> Any:
         losses = run.hook.train_step(run=run, batch=batch)
         return sum(value for name, value in losses.items() if "loss" in name)
-
-
-def _pick(batch: Batch, which: list[int]) -> Batch:
-    """Some pictures of a batch."""
-    return Batch(
-        batch.images[which],
-        *([getattr(batch, name)[i] for i in which] for name in list(Batch.__annotations__)[1:]),
-    )

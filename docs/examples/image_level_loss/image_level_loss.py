@@ -41,7 +41,7 @@ class ImageLevelLoss:
         from torch.nn import functional
 
         present = torch.zeros(len(batch), len(run.classes), device=self._features.device)
-        for row, target in zip(present, batch.targets, strict=True):
+        for row, target in zip(present, batch.each_target(), strict=True):
             row[target.labels] = 1
         scores = run.bare_model.get_submodule(self.layer).image_level(self._features.mean((2, 3)))
         loss = functional.binary_cross_entropy_with_logits(scores, present)

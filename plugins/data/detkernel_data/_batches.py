@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from detkernel.errors import ResourceError
 from detkernel_detection import Batch, Dataset
+from detkernel_detection.batching import Packed
 from torch.utils.data import DataLoader
 
 from detkernel_data import _workers
-from detkernel_data._samples import Failure, Packed
+from detkernel_data._samples import Failure
 from detkernel_data._scratch import share_folder
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)

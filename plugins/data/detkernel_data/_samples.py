@@ -1,4 +1,4 @@
-"""From a position in the data set to a sample, and from samples to a batch. Runs in the loader's workers."""
+"""From a position in the data set to a sample. Runs in the loader's workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from detkernel import DataError, UserError
 from detkernel.errors import relative
-from detkernel_detection import Annotations, Batch, Dataset, ImageId, Sample, Target, Transform
+from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
+from detkernel_detection.batching import Packed, pack_samples
 from torch import Tensor
 
 from detkernel_data._masks import target_masks, trainable
@@ -31,38 +32,6 @@ class Failure:
         if not self.traceback:
             return DataError(self.message)
         return RuntimeError(f"{self.message}\n\n{self.traceback}")
-
-
-@attrs.define(eq=False)
-class Packed:
-    """A batch on its way from a worker: the pictures in shared memory, all else small and in one piece."""
-
-    images: Tensor
-    boxes: Any
-    """float32 [N, 4], the objects of all pictures in one array; so `labels` [N] and `keypoints` [N, K, 3]."""
-    labels: Any
-    keypoints: Any
-    masks: list[Tensor] | None
-    counts: list[int]
-    indices: list[int]
-    image_ids: list[ImageId]
-    sizes: list[tuple[int, int]]
-    original_sizes: list[tuple[int, int]]
-    scales: list[tuple[float, float]]
-
-    def pin_memory(self) -> Packed:
-        """What torch's loader calls in its pinning thread."""
-        self.images = self.images.pin_memory()
-        return self
-
-    def unpack(self) -> Batch:
-        boxes = torch.split(torch.from_numpy(self.boxes), self.counts)
-        labels = torch.split(torch.from_numpy(self.labels), self.counts)
-        nothing = [None] * len(boxes)
-        points = nothing if self.keypoints is None else torch.split(torch.from_numpy(self.keypoints), self.counts)
-        masks = self.masks or nothing
-        targets = [Target(*parts) for parts in zip(boxes, labels, masks, points, strict=True)]
-        return Batch(self.images, targets, self.indices, self.image_ids, self.sizes, self.original_sizes, self.scales)
 
 
 @attrs.define(eq=False)
@@ -98,7 +67,7 @@ class Samples(torch.utils.data.Dataset[Any]):
                 problem = f"{type(error).__name__}: {error}"
                 return Failure(self._named(index, self._guilty(error), problem), traceback.format_exc())
         try:
-            return pack(samples)
+            return _pack(samples)
         except UserError as error:
             return Failure(str(error))
 
@@ -180,31 +149,10 @@ def _needed(notes: Annotations, value: Any, what: str) -> Any:
     return value
 
 
-def pack(samples: Sequence[Sample]) -> Packed:
-    """Pad at the right and the bottom to the largest height and width."""
-    targets = [sample.target for sample in samples]
-    sizes = [sample.size for sample in samples]
-    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+def _pack(samples: Sequence[Sample]) -> Packed:
     if len({sample.image.dtype for sample in samples}) > 1:
         raise UserError("data: transforms make some images of a batch float and leave others uint8; expected one kind")
-    images = torch.zeros(len(samples), height, width, 3, dtype=samples[0].image.dtype).permute(0, 3, 1, 2)
-    for image, sample, (h, w) in zip(images, samples, sizes, strict=True):
-        image[:, :h, :w].copy_(sample.image)
-    masks = [target.masks for target in targets if target.masks is not None]
-    points = [target.keypoints for target in targets if target.keypoints is not None]
-    return Packed(
-        images=images,
-        boxes=torch.cat([target.boxes for target in targets]).numpy(),
-        labels=torch.cat([target.labels for target in targets]).numpy(),
-        keypoints=torch.cat(points).numpy() if points else None,
-        masks=masks or None,
-        counts=[len(target) for target in targets],
-        indices=[sample.index for sample in samples],
-        image_ids=[sample.image_id for sample in samples],
-        sizes=sizes,
-        original_sizes=[sample.original_size for sample in samples],
-        scales=[sample.scale for sample in samples],
-    )
+    return pack_samples(samples)
 
 
 def seed_all(seed: int) -> None:

@@ -319,7 +319,7 @@ SOME_WITHOUT = [
 
 
 def test_objects_without_a_mask_are_not_trained_on_as_empty_ones(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    target = first_batch(Loader(train=make(*SOME_WITHOUT), workers=0)).targets[0]
+    target = first_batch(Loader(train=make(*SOME_WITHOUT), workers=0)).target(0)
     assert target.boxes.tolist() == [[10, 5, 20, 15]]
     assert target.masks is not None
     assert int(target.masks.sum()) == 100
@@ -330,7 +330,7 @@ def test_objects_without_a_mask_are_not_trained_on_as_empty_ones(make: Make, cap
 
 
 def test_boxes_in_place_of_missing_masks(make: Make) -> None:
-    target = first_batch(Loader(train=make(*SOME_WITHOUT), workers=0, missing_masks="box")).targets[0]
+    target = first_batch(Loader(train=make(*SOME_WITHOUT), workers=0, missing_masks="box")).target(0)
     assert target.masks is not None
     assert target.masks.flatten(1).sum(1).tolist() == [100, 81, 25, 1, 25, 36]
     where = torch.nonzero(target.masks[1])
@@ -360,7 +360,7 @@ def test_data_where_no_object_has_a_mask(make: Make) -> None:
     with pytest.raises(DataError, match="train data: no object has a mask, and the model is trained on masks"):
         first_batch(Loader(train=make(BOX, OTHER), workers=0))
     plain = first_batch_without_masks(Loader(train=make(*SOME_WITHOUT), workers=0))
-    assert len(plain.targets[0]) == 6
+    assert len(plain.target(0)) == 6
 
 
 def first_batch_without_masks(loader: Loader) -> Batch:

@@ -87,7 +87,7 @@ def batches(loader, epochs=1, start=0, mode="train", **run_options):
     found = []
     for epoch in range(epochs):
         for batch in made.batches(epoch, start if epoch == 0 else 0):
-            boxes = torch.cat([target.boxes for target in batch.targets])
+            boxes = torch.cat([target.boxes for target in batch.each_target()])
             found.append((batch.indices, batch.images.clone(), boxes))
     loader.after_run()
     return found
@@ -173,7 +173,7 @@ def test_a_batch_is_padded_uint8_and_channels_last():
 def test_crowds_and_difficult_objects_are_not_trained_on():
     loader = Loader(train=Sizes(sizes=[(16, 16)]), workers=0)
     batch = next(iter(loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)))
-    assert [len(target) for target in batch.targets] == [1]
+    assert [len(target) for target in batch.each_target()] == [1]
 
 
 def test_portrait_and_landscape_do_not_share_a_batch():

@@ -8,7 +8,7 @@ torch or numpy: the classes only carry their arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import attrs
 
@@ -23,6 +23,8 @@ Losses: TypeAlias = "Mapping[str, Tensor]"
 (an accuracy, say) are only logged."""
 
 ImageId: TypeAlias = "int | str"
+
+T = TypeVar("T")
 
 
 @attrs.define(eq=False)
@@ -57,7 +59,7 @@ class Annotations:
 
 @attrs.define(eq=False)
 class Target:
-    """What a model is trained on for one picture, in the coordinates of the transformed picture. Torch tensors."""
+    """What a model is trained on for one image, in the coordinates of the transformed image. Torch tensors."""
 
     boxes: Tensor
     """float32 [N, 4] xyxy."""
@@ -75,16 +77,35 @@ class Target:
         """Only the objects that a bool or index tensor selects."""
         return self._map(lambda tensor: tensor[which])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Target:
-        return self._map(lambda tensor: tensor.pin_memory())
-
     def _map(self, change: Callable[[Tensor], Tensor]) -> Target:
         masks = None if self.masks is None else change(self.masks)
         keypoints = None if self.keypoints is None else change(self.keypoints)
         return Target(change(self.boxes), change(self.labels), masks, keypoints)
+
+
+class Targets(NamedTuple):
+    """The objects of B images, padded to M places each. M comes from few sizes, so that a run meets few shapes.
+
+    It holds tensors alone: DistributedDataParallel and `torch.compile` take it as it is. The objects of an image stand
+    first; the padding is 0, and a model must not depend on it.
+    """
+
+    boxes: Tensor
+    """float32 [B, M, 4] xyxy in pixels of the batch's images."""
+    labels: Tensor
+    """int64 [B, M], 0-based."""
+    valid: Tensor
+    """bool [B, M]: which places hold an object."""
+    masks: Tensor | None = None
+    """uint8 [B, M, H, W], 0 or 1, of the batch's height and width."""
+    keypoints: Tensor | None = None
+    """float32 [B, M, K, 3] x, y, visibility."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """Each tensor changed, such as moved to a device."""
+        masks = None if self.masks is None else change(self.masks)
+        keypoints = None if self.keypoints is None else change(self.keypoints)
+        return Targets(change(self.boxes), change(self.labels), change(self.valid), masks, keypoints)
 
 
 @attrs.define(eq=False)
@@ -112,32 +133,63 @@ class Sample:
 
 @attrs.define(eq=False)
 class Batch:
-    """Some samples, padded at the right and the bottom to one size."""
+    """Some images with their targets, padded at the right and the bottom to one size (`batching.make_batch`)."""
 
     images: Tensor
     """uint8 or normalised float32 [B, 3, H, W], channels-last; the padding is 0."""
-    targets: list[Target]
+    targets: Targets
+    counts: list[int]
+    """The number of objects of each image: how much of `targets` is theirs, without asking the device."""
     indices: list[int]
-    """Positions in the data set, one a picture."""
+    """Positions in the data set, one an image."""
     image_ids: list[ImageId]
     sizes: list[tuple[int, int]]
-    """(height, width) of each picture without its padding."""
+    """(height, width) of each image without its padding."""
+    image_sizes: Tensor
+    """int64 [B, 2]: `sizes` where the images are, for a model."""
     original_sizes: list[tuple[int, int]]
+    """(height, width) of each image's file."""
     scales: list[tuple[float, float]]
+    """(y, x) factors from the file's coordinates to the batch's; detections are divided by them."""
+    packed: tuple[Tensor, Any, Targets] | None = None
+    """What `targets` and `image_sizes` are views of, how, and those targets: moved to a device as one piece."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def move(self, device: torch.device | str, non_blocking: bool = False) -> None:
-        """Move pictures and targets to a device, in place."""
-        self.images = self.images.to(device, non_blocking=non_blocking)
-        self.targets = [target.to(device, non_blocking) for target in self.targets]
+    def target(self, number: int) -> Target:
+        """The objects of one image, without the padding."""
+        found = self.targets.map(lambda values: values[number, : self.counts[number]])
+        return Target(found.boxes, found.labels, found.masks, found.keypoints)
 
-    def pin_memory(self) -> Batch:
-        """What torch's loader calls in its pinning thread."""
-        self.images = self.images.pin_memory()
-        self.targets = [target.pin_memory() for target in self.targets]
-        return self
+    def each_target(self) -> list[Target]:
+        """The objects of each image, without the padding."""
+        return [self.target(number) for number in range(len(self))]
+
+    def keep(self, numbers: Sequence[int]) -> Batch:
+        """A batch of some of its images, by their places."""
+        which = list(numbers)
+
+        def some(values: list[T]) -> list[T]:
+            return [values[number] for number in which]
+
+        return Batch(
+            images=self.images[which],
+            targets=self.targets.map(lambda values: values[which]),
+            counts=some(self.counts),
+            indices=some(self.indices),
+            image_ids=some(self.image_ids),
+            sizes=some(self.sizes),
+            image_sizes=self.image_sizes[which],
+            original_sizes=some(self.original_sizes),
+            scales=some(self.scales),
+        )
+
+    def move(self, device: torch.device | str, non_blocking: bool = False) -> None:
+        """Move images and targets to a device, in place: two copies, one of the images and one of all else."""
+        from detkernel_detection.batching import moved
+
+        moved(self, device, non_blocking)
 
 
 @attrs.define(eq=False)

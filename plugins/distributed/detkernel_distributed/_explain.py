@@ -89,7 +89,7 @@ def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None
     if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
         return None
     pictures = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
-    objects = sum(len(target) for target in batch.targets)
+    objects = sum(batch.counts)
     advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
     shown = ", ".join(pictures[:_SHOWN])
     when, smaller = "in validation after", "val_batch_size"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detkernel import Kernel, Mode, Run, RunOptions, Span, hookimpl, option, plugin
 from detkernel_detection import Annotations, Batch, Dataset, Detections
+from detkernel_detection.batching import make_batch
 from pycocotools import mask as rle
 
 Case = tuple["GivenData", list[Detections]]
@@ -51,7 +52,7 @@ class GivenLoader:
         for indices in self.parts[start:]:
             ids = [self.dataset.annotations(index).image_id for index in indices]
             sizes = [(1, 1)] * len(indices)
-            yield Batch(torch.zeros(len(indices), 3, 1, 1), [], indices, ids, sizes, sizes, [(1.0, 1.0)] * len(indices))
+            yield make_batch(torch.zeros(len(indices), 3, 1, 1), indices=indices, image_ids=ids, original_sizes=sizes)
 
 
 @plugin

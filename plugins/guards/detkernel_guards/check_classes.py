@@ -35,7 +35,7 @@ class CheckClasses:
         if run.iter % self.interval:
             return
         count = len(run.classes)
-        for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
+        for image_id, target in zip(batch.image_ids, batch.each_target(), strict=True):
             if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < count:
                 labels = sorted(set(target.labels.tolist()))
                 raise UserError(

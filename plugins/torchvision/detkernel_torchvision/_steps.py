@@ -32,7 +32,7 @@ LOSSES = {
 def train(options: Detector, run: Run, batch: Batch) -> Losses:
     """Named losses of a batch."""
     needs = getattr(type(options), "needs", ())
-    targets = [_target(target, options.background, needs) for target in batch.targets]
+    targets = [_target(target, options.background, needs) for target in batch.each_target()]
     with explained(run, batch):
         losses = run.model(Pictures(batch), targets)
     return {LOSSES.get(name, name): loss for name, loss in losses.items()}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models.detection as reference
-from detkernel_detection import Batch, Target
+from detkernel_detection import Target, batching
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
@@ -86,7 +86,7 @@ def make_batch(size):
         masks[0, 4 : h // 2, 5 : w // 2] = 1
         masks[1, h // 2 :, w // 2 :] = 1
         targets.append(Target(boxes, torch.tensor([0, 2]), masks, points))
-    return Batch(images, targets, [0, 1], [0, 1], sizes, sizes, [(1.0, 1.0)] * 2)
+    return batching.make_batch(images, targets, sizes=sizes)
 
 
 def theirs(model, batch, background, training):
@@ -96,7 +96,7 @@ def theirs(model, batch, background, training):
     model.transform.resize = lambda image, target: (image, target)
     targets = [
         {"boxes": t.boxes, "labels": t.labels + background, "masks": t.masks, "keypoints": t.keypoints}
-        for t in batch.targets
+        for t in batch.each_target()
     ]
     torch.manual_seed(0)
     return model.train(training)(images, targets if training else None)

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from detkernel import Run, UserError
-from detkernel_detection import Batch, Target
+from detkernel_detection import Batch, Target, batching
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision._steps import _detections
 from detkernel_torchvision.backbones import MobilenetV3, Resnet
@@ -36,8 +36,7 @@ def batch_of(images: torch.Tensor, boxes: list[list[float]], labels: list[int]) 
         Target(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(labels, dtype=torch.int64))
         for _ in images
     ]
-    numbers = list(range(len(images)))
-    return Batch(images, targets, numbers, numbers, sizes, sizes, [(1.0, 1.0)] * len(images))
+    return batching.make_batch(images, targets, sizes=sizes)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -123,7 +122,9 @@ def test_keypoint_rcnn_takes_a_step_with_channels_last_weights(tmp_path: Path):
     run = run_of(model, tmp_path)
     run.model = run.model.to(memory_format=torch.channels_last)
     batch = batch_of(noise(1, 3, 64, 64).contiguous(memory_format=torch.channels_last), [[5, 5, 40, 40]], [0])
-    batch.targets[0].keypoints = torch.tensor([[[10.0, 10, 2], [30, 30, 2]]])
+    target = batch.target(0)
+    target.keypoints = torch.tensor([[[10.0, 10, 2], [30, 30, 2]]])
+    batch = batching.make_batch(batch.images, [target])
     losses = run.hook.train_step(run=run, batch=batch)
     assert losses["loss_keypoint"] > 0
 

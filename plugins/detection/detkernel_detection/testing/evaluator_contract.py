@@ -138,7 +138,7 @@ def _validate(run: Run, metric: str, indices: Sequence[int], faults: _Faults) ->
 
 def _detections(batch: Batch, index: int, faults: _Faults) -> Detections:
     """What is annotated, with the faults."""
-    target = batch.targets[0]
+    target = batch.target(0)
     boxes = target.boxes + (40 if index in faults.moved else 0)
     labels = (target.labels + 1) % 3 if index in faults.renamed else target.labels
     found = Detections(batch.image_ids[0], index, boxes, torch.ones(len(boxes)), labels)

@@ -14,9 +14,11 @@ from detkernel.plugin import hookimpl, option, plugin, state
 from detkernel.run import Run
 
 from detkernel_detection import Batch, Dataset, Detections, Target
+from detkernel_detection.batching import make_batch
+from detkernel_detection.testing import tiny
 from detkernel_detection.testing.boxes import iou, rounded
 from detkernel_detection.testing.generators import restore_all, seed_all, states_of_all
-from detkernel_detection.testing.tiny import TinyData, TinyDataset, TinySgd, make_batch, tiny_kernel
+from detkernel_detection.testing.tiny import TinyData, TinyDataset, TinySgd, tiny_kernel
 
 
 class ModelContract:
@@ -64,7 +66,7 @@ class ModelContract:
 
     def test_losses_follow_the_targets(self, tmp_path: Path) -> None:
         run, _ = self._train(tmp_path, 1)
-        targets = _pictures(run).targets
+        targets = _pictures(run).each_target()
         count = len(run.classes)
         smaller = [attrs.evolve(target, boxes=0.75 * target.boxes) for target in targets]
         renamed = [attrs.evolve(target, labels=(target.labels + 1) % count) for target in targets]
@@ -80,7 +82,7 @@ class ModelContract:
 
     def test_trains_on_pictures_without_objects(self, tmp_path: Path) -> None:
         run, _ = self._train(tmp_path, 1)
-        targets = _pictures(run).targets
+        targets = _pictures(run).each_target()
         empty = [target.keep(target.labels < 0) for target in targets]
         for given, what in ((empty, "without any object"), ([*empty[:1], *targets[1:]], "with one empty picture")):
             try:
@@ -154,7 +156,7 @@ class _Learned:
         states, batch = states_of_all(), _pictures(run)
         found = _detect(run, batch)
         _check_detections(found, batch, len(run.classes))
-        pairs = zip(found, batch.targets, strict=True)
+        pairs = zip(found, batch.each_target(), strict=True)
         self.problem = next((problem for one, target in pairs if (problem := _missed(one, target))), "")
         restore_all(states)
         if not self.problem:
@@ -164,7 +166,7 @@ class _Learned:
 def _pictures(run: Run) -> Batch:
     """The pictures that it is trained on, in their order."""
     dataset = run.loaders["train"].dataset
-    return make_batch(dataset, range(len(dataset)))
+    return tiny.make_batch(dataset, range(len(dataset)))
 
 
 def _detect(run: Run, batch: Batch) -> Sequence[Detections]:
@@ -182,8 +184,8 @@ def _detect(run: Run, batch: Batch) -> Sequence[Detections]:
 def _train_step(run: Run, targets: list[Target]) -> Mapping[str, Any]:
     """The losses of the pictures with other targets; random numbers, weights and counts are as before each time."""
     kept = copy.deepcopy(run.bare_model.state_dict())
-    batch = _pictures(run)
-    batch.targets = list(targets)
+    given = _pictures(run)
+    batch = make_batch(given.images, targets, indices=given.indices, image_ids=given.image_ids)
     seed_all(1)
     run.model.train()
     losses: Mapping[str, Any] = run.hook.train_step(run=run, batch=batch)

@@ -13,7 +13,7 @@ from detkernel.plugin import hookimpl, option, plugin, state
 from detkernel.run import Mode, Run
 from detkernel.testing.plain import kernel_of, with_defaults
 
-from detkernel_detection import Annotations, Batch, Dataset, Detections, Loader, Losses, Target
+from detkernel_detection import Annotations, Batch, Dataset, Detections, Loader, Losses, Target, batching
 
 
 @plugin
@@ -81,17 +81,11 @@ class TinyLoader:
 def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
     """A batch of pictures of one size, untransformed."""
     notes = [dataset.annotations(index) for index in indices]
-    sizes = [(note.height, note.width) for note in notes]
-    return Batch(
-        images=torch.stack([dataset.image(index) for index in indices]),
-        targets=[
-            Target(torch.as_tensor(note.boxes, dtype=torch.float32), torch.as_tensor(note.labels)) for note in notes
-        ],
-        indices=list(indices),
+    return batching.make_batch(
+        torch.stack([dataset.image(index) for index in indices]),
+        [Target(torch.as_tensor(note.boxes, dtype=torch.float32), torch.as_tensor(note.labels)) for note in notes],
+        indices=indices,
         image_ids=[note.image_id for note in notes],
-        sizes=sizes,
-        original_sizes=sizes,
-        scales=[(1.0, 1.0)] * len(sizes),
     )
 
 
@@ -129,12 +123,12 @@ class TinyDetector:
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Losses:
         out = run.model(batch.images.float() / 255)
-        seen = [i for i, target in enumerate(batch.targets) if len(target)]
+        seen = [i for i, count in enumerate(batch.counts) if count]
         if not seen:
             nothing = 0 * out.sum()  # a gradient all the same: the stepping plugin goes backward from every batch
             return {"loss_cls": nothing, "loss_bbox": nothing}
-        boxes = torch.stack([batch.targets[i].boxes[0] for i in seen]) / batch.images.shape[-1]
-        labels = torch.stack([batch.targets[i].labels[0] for i in seen])
+        boxes = batch.targets.boxes[seen, 0] / batch.images.shape[-1]
+        labels = batch.targets.labels[seen, 0]
         functional = torch.nn.functional
         return {
             "loss_cls": functional.cross_entropy(out[seen, 4:], labels),
