@@ -55,7 +55,7 @@ def run(folder: Path, resume: Path | None = None, optimizer: Stepping | None = N
         "early_stopping": EarlyStopping(metric="mAP", patience=9),
         "log": Log(interval=5, sinks=[]),
         "checkpoint": Checkpoint(
-            every=Span(4, "iters"), best="mAP", resume=str(resume or "auto"), accept_changes=accept, asynchronous=False
+            every=Span(7, "iters"), best="mAP", resume=str(resume or "auto"), accept_changes=accept, asynchronous=False
         ),
     }
     return tiny_run(plugins, until="8 iters", validate="2 iters", work_dir=folder)
@@ -65,7 +65,7 @@ def run(folder: Path, resume: Path | None = None, optimizer: Stepping | None = N
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Content:
     folder = tmp_path_factory.mktemp("sound")
     run(folder)
-    return _file.read(folder / "checkpoints/iter_4.pt")
+    return _file.read(folder / "checkpoints/iter_7.pt")  # behind a step: fp16 leaves the first one out
 
 
 def resume(content: Content, folder: Path, **more: Any) -> Run:
@@ -97,12 +97,16 @@ WEIGHTS = ("plugins", "ema", "averages", "0.0.weight")
         (at(*MOMENTS, "exp_avg"), None, "could not step with its state from the checkpoint: "),
         (at(*MOMENTS, "exp_avg_sq"), torch.zeros(7), "could not step with its state from the checkpoint: "),
         (at(*MOMENTS), {}, None),
-        (at(*MOMENTS, "exp_avg"), torch.zeros(2, 2).to_sparse(), "exp_avg is no plain tensor"),
+        (at(*MOMENTS, "exp_avg"), torch.zeros(2, 2).to_sparse(), "exp_avg: torch._utils._rebuild_sparse"),
         (at(*MOMENTS, "exp_avg"), torch.zeros(1).expand(9), None),  # written whole: it is no longer one
         (at(*GROUP, "betas"), "x", "plugin 'optimizer' does not fit: its 'betas' is 'x', expected such as "),
         (at(*GROUP, "weight_decay"), float("nan"), "its 'weight_decay' is nan"),
         (at("plugins", "optimizer", "scaler", "scale"), float("nan"), "its loss scale is nan"),
-        (at("plugins", "optimizer", "gradients"), {"0.0.weight": torch.zeros(1)}, "a gradient of .1. for '0.0.weight'"),
+        (
+            at("ranks", 0, "optimizer", "gradients"),
+            {"0.0.weight": torch.zeros(1)},
+            "a gradient of .1. for '0.0.weight'",
+        ),
         (at("plugins", "optimizer", "kind"), "SGD", "it is of SGD, and this run steps with AdamW"),
         (at(*WEIGHTS), torch.zeros(1), "plugin 'ema' does not fit: its average of '0.0.weight' is torch.float32 .1."),
         (at("plugins", "ema", "steps"), 10**30, "it counts 1000000000000000000000000000000 steps"),
