@@ -211,6 +211,10 @@ def test_a_step_left_out_is_none(tmp_path, caplog):
     assert run.scalars["skipped_steps"]() == 2
     assert math.isfinite(run.scalars["grad_norm"]())
     assert caplog.text.count("this step is left out") == 1  # not for each of a row
+    again = Sgd(lr=0.1, invalid_gradients="skip")
+    other = tiny_run({"optimizer": again}, until="1 iters", work_dir=tmp_path)
+    again.load_state_dict({**again.state_dict(), "skipped": plugins["optimizer"].state_dict()["skipped"]})
+    assert other.scalars["skipped_steps"]() == 2  # it goes on in a resumed run
 
 
 def test_a_run_in_which_every_step_is_left_out_ends(tmp_path):
