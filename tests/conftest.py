@@ -17,6 +17,12 @@ ROOT = Path(__file__).parents[1]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache folder is left alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def detkernel(tmp_path: Path) -> Detkernel:
     """Run the command in `tmp_path`, as a user would: `detkernel("run", "config.yaml", env={...})`."""
