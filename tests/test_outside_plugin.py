@@ -97,6 +97,15 @@ def test_a_misspelt_option_names_its_place(folder: Path, installed: dict[str, st
     assert "config.yaml:6:11: greeter.wrods: there is no option 'wrods', did you mean 'words'?" in result.stderr
 
 
+LISTED = {
+    "model": "plugin A detector of one box a picture",
+    "dataset": "dataset Pictures listed in a CSV file",
+    "transform": "transform Darken or brighten some pictures.",
+    "evaluator": "plugin Share of the annotated boxes",
+    "hook": "plugin Stop the run when the loss",
+}
+
+
 @pytest.mark.parametrize("kind", ["model", "dataset", "transform", "evaluator", "hook", "command"])
 def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, detkernel: Detkernel) -> None:
     """Also in the folder of a project with settings for pytest of its own, such as this one's."""
@@ -110,7 +119,7 @@ def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, d
     tests = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=env)
     assert tests.returncode == 0, tests.stdout
     listing = detkernel("--help" if kind == "command" else "plugins", env=env).stdout
-    assert f"my{kind}" in listing
+    assert " ".join(f"my{kind} {LISTED.get(kind, '')}".split()) in " ".join(listing.split())
 
 
 def test_a_new_plugin_overwrites_nothing(tmp_path: Path, detkernel: Detkernel) -> None:

@@ -16,13 +16,6 @@ Write = Callable[[str, str], Path]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 
 KINDS = ["model", "dataset", "transform", "evaluator", "hook", "command"]
-LISTED = {
-    "model": "plugin A detector of one box a picture",
-    "dataset": "dataset Pictures listed in a CSV file",
-    "transform": "transform Darken or brighten some pictures.",
-    "evaluator": "plugin Share of the annotated boxes",
-    "hook": "plugin Stop the run when the loss",
-}
 
 
 @pytest.fixture
@@ -64,14 +57,14 @@ def test_each_kind_is_a_whole_project(detkernel: Detkernel, folder: Path, kind: 
         assert "@" not in text or name.endswith(".py")
 
 
-@pytest.mark.parametrize("kind", list(LISTED))
-def test_it_is_listed_and_shown(detkernel: Detkernel, install: Callable[[str], None], kind: str):
-    detkernel("new-plugin", "box-counter", "--kind", kind)
+def test_it_is_listed_and_shown(detkernel: Detkernel, install: Callable[[str], None]):
+    """Of the kind that needs nothing but the kernel; the tests of the whole system list every kind."""
+    detkernel("new-plugin", "box-counter", "--kind", "hook")
     install("box-counter")
     result = detkernel("plugins")
     assert (result.returncode, result.stderr) == (0, "")
     row = next(" ".join(line.split()) for line in result.stdout.splitlines() if line.startswith("box_counter "))
-    assert row.startswith(f"box_counter {LISTED[kind]}")
+    assert row.startswith("box_counter plugin Stop the run when the loss")
     assert row.endswith(" box-counter 0.1.0")
     page = detkernel("plugins", "show", "box_counter")
     assert page.returncode == 0

@@ -568,6 +568,7 @@ class TestPlainValues:
         assert made["run"] == {
             "until": "1 epoch",
             "validate": None,
+            "validate_at_start": False,
             "validate_at_end": True,
             "workflow": None,
             "seed": 0,
