@@ -45,9 +45,10 @@ class Plain:
     """The loop that one would write by hand."""
 
     def __init__(self, run: Any, background: bool) -> None:
-        self.model = copy.deepcopy(run.bare_model)
-        normalise = self.model.transform
-        self.model.transform = GeneralizedRCNNTransform(0, 0, normalise.mean, normalise.std)
+        adapter = copy.deepcopy(run.bare_model)
+        self.model = adapter.inner
+        mean, std = (values.flatten().tolist() for values in (adapter.normalize.mean, adapter.normalize.std))
+        self.model.transform = GeneralizedRCNNTransform(0, 0, mean, std)
         self.model.transform.resize = lambda image, target: (image, target)  # resized already, as for detkernel
         self.device, self.background = run.device, int(background)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -70,7 +71,7 @@ class Plain:
 def through_kernel(run: Any, batch: Any) -> None:
     """What the loop does between two batches."""
     run.hook.before_train_iter(run=run, batch=batch)
-    losses = run.hook.train_step(run=run, batch=batch)
+    losses = run.hook.train_step(run=run, model=run.model, batch=batch)
     run.advance()
     run.hook.after_train_iter(run=run, batch=batch, losses=losses)
 

@@ -167,7 +167,7 @@ def test_it_is_over_when_its_iterations_are(tmp_path: Path):
     assert tree.count("train_step") == 2
     assert "after_run" not in tree
     count = len(tracer.calls)
-    kernel.state.hook.train_step(run=kernel.state, batch=1)
+    kernel.state.hook.train_step(run=kernel.state, model=None, batch=1)
     assert len(tracer.calls) == count
 
 

@@ -28,5 +28,5 @@ class HardExamples:
 
     @staticmethod
     def _loss(run: Run, batch: Batch) -> Any:
-        losses = run.hook.train_step(run=run, batch=batch)
+        losses = run.hook.train_step(run=run, model=run.model, batch=batch)
         return sum(value for name, value in losses.items() if "loss" in name)

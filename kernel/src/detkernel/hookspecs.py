@@ -9,13 +9,13 @@
         before_train_epoch(run)
         for batch in the train loader:
             before_train_iter(run, batch)
-            train_step(run, batch) -> losses    first result: forward only
+            train_step(run, model, batch) -> losses    first result: forward only
             after_train_iter(run, batch, losses)    backward and optimizer stepping, in a plugin
             when a validation is due:
                 before_val_epoch(run)
                 for batch in the val loader:
                     before_val_iter(run, batch)
-                    val_step(run, batch) -> detections      first result
+                    val_step(run, model, batch) -> detections      first result
                     after_val_iter(run, batch, detections)
                 after_val_epoch(run)            metrics are published
         after_train_epoch(run)
@@ -137,7 +137,7 @@ class Events:
         """
 
     @hookspec(firstresult=True)
-    def train_step(self, run: Run, batch: Batch) -> Losses:
+    def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
         """Forward only: return named losses, scalar tensors. The first that is not None wins.
 
         For example:
@@ -185,7 +185,7 @@ class Events:
         """
 
     @hookspec(firstresult=True)
-    def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
+    def val_step(self, run: Run, model: Any, batch: Batch) -> Sequence[Detections]:
         """Detect: one `Detections` a picture, in the coordinates of the file. Runs without gradients.
 
         For example:

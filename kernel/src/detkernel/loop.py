@@ -187,7 +187,7 @@ def train_epoch(run: Run, limit: int | None = None) -> None:
         hook.before_train_epoch(run=run)
     for batch in run.loaders["train"].batches(run.epoch, start=run.batch):
         hook.before_train_iter(run=run, batch=batch)
-        losses = hook.train_step(run=run, batch=batch)
+        losses = hook.train_step(run=run, model=run.model, batch=batch)
         run.advance()
         hook.after_train_iter(run=run, batch=batch, losses=losses)
         if run.batch == limit:
@@ -211,7 +211,7 @@ def evaluate(run: Run, mode: Literal["val", "test"], limit: int | None = None) -
     hook.before_val_epoch(run=run)
     for number, batch in enumerate(run.loaders[mode].batches(epoch=0), start=1):
         hook.before_val_iter(run=run, batch=batch)
-        detections = hook.val_step(run=run, batch=batch)
+        detections = hook.val_step(run=run, model=run.model, batch=batch)
         hook.after_val_iter(run=run, batch=batch, detections=detections)
         if number == limit:
             break

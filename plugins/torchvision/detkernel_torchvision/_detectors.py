@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, wrong
+from detkernel_detection.normalize import Normalize
 from detkernel_detection.weights import load_into
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large, vgg
@@ -28,7 +29,7 @@ from detkernel_torchvision import _weights
 from detkernel_torchvision._necks import Pyramid, pyramid
 from detkernel_torchvision._norms import norm_layer
 from detkernel_torchvision._outputs import class_outputs
-from detkernel_torchvision._pictures import Normalise
+from detkernel_torchvision.adapter import Adapter
 
 if TYPE_CHECKING:
     from detkernel_torchvision import models
@@ -44,17 +45,28 @@ SAME_NAME = (
 """Options that torchvision's classes take under the same name."""
 
 
-def finish(options: models.Detector, model: Any, run: Run) -> nn.Module:
-    """Put the batch transform in, and load the weights asked for."""
-    divisible = getattr(options, "size_divisible", 1)
-    model.transform = Normalise(options.image_mean, options.image_std, divisible, options.check_sizes)
-    model.class_outputs = class_outputs(model, options.background)
-    if options.weights is not None:
-        weights = _weights.find(options, options.builders, options.weights)
-        loaded = load_into(model, weights, run.classes, given=options.weights_classes)
-        run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)
-    built: nn.Module = model
-    return built
+def adapted(options: models.TorchvisionDetector, inner: nn.Module, run: Run) -> Adapter:
+    """The detector behind the interface, for the classes of the data."""
+    normalize = Normalize(options.image_mean, options.image_std, getattr(options, "size_divisible", 1))
+    model = Adapter(
+        inner,
+        run.classes,
+        background=options.background,
+        normalize=normalize,
+        max_detections=options._max_detections(),
+    )
+    model.class_outputs = class_outputs(inner, options.background)
+    model.mask_threshold = getattr(options, "mask_threshold", model.mask_threshold)
+    return model
+
+
+def load(options: models.TorchvisionDetector, model: Adapter, run: Run) -> None:
+    """Load the weights asked for."""
+    if options.weights is None:
+        return
+    weights = _weights.find(options, options.builders, options.weights)
+    loaded = load_into(model, weights, run.classes, given=options.weights_classes)
+    run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)
 
 
 def faster_rcnn(options: models.FasterRcnn, num_classes: int) -> nn.Module:

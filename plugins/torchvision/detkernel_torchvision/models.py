@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from detkernel import Run, hookimpl, option, plugin, state
-from detkernel_detection import Backbone, Batch, Detections, Losses
+from detkernel import Run, option, plugin, state
+from detkernel_detection import Backbone, Batch
+from detkernel_detection.model_plugin import DetectorPlugin
 
 from detkernel_torchvision.backbones import Norm, Resnet
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from detkernel_torchvision.adapter import Adapter
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @plugin
-class Detector:
-    """What all of them share: weights, normalisation on the device, steps."""
+class TorchvisionDetector(DetectorPlugin):
+    """What all of them share: weights, and normalisation on the device."""
 
-    key = "model"
     builders: ClassVar[tuple[str, ...]] = ()
     """torchvision's functions whose published weights fit."""
     background: ClassVar[bool] = True
@@ -40,38 +43,20 @@ class Detector:
     image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..1")
     image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..1")
 
-    @hookimpl
-    def build_model(self, run: Run) -> nn.Module:
-        import torch
-
+    def build(self, run: Run) -> Adapter:
         from detkernel_torchvision import _detectors
 
-        torch.manual_seed(run.seed)
-        model = _detectors.finish(self, self._build(len(run.classes) + self.background), run)
-        named: Any = model  # a Module's type knows parameters and modules alone
-        named.max_detections = self._max_detections()
-        return model
+        return _detectors.adapted(self, self._build(len(run.classes) + self.background), run)
 
-    @hookimpl
-    def train_step(self, run: Run, batch: Batch) -> Losses:
-        from detkernel_torchvision import _steps
+    def load(self, run: Run, model: Any) -> None:
+        from detkernel_torchvision import _detectors
 
-        return _steps.train(self, run, batch)
+        _detectors.load(self, model, run)
 
-    @hookimpl
-    def val_step(self, run: Run, batch: Batch) -> Sequence[Detections]:
-        from detkernel_torchvision import _steps
+    def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
+        from detkernel_torchvision import _small_maps
 
-        return _steps.detect(self, run, batch)
-
-    @hookimpl
-    def summary(self, run: Run) -> Mapping[str, str]:
-        parameters = list(run.bare_model.parameters())
-        count, trained = (sum(p.numel() for p in parameters if p.requires_grad or whole) for whole in (True, False))
-        return {"model": f"{type(self).__name__}, {count / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained"}
-
-    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raise `ConfigError` for pictures, of (height, width), that the model cannot take."""
+        return _small_maps.explained(run, batch)
 
     def _build(self, num_classes: int) -> nn.Module:
         raise NotImplementedError
@@ -82,7 +67,7 @@ class Detector:
 
 
 @plugin
-class PyramidDetector(Detector):
+class PyramidDetector(TorchvisionDetector):
     """What detectors on a feature pyramid share."""
 
     backbone: Backbone = option(factory=Resnet, help="what makes feature maps of a picture")
@@ -168,13 +153,11 @@ class KeypointRcnn(FasterRcnn):
     num_keypoints: int | None = option(default=None, at_least=1, help="keypoints of an object; null: as in the data")
     _found: int = state(default=17)
 
-    @hookimpl
-    def build_model(self, run: Run) -> nn.Module:
+    def build(self, run: Run) -> Adapter:
         from detkernel_torchvision import _detectors
 
         self._found = self.num_keypoints or _detectors.count_keypoints(self, run)
-        model: nn.Module = super().build_model(run)
-        return model
+        return super().build(run)
 
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors
@@ -245,7 +228,7 @@ class Fcos(PyramidDetector):
 
 
 @plugin
-class SsdDetector(Detector):
+class SsdDetector(TorchvisionDetector):
     """What SSD and SSDlite share."""
 
     score_thresh: float = option(default=0.01, at_least=0, at_most=1, help="score below which nothing is detected")

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from detkernel import CheckpointError, ConfigError, UserError
 from detkernel_detection import Backbone
+from detkernel_detection.detector import Detector
+from detkernel_detection.predictions import Predictions, to_detections
 from detkernel_detection.testing import ModelContract, TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import MobilenetV3, Resnet, TorchvisionBackbone
 from detkernel_torchvision.models import FasterRcnn, Fcos, Retinanet, Ssdlite
@@ -208,12 +210,12 @@ def test_a_picture_of_another_size_is_told_to_ssd(tmp_path):
 
 
 def test_detections_are_in_the_coordinates_of_the_file(tmp_path):
-    from detkernel_torchvision._steps import _detections
-
     batch = next(iter(TinyData(dataset=TinyDataset()).build_loader(tiny_kernel({}).state, "train").batches(0)))
     batch.scales, batch.original_sizes = [(2.0, 4.0)] * 2, [(20, 10)] * 2
-    found = {"boxes": torch.tensor([[8.0, 6, 44, 44]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])}
-    one = _detections(batch, 0, found, background=True, threshold=0.5)
+    boxes, valid = torch.tensor([[[8.0, 6, 44, 44]]] * 2), torch.tensor([[True], [False]])
+    found = Predictions(boxes, torch.tensor([[0.5]] * 2), torch.tensor([[0]] * 2), valid)
+    one, other = to_detections(found, batch, Detector(["a"]))
+    assert len(other) == 0
     assert one.boxes.tolist() == [[2, 3, 10, 20]]  # divided by the scale, cut to the picture
     assert one.labels.tolist() == [0]
 

@@ -58,7 +58,7 @@ def detected(run: Run) -> list[dict[str, list[tuple[Any, ...]]]]:
     batch = next(iter(run.loaders["train"].batches(0)))
     run.model.eval()
     with torch.no_grad():
-        found = run.hook.val_step(run=run, batch=batch)
+        found = run.hook.val_step(run=run, model=run.model, batch=batch)
     result = []
     for one in found:
         by_class: dict[str, list[tuple[Any, ...]]] = {name: [] for name in run.classes}

@@ -116,7 +116,7 @@ def test_losses_and_detections_equal_torchvisions(name, tmp_path):
 
     expected = theirs(peer, batch, int(plugin.background), training=True)
     torch.manual_seed(0)
-    losses = run.hook.train_step(run=run, batch=batch)
+    losses = run.hook.train_step(run=run, model=run.model, batch=batch)
     assert all("loss" in key for key in losses)
     assert sorted(loss.item() for loss in losses.values()) == sorted(loss.item() for loss in expected.values())
     sum(losses.values()).backward()
@@ -131,7 +131,7 @@ def test_losses_and_detections_equal_torchvisions(name, tmp_path):
     run.model.eval()
     with torch.no_grad():
         wanted = theirs(peer, batch, int(plugin.background), training=False)
-        found = run.hook.val_step(run=run, batch=batch)
+        found = run.hook.val_step(run=run, model=run.model, batch=batch)
     assert sum(len(one) for one in found) > 0
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.scores, other["scores"])

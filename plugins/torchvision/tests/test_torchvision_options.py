@@ -10,8 +10,9 @@ import pytest
 import torch
 from detkernel import Run, UserError
 from detkernel_detection import Batch, Target, batching
+from detkernel_detection.detector import Detector
+from detkernel_detection.predictions import Predictions, to_detections
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
-from detkernel_torchvision._steps import _detections
 from detkernel_torchvision.backbones import MobilenetV3, Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
 from torch import nn
@@ -48,7 +49,7 @@ def test_batches_are_padded_to_a_multiple(divisible: int, padded: tuple[int, int
     run = run_of(Fcos(**WIDER, size_divisible=divisible), tmp_path)
     seen: list[torch.Tensor] = []
     run.model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    run.hook.train_step(run=run, batch=batch_of(noise(1, 3, 70, 50), [[5, 5, 40, 40]], [0]))
+    run.hook.train_step(run=run, model=run.model, batch=batch_of(noise(1, 3, 70, 50), [[5, 5, 40, 40]], [0]))
     assert tuple(seen[0].shape[-2:]) == padded
     assert not seen[0][:, :, 70:].any()
     assert not seen[0][:, :, :, 50:].any()
@@ -63,12 +64,12 @@ def test_box_loss_of_retinanet(tmp_path: Path):
         nn.init.zeros_(run.model.head.regression_head.bbox_reg.weight)
         nn.init.zeros_(run.model.head.regression_head.bbox_reg.bias)
         batch = batch_of(noise(1, 3, side, side), truth.tolist(), [0])
-        losses[kind] = run.hook.train_step(run=run, batch=batch)["loss_bbox"].item()
+        losses[kind] = run.hook.train_step(run=run, model=run.model, batch=batch)["loss_bbox"].item()
     anchors = run.model.anchor_generator(
         *[type("Images", (), {"tensors": torch.zeros(1, 3, side, side), "image_sizes": [(side, side)]})()],
         [torch.zeros(1, 1, -(-side // stride), -(-side // stride)) for stride in run.model.backbone.strides],
     )[0]
-    matched = anchors[run.model.proposal_matcher(_iou(truth, anchors)) >= 0]
+    matched = anchors[run.model.inner.proposal_matcher(_iou(truth, anchors)) >= 0]
     assert len(matched) > 0
     width, height = (matched[:, 2] - matched[:, 0]), (matched[:, 3] - matched[:, 1])
     dx = ((truth[:, 0] + truth[:, 2]) / 2 - (matched[:, 0] + matched[:, 2]) / 2) / width
@@ -87,16 +88,20 @@ def _iou(truth: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return shared / (areas[0][:, None] + areas[1] - shared)
 
 
+def predicted(box: list[float], masks: torch.Tensor, keypoints: torch.Tensor | None = None) -> Predictions:
+    """One detection in one image."""
+    scores, labels, valid = torch.tensor([[0.5]]), torch.tensor([[0]]), torch.tensor([[True]])
+    return Predictions(torch.tensor([[box]]), scores, labels, valid, masks, keypoints)
+
+
 def test_keypoints_and_masks_are_in_the_coordinates_of_the_file():
     """Scales are (y, x): an image that was made 2 times as high and 4 times as wide."""
     batch = batch_of(noise(1, 3, 40, 80), [], [])
     batch.scales, batch.original_sizes = [(2.0, 4.0)], [(20, 20)]
-    mask = torch.ones(1, 1, 28, 28)
-    found = {
-        "boxes": torch.tensor([[8.0, 6, 40, 36]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1]),
-        "keypoints": torch.tensor([[[8.0, 6.0, 1.0], [20.0, 30.0, 0.0]]]), "masks": mask,
-    }  # fmt: skip
-    one = _detections(batch, 0, found, background=True, threshold=0.5)
+    found = predicted(
+        [8.0, 6, 40, 36], torch.ones(1, 1, 28, 28), torch.tensor([[[[8.0, 6.0, 1.0], [20.0, 30.0, 0.0]]]])
+    )
+    one = to_detections(found, batch, Detector(["a"]))[0]
     assert one.boxes.tolist() == [[2, 3, 10, 18]]
     assert one.keypoints.tolist() == [[[2, 3, 1], [5, 15, 0]]]
     assert one.masks.shape == (1, 20, 20)
@@ -107,13 +112,10 @@ def test_keypoints_and_masks_are_in_the_coordinates_of_the_file():
 @pytest.mark.parametrize("threshold", [0.2, 0.8])
 def test_mask_threshold(threshold: float, tmp_path: Path):
     batch = batch_of(noise(1, 3, 32, 32), [], [])
-    found = {
-        "boxes": torch.tensor([[0.0, 0, 32, 32]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1]),
-        "masks": torch.full((1, 1, 28, 28), 0.5),
-    }  # fmt: skip
-    share = _detections(batch, 0, found, background=True, threshold=threshold).masks.float().mean()
+    model = run_of(MaskRcnn(**SMALL, mask_threshold=threshold), tmp_path).model
+    found = predicted([0.0, 0, 32, 32], torch.full((1, 1, 28, 28), 0.5))
+    share = to_detections(found, batch, model)[0].masks.float().mean()
     assert share > 0.8 if threshold < 0.5 else share == 0
-    assert MaskRcnn(mask_threshold=threshold).mask_threshold == threshold
 
 
 def test_keypoint_rcnn_takes_a_step_with_channels_last_weights(tmp_path: Path):
@@ -125,7 +127,7 @@ def test_keypoint_rcnn_takes_a_step_with_channels_last_weights(tmp_path: Path):
     target = batch.target(0)
     target.keypoints = torch.tensor([[[10.0, 10, 2], [30, 30, 2]]])
     batch = batching.make_batch(batch.images, [target])
-    losses = run.hook.train_step(run=run, batch=batch)
+    losses = run.hook.train_step(run=run, model=run.model, batch=batch)
     assert losses["loss_keypoint"] > 0
 
 
@@ -135,7 +137,9 @@ def test_fcos_can_learn_boxes_from_any_random_start(tmp_path: Path):
         run = run_of(Fcos(**WIDER), tmp_path / str(seed))
         torch.manual_seed(seed)
         nn.init.normal_(run.model.head.regression_head.bbox_reg.weight, std=0.01)
-        loss = run.hook.train_step(run=run, batch=batch_of(noise(1, 3, 64, 64), [[5, 5, 60, 60]], [0]))["loss_bbox"]
+        loss = run.hook.train_step(
+            run=run, model=run.model, batch=batch_of(noise(1, 3, 64, 64), [[5, 5, 60, 60]], [0])
+        )["loss_bbox"]
         loss.backward()
         assert loss.item() != 1
         assert run.model.head.regression_head.bbox_reg.weight.grad.abs().sum() > 0
@@ -159,18 +163,18 @@ def test_sizes_that_a_norm_cannot_take_are_found_by_a_check_and_told_by_a_run(mo
     assert len(batch) == 2
     run.loaders["train"].smallest_batch = 1
     with pytest.raises(UserError, match=message):
-        run.hook.train_step(run=run, batch=batch)
+        run.hook.train_step(run=run, model=run.model, batch=batch)
     run.checking = False
-    assert run.hook.train_step(run=run, batch=batch)
+    assert run.hook.train_step(run=run, model=run.model, batch=batch)
     last = list(run.loaders["train"].batches(0))[-1]
     with pytest.raises(UserError, match="a normalisation gets a single value a channel, in a batch of one image"):
-        run.hook.train_step(run=run, batch=last)
+        run.hook.train_step(run=run, model=run.model, batch=last)
 
 
 def test_batches_of_two_are_no_problem_to_batch_norm(tmp_path: Path):
     run = run_of(Ssdlite(size=64), tmp_path, 64, checking=True)
     run.loaders["train"].smallest_batch = 2
-    assert run.hook.train_step(run=run, batch=next(iter(run.loaders["train"].batches(0))))
+    assert run.hook.train_step(run=run, model=run.model, batch=next(iter(run.loaders["train"].batches(0))))
 
 
 FIELDS = {
@@ -226,7 +230,7 @@ def test_options_of_torchvisions_reach_the_part_that_goes_by_them(kind: type, tm
     """That the parts do what they say is torchvision's own, and shown equal on the whole."""
     options = {name: value for name, (value, _, _) in FIELDS[kind].items()}
     small = {"size": 64} if kind is Ssdlite else SMALL
-    model = run_of(kind(**small, **options), tmp_path).model
+    model = run_of(kind(**small, **options), tmp_path).model.inner
     for name, (value, path, key) in FIELDS[kind].items():
         found: Any = model
         for part in path.split("."):
@@ -284,7 +288,9 @@ def test_the_mean_and_deviation_of_images(tmp_path: Path):
     seen: list[torch.Tensor] = []
     run.model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     run.model.eval()
-    run.hook.val_step(run=run, batch=batch_of(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8), [], []))
+    run.hook.val_step(
+        run=run, model=run.model, batch=batch_of(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8), [], [])
+    )
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.8, 0.8, 0.35]))
 
 

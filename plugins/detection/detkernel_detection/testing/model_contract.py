@@ -172,7 +172,7 @@ def _pictures(run: Run) -> Batch:
 def _detect(run: Run, batch: Batch) -> Sequence[Detections]:
     run.model.eval()
     with torch.no_grad():
-        found: Sequence[Detections] = run.hook.val_step(run=run, batch=batch) or []
+        found: Sequence[Detections] = run.hook.val_step(run=run, model=run.model, batch=batch) or []
     run.model.train()
     assert len(found) == len(batch), (
         f"val_step returned {len(found)} Detections for {len(batch)} pictures: it returns one a picture, in their "
@@ -188,7 +188,7 @@ def _train_step(run: Run, targets: list[Target]) -> Mapping[str, Any]:
     batch = make_batch(given.images, targets, indices=given.indices, image_ids=given.image_ids)
     seed_all(1)
     run.model.train()
-    losses: Mapping[str, Any] = run.hook.train_step(run=run, batch=batch)
+    losses: Mapping[str, Any] = run.hook.train_step(run=run, model=run.model, batch=batch)
     run.bare_model.load_state_dict(kept)
     return losses
 

@@ -1,0 +1,61 @@
+"""The interface of a model: tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from detkernel_detection.class_mapping import ClassOutput
+from detkernel_detection.normalize import Normalize
+from detkernel_detection.predictions import Predictions
+from detkernel_detection.structures import Targets
+
+
+class Detector(nn.Module):
+    """A model that detects: `model(images, targets)` gives losses, `model(images)` gives predictions.
+
+    Everything that goes in and comes out is a tensor, or a named tuple or dict of tensors, so that
+    DistributedDataParallel wraps it, `torch.compile` takes it whole and `torch.export` writes it. A subclass writes
+    `forward_outputs`, `losses` and `predictions`; one that has no such parts (an adapter) overrides `forward`.
+    """
+
+    classes: tuple[str, ...]
+    """Names in label order."""
+    class_outputs: Mapping[str, ClassOutput]
+    """Which tensors of the state dict hold classes, and how (`class_mapping`): weights are taken by class name."""
+    max_detections: int | None = None
+    """How many detections an image it gives at most; evaluators compare their limits with it."""
+    mask_space: Literal["box", "image"] = "box"
+    """What the grids of predicted masks lie over (`Predictions.masks`)."""
+    mask_threshold: float = 0.5
+    """How likely a pixel must be the object's to count."""
+
+    def __init__(self, classes: Sequence[str], normalize: Normalize | None = None) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.normalize = Normalize() if normalize is None else normalize
+
+    def forward(
+        self, images: Tensor, targets: Targets | None = None, sizes: Tensor | None = None
+    ) -> dict[str, Tensor] | Predictions:
+        """Losses by name where there are targets, else `Predictions`.
+
+        `images`: uint8, or float that is normalised already, [B, 3, H, W]. `sizes`: int64 [B, 2], height and width of
+        each image without its padding; None: there is none.
+        """
+        outputs = self.forward_outputs(self.normalize(images, sizes), sizes)
+        return self.predictions(outputs, sizes) if targets is None else self.losses(outputs, targets, sizes)
+
+    def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Any:
+        """What the network says of normalised images: everything that `losses` and `predictions` need."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward_outputs")
+
+    def losses(self, outputs: Any, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        """Named losses; the sum of those whose name contains "loss" is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def predictions(self, outputs: Any, sizes: Tensor | None = None) -> Predictions:
+        """Detections in pixels of the batch's images, clipped to `sizes`."""
+        raise NotImplementedError(f"{type(self).__name__} has no predictions")

@@ -1,0 +1,73 @@
+"""The base of model plugins: it answers `build_model`, `train_step` and `val_step` once, for every `Detector`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from detkernel import DataError, Run, hookimpl, plugin
+
+if TYPE_CHECKING:
+    from detkernel_detection.detector import Detector
+    from detkernel_detection.structures import Batch, Detections, Losses
+
+
+@plugin
+class DetectorPlugin:
+    """A detector, built for the classes of the data. A subclass writes `build`."""
+
+    key = "model"
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What the loader must give beside boxes: "masks", "keypoints"."""
+
+    def build(self, run: Run) -> Detector:
+        """Make the model for `run.classes`, with random weights; generators are seeded."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
+
+    def load(self, run: Run, model: Detector) -> None:
+        """Load the weights that the options ask for."""
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise `ConfigError` for images, of (height, width), that the model cannot take."""
+
+    def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
+        """Around a forward pass: the place to turn errors that a user can fix into messages."""
+        return nullcontext()
+
+    @hookimpl
+    def build_model(self, run: Run) -> Detector:
+        import torch
+
+        torch.manual_seed(run.seed)
+        model = self.build(run)
+        self.load(run, model)
+        return model
+
+    @hookimpl
+    def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
+        self._check(batch)
+        with self.explained(run, batch):
+            losses: Losses = model(batch.images, batch.targets, batch.image_sizes)
+        return losses
+
+    @hookimpl
+    def val_step(self, run: Run, model: Any, batch: Batch) -> Sequence[Detections]:
+        from detkernel_detection.predictions import to_detections
+
+        self.check_sizes(batch.sizes)
+        with self.explained(run, batch):
+            predictions = model(batch.images, None, batch.image_sizes)
+        return to_detections(predictions, batch, run.bare_model)
+
+    @hookimpl
+    def summary(self, run: Run) -> Mapping[str, str]:
+        parameters = list(run.bare_model.parameters())
+        count, trained = (sum(p.numel() for p in parameters if p.requires_grad or whole) for whole in (True, False))
+        return {"model": f"{type(self).__name__}, {count / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained"}
+
+    def _check(self, batch: Batch) -> None:
+        self.check_sizes(batch.sizes)
+        for name in self.needs:
+            if getattr(batch.targets, name) is None:
+                raise DataError(f"the model is trained on {name}, but the training data has none; use data with {name}")

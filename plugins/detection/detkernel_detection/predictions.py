@@ -1,0 +1,83 @@
+"""From what a detector predicts, in the padded batch, to detections in the coordinates of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from detkernel_detection.structures import Batch, Detections
+
+if TYPE_CHECKING:
+    from detkernel_detection.detector import Detector
+
+
+class Predictions(NamedTuple):
+    """What a detector finds in B images: K places each, those that are `valid` first and by falling score."""
+
+    boxes: Tensor
+    """float32 [B, K, 4] xyxy in pixels of the batch's images."""
+    scores: Tensor
+    """float32 [B, K], 0..1."""
+    labels: Tensor
+    """int64 [B, K], 0-based positions in the model's `classes`."""
+    valid: Tensor
+    """bool [B, K]: which are detections."""
+    masks: Tensor | None = None
+    """float32 [B, K, h, w], 0..1: how likely each pixel is the object's, on a grid over its box (`mask_space = "box"`)
+    or over the batch's images (`"image"`)."""
+    keypoints: Tensor | None = None
+    """float32 [B, K, P, 3] x, y in pixels of the batch's images, and a score."""
+
+
+def to_detections(predictions: Predictions, batch: Batch, model: Detector) -> list[Detections]:
+    """One `Detections` an image, in the coordinates of its file, clipped to it. Asks the device for the counts."""
+    counts = predictions.valid.sum(1).tolist()
+    return [_detections(predictions, batch, number, int(count), model) for number, count in enumerate(counts)]
+
+
+def _detections(found: Predictions, batch: Batch, number: int, count: int, model: Detector) -> Detections:
+    (y, x), (height, width) = batch.scales[number], batch.original_sizes[number]
+    boxes = found.boxes[number, :count].float()
+    if (y, x) != (1.0, 1.0):
+        boxes = boxes / boxes.new_tensor([x, y, x, y])
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    masks = keypoints = None
+    if found.masks is not None:
+        grid = found.masks[number, :count].float()
+        if model.mask_space == "box":
+            pasted = paste_masks(grid, boxes, (height, width))
+        else:
+            pasted = resize_masks(grid, batch.sizes[number], (height, width))
+        masks = (pasted >= model.mask_threshold).to(torch.uint8)
+    if found.keypoints is not None:
+        keypoints = found.keypoints[number, :count].float() / boxes.new_tensor([x, y, 1.0])
+    return Detections(
+        image_id=batch.image_ids[number],
+        index=batch.indices[number],
+        boxes=boxes,
+        scores=found.scores[number, :count].float(),
+        labels=found.labels[number, :count],
+        masks=masks,
+        keypoints=keypoints,
+    )
+
+
+def paste_masks(grid: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, h, w] over the boxes [N, 4] -> [N, height, width] over the image, as torchvision pastes them."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    pasted: Tensor = paste_masks_in_image(grid[:, None], boxes, size)
+    return pasted[:, 0]
+
+
+def resize_masks(grid: Tensor, size: Sequence[int], original: tuple[int, int]) -> Tensor:
+    """[N, H, W] over the padded batch -> [N, height, width] over the file's image; `size`: (h, w) without padding."""
+    if not len(grid):
+        return grid.new_zeros((0, *original))
+    height, width = size
+    resized = functional.interpolate(grid[:, None, :height, :width], original, mode="bilinear", align_corners=False)
+    return resized[:, 0]

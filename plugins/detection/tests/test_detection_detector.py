@@ -1,0 +1,148 @@
+"""The interface of a model, and the plugin that answers the run's events with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detkernel import ConfigError, Run, option, plugin, wrong
+from detkernel_detection.batching import make_batch
+from detkernel_detection.detector import Detector
+from detkernel_detection.model_plugin import DetectorPlugin
+from detkernel_detection.normalize import Normalize
+from detkernel_detection.predictions import Predictions, to_detections
+from detkernel_detection.structures import Targets
+from detkernel_detection.testing import ModelContract, TinyData, TinyDataset, tiny_kernel, tiny_run
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class OneBox(Detector):
+    """Finds one object an image."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        super().__init__(classes, Normalize((0, 0, 0), (1, 1, 1)))
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Linear(128, 4 + len(classes))
+        self.max_detections = 1
+
+    def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        out = self.head(self.body(images))
+        return {"boxes": out[:, :4] * images.shape[-1], "logits": out[:, 4:]}
+
+    def losses(self, outputs: Any, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        """Without a question to the device: what is not valid weighs nothing."""
+        weight = targets.valid[:, 0].float()
+        distance = (outputs["boxes"] - targets.boxes[:, 0]).abs().mean(1) / 32
+        cross = functional.cross_entropy(outputs["logits"], targets.labels[:, 0], reduction="none")
+        count = weight.sum().clamp(min=1)
+        return {"loss_bbox": (distance * weight).sum() / count, "loss_cls": (cross * weight).sum() / count}
+
+    def predictions(self, outputs: Any, sizes: Tensor | None = None) -> Predictions:
+        scores, labels = outputs["logits"].softmax(1).max(1, keepdim=True)
+        return Predictions(outputs["boxes"][:, None], scores, labels, torch.ones_like(scores, dtype=torch.bool))
+
+
+@plugin
+class OneBoxPlugin(DetectorPlugin):
+    """A model of the interface."""
+
+    smallest: int = option(default=1, help="least side of an image")
+
+    def build(self, run: Run) -> Detector:
+        return OneBox(run.classes)
+
+    def check_sizes(self, sizes: Any) -> None:
+        if min(min(size) for size in sizes) < self.smallest:
+            raise wrong(self, "smallest", "the image is too small")
+
+
+class TestContract(ModelContract):
+    def plugin(self) -> OneBoxPlugin:
+        return OneBoxPlugin()
+
+
+def test_the_model_knows_its_classes_and_trains(tmp_path):
+    run = tiny_run({"model": OneBoxPlugin()}, until="2 iters", validate="every 2 iters", work_dir=tmp_path)
+    assert run.model.classes == ("red", "green", "blue")
+    assert run.hook.summary(run=run)[0]["model"].startswith("OneBoxPlugin, 0.00 M parameters")
+
+
+def test_sizes_are_checked_in_training_and_validation(tmp_path):
+    with pytest.raises(ConfigError, match="too small"):
+        tiny_run({"model": OneBoxPlugin(smallest=64)}, work_dir=tmp_path)
+    kernel = tiny_kernel({"model": OneBoxPlugin(smallest=64)}, work_dir=tmp_path)
+    with pytest.raises(ConfigError, match="too small"):
+        kernel.test()
+
+
+def test_what_a_model_needs_must_be_in_the_data(tmp_path):
+    @plugin
+    class Masks(OneBoxPlugin):
+        """A model of the interface."""
+
+        needs = ("masks",)
+
+    with pytest.raises(Exception, match="the model is trained on masks, but the training data has none"):
+        tiny_run({"model": Masks()}, work_dir=tmp_path)
+
+
+def test_it_compiles_and_exports_whole():
+    model = OneBox(("a", "b"))
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = make_batch(images)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    losses = compiled(batch.images, batch.targets, batch.image_sizes)
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        name: loss.item() for name, loss in model(batch.images, batch.targets, batch.image_sizes).items()
+    }
+    exported = torch.export.export(model.eval(), (images,)).module()
+    assert torch.equal(exported(images).boxes, model(images).boxes)
+
+
+@pytest.mark.parametrize("given", [torch.uint8, torch.float32])
+def test_images_are_normalised_and_their_padding_is_zero(given: torch.dtype):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
+    images = torch.randint(0, 255, (2, 3, 6, 10)).to(given)
+    sizes = torch.tensor([[6, 10], [4, 3]])
+    found = Normalize(mean, std, size_divisible=8)(images, sizes)
+    assert found.shape == (2, 3, 8, 16)
+    assert not found[:, :, 6:].any()
+    assert not found[:, :, :, 10:].any()
+    if given == torch.float32:
+        assert torch.equal(found[:, :, :6, :10], images)  # a transform has normalised it
+        return
+    for number, (height, width) in enumerate(sizes.tolist()):
+        for channel in range(3):
+            pixels = images[number, channel, :height, :width].float()
+            expected = (pixels / 255 - mean[channel]) / std[channel]
+            assert torch.equal(found[number, channel, :height, :width], expected)
+    assert not found[1, :, 4:].any()
+    assert not found[1, :, :, 3:].any()
+
+
+def test_masks_over_the_whole_batch_come_back_to_the_file():
+    """Half of an image of 4x8, in a batch padded to 8x8, whose file is twice as large."""
+    model = Detector(("a",))
+    model.mask_space = "image"
+    masks = torch.zeros(1, 1, 8, 8)
+    masks[..., :4, :4] = 1
+    found = Predictions(
+        torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64),
+        torch.ones(1, 1, dtype=torch.bool), masks,
+    )  # fmt: skip
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    batch = make_batch(images, sizes=[(4, 8)], original_sizes=[(8, 16)], scales=[(0.5, 0.5)])
+    (one,) = to_detections(found, batch, model)
+    assert one.boxes.tolist() == [[0, 0, 8, 8]]
+    assert one.masks.shape == (1, 8, 16)
+    assert one.masks[0, :, :8].all()
+    assert not one.masks[0, :, 8:].any()
+
+
+def test_data_of_the_contract_is_found(tmp_path):
+    data = TinyData(dataset=TinyDataset(size=2))
+    run = tiny_kernel({"model": OneBoxPlugin(), "data": data}, work_dir=tmp_path, until="1 iters").run()
+    found = run.hook.val_step(run=run, model=run.model, batch=next(iter(run.loaders["train"].batches(0))))
+    assert [one.boxes.shape for one in found] == [(1, 4)] * 2
