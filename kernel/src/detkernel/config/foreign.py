@@ -38,8 +38,10 @@ def work_dir_problem(root: Node, work_dir: Path) -> Problem | None:
     file, folder = Path(os.path.realpath(given.where.file)), Path(os.path.realpath(work_dir))
     if folder in file.parents and (folder / "config.yaml").is_file():
         return None
+    around = next((parent for parent in file.parents[:2] if (parent / "config.yaml").is_file()), None)
+    there = f", or run.work_dir={relative(around)} to go on where it lies" if around else ""
     message = (
         f"this comes from inside of the file, which does not lie in {relative(work_dir)}; say where the results of "
-        f"this run go: run.work_dir=FOLDER"
+        f"this run go: run.work_dir=FOLDER{there}"
     )
     return Problem(given.where, "run.work_dir", message)
