@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -367,8 +367,10 @@ def main() -> None:
 def _end(status: int, error: BaseException, text: str) -> NoReturn:
     """Print the text, unless this is one of several processes, whose launcher does."""
     if not launch.report(status, error, text):
-        with suppress(OSError):  # nobody can be told; the status says it
+        try:
             click.echo(text, err=True)
+        except OSError:  # nobody can be told; the status says it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what is left would fail at exit once more
     sys.exit(status)
 
 

@@ -17,8 +17,6 @@ from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Folder
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection.testing import TinyDetector, TinySgd, tiny_kernel, tiny_run
-from detkernel_optim.schedules import Cosine
-from detkernel_optim.stepping import Group, Sgd
 from torch import Tensor
 
 
@@ -298,17 +296,6 @@ def test_a_restart_takes_only_what_this_run_has_saved(tmp_path: Path, monkeypatc
     recorder = Recorder()
     tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
     assert recorder.names().count("after_train_iter") == (8 if own else 12)
-
-
-def test_the_rate_that_is_logged_after_a_resume_is_that_of_the_steps(tmp_path: Path):
-    def plugins() -> dict[str, Any]:
-        return parts(optimizer=Sgd(lr=0.5, groups=[Group(match="3.*", lr_mult=0.1)]), schedule=Cosine())
-
-    tiny_run(plugins(), until="4 iters", work_dir=tmp_path)
-    run = tiny_run(plugins(), until="8 iters", work_dir=tmp_path)
-    rates = sorted(group["lr"] for group in run.optimizer.param_groups)
-    assert sorted(run.scalars[name]() for name in run.scalars if name.startswith("lr")) == rates
-    assert 0 < rates[0] < rates[1] < 0.05
 
 
 def test_what_differs_is_listed_and_can_be_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin, state
+from detkernel import ConfigError, Run, UserError, hookimpl, plugin, state
 from detkernel_detection import Batch
 from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_kernel, tiny_run
 from detkernel_distributed import _wrap
 from detkernel_distributed.device import Device
-from detkernel_optim.ema import Ema
-from detkernel_optim.schedules import Multistep
-from detkernel_optim.stepping import Sgd
 
 
 @plugin
@@ -395,22 +392,3 @@ def test_batch_norm_over_one_value_is_said_and_found_by_check(tmp_path: Path):
     even["data"].size = 6
     tiny_kernel(even, work_dir=tmp_path).check()
     tiny_run(even, until="1 epoch", work_dir=tmp_path)
-
-
-def test_a_frozen_model_is_tested_with_all_that_a_training_has(tmp_path: Path):
-    @plugin
-    class Freeze:
-        """Freezes everything."""
-
-        @hookimpl
-        def prepare_model(self, run: Run) -> None:
-            run.model.requires_grad_(False)
-
-    plugins = {
-        "device": Device(),
-        "freeze": Freeze(),
-        "optimizer": Sgd(lr=0.1, precision="bf16"),
-        "schedule": Multistep(milestones=[Span(2, "epochs")], warmup=Span(500, "iters")),
-        "ema": Ema(),
-    }
-    assert tiny_kernel(plugins, work_dir=tmp_path).test().mode == "test"

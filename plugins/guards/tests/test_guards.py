@@ -6,17 +6,14 @@ import time
 
 import pytest
 import torch
-from detkernel import ConfigError, Span, UserError, hookimpl, option, plugin, state
+from detkernel import ConfigError, UserError, hookimpl, option, plugin, state
 from detkernel.metrics import Better
-from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_guards.check_classes import CheckClasses
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_guards.max_time import MaxTime, seconds
 from detkernel_guards.signals import Signals
-from detkernel_logging.log import Log
-from detkernel_optim.stepping import Sgd
 
 
 def breaking(at, value):
@@ -79,8 +76,6 @@ class NoStep:
         (3, {}, {"until": "4 iters"}, "1 iteration went on with it"),  # the end
         (4, {}, {"until": "4 iters"}, "The weights were not stepped with it"),
         (3, {}, {"until": "40 iters", "validate": "4 iters"}, "2 iterations went on with it"),
-        (3, {"checkpoint": Checkpoint(every=Span(5, "iters"))}, {"until": "40 iters"}, "3 iterations went on with it"),
-        (3, {"log": Log(interval=6, sinks=[])}, {"until": "40 iters"}, "4 iterations went on with it"),
         (3, {"limit": MaxTime(limit="0.001 s")}, {"until": "40 iters"}, None),
     ],
 )
@@ -115,17 +110,6 @@ def test_the_interval_looks_before_the_weights_are_stepped(tmp_path):
             tiny_run(plugins, work_dir=tmp_path, until="40 iters")
 
 
-def test_steps_that_are_left_out_stop_nothing(tmp_path):
-    plugins = {
-        "break": broken_once(3),
-        "check": CheckInvalidLoss(interval=1),
-        "optimizer": Sgd(lr=0.01, invalid_gradients="skip"),
-    }
-    run = tiny_run(plugins, work_dir=tmp_path, until="6 iters")
-    assert (run.iter, run.scalars["skipped_steps"]()) == (6, 1.0)
-    assert all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
-
-
 @pytest.mark.parametrize("value", [1.0, 0.0])
 @pytest.mark.parametrize(
     ("constant", "moves_at", "told"), [(6, 99, True), (6, 6, False), (None, 99, False), (9, 99, False)]
@@ -145,25 +129,6 @@ def test_a_loss_that_never_moves_is_told_once(value, constant, moves_at, told, t
     expected = f"loss_stuck has been exactly {value:.6g} in each of the first 6 iterations"
     assert caplog.text.count(expected) == told
     assert caplog.text.count("has been exactly") == told
-
-
-def test_a_run_that_goes_on_has_no_first_iteration(tmp_path, caplog):
-    @plugin
-    class Zero:
-        """Gives a loss that has become 0."""
-
-        @hookimpl(wrapper=True)
-        def train_step(self):
-            losses = yield
-            return {**losses, "loss_done": torch.tensor(0.0)}
-
-    def start(until):
-        plugins = {"zero": Zero(), "check": CheckInvalidLoss(interval=1, constant=3), "checkpoint": Checkpoint()}
-        tiny_run(plugins, work_dir=tmp_path, until=until)
-
-    start("2 iters")
-    start("6 iters")
-    assert "has been exactly" not in caplog.text
 
 
 def test_an_accuracy_may_be_nan(tmp_path):

@@ -1,0 +1,207 @@
+"""Plugins beside each other: checkpoints, guards and devices with the optimizers, averages and logs of others."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin
+from detkernel_checkpoint import _file
+from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_detection import Losses
+from detkernel_detection.testing import tiny_kernel, tiny_run
+from detkernel_distributed.device import Device
+from detkernel_guards.check_invalid_loss import CheckInvalidLoss
+from detkernel_logging.log import Log
+from detkernel_optim.ema import Ema
+from detkernel_optim.schedules import Cosine, Multistep
+from detkernel_optim.stepping import Group, Sgd
+
+
+def names(work_dir: Path) -> list[str]:
+    return sorted(path.name for path in (work_dir / "checkpoints").glob("*.pt"))
+
+
+@plugin
+class BreakLoss:
+    """Makes the loss of one iteration invalid."""
+
+    at: int = option(help="iteration")
+
+    @hookimpl(wrapper=True)
+    def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
+        losses = yield
+        return {name: loss * float("nan") if run.iter + 1 == self.at else loss for name, loss in losses.items()}
+
+
+@plugin
+class NoStep:
+    """Takes the place of the optimizer, so that an invalid loss breaks nothing that could be seen later."""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "since"),
+    [("checkpoint", Checkpoint(every=Span(5, "iters")), 3), ("log", Log(interval=6, sinks=[]), 4)],
+)
+def test_no_loss_is_passed_over_where_others_act_on_it(tmp_path: Path, name: str, more: Any, since: int):
+    plugins = {"break": BreakLoss(at=3), "check": CheckInvalidLoss(interval=1000), "optimizer": NoStep(), name: more}
+    with pytest.raises(UserError, match=rf"iteration 3: .*loss_bbox is nan.* {since} iterations went on with it"):
+        tiny_run(plugins, until="40 iters", work_dir=tmp_path)
+
+
+def test_steps_that_are_left_out_stop_nothing(tmp_path: Path):
+    plugins = {
+        "break": BreakLoss(at=3),
+        "check": CheckInvalidLoss(interval=1),
+        "optimizer": Sgd(lr=0.01, invalid_gradients="skip"),
+    }
+    run = tiny_run(plugins, until="6 iters", work_dir=tmp_path)
+    assert (run.iter, run.scalars["skipped_steps"]()) == (6, 1.0)
+    assert all(bool(value.isfinite().all()) for value in run.model.state_dict().values())
+
+
+def test_a_run_that_goes_on_has_no_first_iteration(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    @plugin
+    class Zero:
+        """Gives a loss that has become 0."""
+
+        @hookimpl(wrapper=True)
+        def train_step(self):
+            losses = yield
+            return {**losses, "loss_done": torch.tensor(0.0)}
+
+    def start(until: str) -> None:
+        plugins = {"zero": Zero(), "check": CheckInvalidLoss(interval=1, constant=3), "checkpoint": Checkpoint()}
+        tiny_run(plugins, until=until, work_dir=tmp_path)
+
+    start("2 iters")
+    start("6 iters")
+    assert "has been exactly" not in caplog.text
+
+
+def test_a_frozen_model_is_tested_with_all_that_a_training_has(tmp_path: Path):
+    @plugin
+    class Freeze:
+        """Freezes everything."""
+
+        @hookimpl
+        def prepare_model(self, run: Run) -> None:
+            run.model.requires_grad_(False)
+
+    plugins = {
+        "device": Device(),
+        "freeze": Freeze(),
+        "optimizer": Sgd(lr=0.1, precision="bf16"),
+        "schedule": Multistep(milestones=[Span(2, "epochs")], warmup=Span(500, "iters")),
+        "ema": Ema(),
+    }
+    assert tiny_kernel(plugins, work_dir=tmp_path).test().mode == "test"
+
+
+def test_the_rate_that_is_logged_after_a_resume_is_that_of_the_steps(tmp_path: Path):
+    def plugins() -> dict[str, Any]:
+        optimizer = Sgd(lr=0.5, groups=[Group(match="3.*", lr_mult=0.1)])
+        return {"checkpoint": Checkpoint(), "optimizer": optimizer, "schedule": Cosine()}
+
+    tiny_run(plugins(), until="4 iters", work_dir=tmp_path)
+    run = tiny_run(plugins(), until="8 iters", work_dir=tmp_path)
+    rates = sorted(group["lr"] for group in run.optimizer.param_groups)
+    assert sorted(run.scalars[name]() for name in run.scalars if name.startswith("lr")) == rates
+    assert 0 < rates[0] < rates[1] < 0.05
+
+
+def test_a_broken_average_is_not_written(tmp_path: Path):
+    @plugin
+    class BreakAverage:
+        """The average alone is NaN; the weights in training are sound."""
+
+        @hookimpl
+        def after_train_iter(self, run: Run) -> None:
+            if run.iter == 3:
+                run.bus["ema"]._averages._averages[0][0] = float("nan")  # type: ignore[attr-defined]
+
+    plugins = {"optimizer": Sgd(lr=1e-3), "ema": Ema(), "break": BreakAverage(), "checkpoint": Checkpoint(every=None)}
+    with pytest.raises(CheckpointError, match=r"the state at iteration 4 cannot be trained on: model\.0\.0\.weight is"):
+        tiny_run(plugins, until="4 iters", work_dir=tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("every", "kept"), [(Span(2, "iters"), "iter_4.pt"), (Span(1, "epochs"), "iter_4.pt")])
+def test_an_invalid_loss_is_seen_before_it_is_saved(tmp_path: Path, every: Span, kept: str):
+    plugins = {"break": BreakLoss(at=5), "check": CheckInvalidLoss(), "checkpoint": Checkpoint(every=every)}
+    with pytest.raises(UserError, match=r"iteration 5: loss_cls is nan, loss_bbox is nan \(images") as caught:
+        tiny_run(plugins, until="20 iters", work_dir=tmp_path)
+    since = {"iters": "2 iterations went on with it", "epochs": "4 iterations went on with it"}[every.unit]
+    assert since in str(caught.value)
+    assert names(tmp_path) == [*(["iter_2.pt"] if every.unit == "iters" else []), kept]
+    assert (
+        f"{kept}, of iteration 4, run again; {2 if every.unit == 'iters' else 4} iterations after it will run"
+        in (caught.value.__notes__[-1])
+    )
+
+
+@plugin
+class FailInValidation:
+    """Fails in the validation behind an iteration."""
+
+    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
+    at: int = option(help="iteration; 0: never")
+    event: str = option(default="after_val_iter", help="where")
+    interrupted: bool = option(default=False, help="by Ctrl-C")
+
+    def _fail(self, run: Run, event: str) -> None:
+        if run.iter == self.at and event == self.event:
+            raise (KeyboardInterrupt if self.interrupted else UserError)("a broken image")
+
+    @hookimpl
+    def before_val_epoch(self, run: Run) -> None:
+        self._fail(run, "before_val_epoch")
+
+    @hookimpl
+    def after_val_iter(self, run: Run) -> None:
+        torch.rand(3)  # a validation that draws random numbers
+        self._fail(run, "after_val_iter")
+
+    @hookimpl
+    def after_val_epoch(self, run: Run) -> None:
+        run.metrics.publish("mAP", run.iter % 5, better="higher")
+        self._fail(run, "after_val_epoch")
+
+
+def validated(work_dir: Path, every: Span | None, validate: str, fail: FailInValidation) -> Run:
+    plugins = {
+        "device": Device(device="cpu"),
+        "optimizer": Sgd(lr=1e-2),
+        "ema": Ema(ramp=2),
+        "fail": fail,
+        "checkpoint": Checkpoint(every=every, best="mAP"),
+    }
+    return tiny_run(plugins, until="3 epochs", validate=validate, work_dir=work_dir)
+
+
+@pytest.mark.parametrize(
+    ("every", "validate", "at"),
+    [
+        (Span(1, "epochs"), "1 epoch", 8),
+        (Span(1, "epochs"), "1 epoch", 12),
+        (Span(2, "epochs"), "1 epoch", 4),  # no save is due: the copy from before the validation is written
+        (None, "1 epoch", 12),
+        (None, "3 iters", 6),
+        (Span(4, "iters"), "2 iters", 6),
+    ],
+)
+@pytest.mark.parametrize("event", ["before_val_epoch", "after_val_iter", "after_val_epoch"])
+def test_a_validation_that_fails_costs_nothing(tmp_path: Path, every: Span | None, validate: str, at: int, event: str):
+    undisturbed = validated(tmp_path / "undisturbed", every, validate, FailInValidation(at=0))
+    fail = FailInValidation(at=at, event=event, interrupted=event == "after_val_iter")
+    with pytest.raises((UserError, KeyboardInterrupt), match="a broken image") as caught:
+        validated(tmp_path / "failed", every, validate, fail)
+    assert f"iter_{at}.pt, of iteration {at}, run again" in caught.value.__notes__[-1]
+    assert _file.read(tmp_path / "failed" / "checkpoints" / f"iter_{at}.pt")["position"]["validated"] < at
+    run = validated(tmp_path / "failed", every, validate, FailInValidation(at=0))
+    assert run.state_dict() == undisturbed.state_dict()
+    for name, weight in undisturbed.model.state_dict().items():
+        assert torch.equal(weight, run.model.state_dict()[name])
