@@ -26,9 +26,9 @@ with atheris.instrument_imports(include=["detkernel", "detkernel_data", "detkern
     from detkernel.config import load
     from detkernel_checkpoint import _file
     from detkernel_checkpoint._weights import load_weights
-    from detkernel_data.coco import Coco
-    from detkernel_data.voc import Voc
-    from detkernel_data.yolo import Yolo
+    from detkernel_data.formats.coco import Coco
+    from detkernel_data.formats.voc import Voc
+    from detkernel_data.formats.yolo import Yolo
 
 Target = Callable[[bytes], None]
 YAML = b"""# a comment

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detkernel import UserError, option, plugin, state
-from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
 from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
 from detkernel_detection.testing import DatasetContract, TinyDataset, TransformContract
 

@@ -16,7 +16,7 @@ import torch
 from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin
 from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
-from detkernel_data.loader import Loader
+from detkernel_data.loading.loader import Loader
 from detkernel_detection.testing import TinyDataset, tiny_run
 from detkernel_distributed.device import Device
 from detkernel_guards.early_stopping import EarlyStopping

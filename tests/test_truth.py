@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from detkernel import Kernel, Mode, Run, RunOptions, Span, hookimpl, option, plugin
-from detkernel_data.coco import Coco
-from detkernel_data.voc import Voc
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.voc import Voc
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection import Batch, Dataset, Detections
 from detkernel_detection.batching import make_batch

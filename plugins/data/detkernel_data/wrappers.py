@@ -12,8 +12,8 @@ from detkernel import DataError, option, plugin, state
 from detkernel.errors import did_you_mean
 from detkernel_detection import Annotations, Dataset, ImageId
 
-from detkernel_data._files import check_names
-from detkernel_data._report import Note, first
+from detkernel_data.formats.dataset import check_names
+from detkernel_data.report import Note, first
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,13 +8,13 @@ import pytest
 import torch
 from detkernel import DataError, hookimpl, plugin
 from detkernel.errors import ResourceError
-from detkernel_data import _scan
-from detkernel_data._order import Extremes, Order
-from detkernel_data.coco import Coco
-from detkernel_data.loader import Loader
-from detkernel_data.voc import Voc
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.loading import check_images
+from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
+from detkernel_data.loading.loader import Loader
 from detkernel_data.wrappers import Repeat
-from detkernel_data.yolo import Yolo
 from detkernel_detection import Detections
 from detkernel_detection.testing import TinyDataset, tiny_kernel
 
@@ -62,7 +62,7 @@ def check(train, fast=False, options=None, **loader):
 
 def decoded(monkeypatch):
     """The files that are decoded from now on."""
-    import detkernel_data._pictures as pictures
+    import detkernel_data.images as pictures
 
     seen, plain = [], pictures.decode
     monkeypatch.setattr(
@@ -126,29 +126,29 @@ def test_repeated_images_are_decoded_once(data, monkeypatch):
     repeated = Repeat(dataset=data()(), times=3)
     repeated.load()
     seen = decoded(monkeypatch)
-    _scan.check_images(repeated, "train", workers=0)
+    check_images.check_images(repeated, "train", workers=0)
     assert sorted(seen) == [f"{number}.jpg" for number in range(5)]
 
 
 def test_many_images_are_decoded_by_workers(data, monkeypatch):
-    monkeypatch.setattr(_scan, "_FEW", 0)
+    monkeypatch.setattr(check_images, "_FEW", 0)
     coco = data(broken=(1, 4))()
     coco.load()
     with pytest.raises(DataError, match=r"2 of 5 images cannot be used.*\n  images/1.jpg: .*\n  images/4.jpg: "):
-        _scan.check_images(coco, "train", workers=2)
+        check_images.check_images(coco, "train", workers=2)
 
 
 def test_a_decoder_that_crashes_is_named_with_its_image(data, monkeypatch):
-    import detkernel_data._pictures as pictures
+    import detkernel_data.images as pictures
 
-    monkeypatch.setattr(_scan, "_FEW", 0)
+    monkeypatch.setattr(check_images, "_FEW", 0)
     coco, plain = data()(), pictures.decode
     coco.load()
     monkeypatch.setattr(
         pictures, "decode", lambda path, *args: os.kill(os.getpid(), 11) if "3.jpg" in path else plain(path, *args)
     )
     with pytest.raises(ResourceError, match=r"died \(SIGSEGV\) while images were checked, reading images/3.jpg"):
-        _scan.check_images(coco, "train", workers=1)
+        check_images.check_images(coco, "train", workers=1)
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -252,10 +252,10 @@ def test_check_takes_the_largest_images_and_the_fewest_smallest(here, picture):
     (here / "a.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
     coco = Coco(annotation_file=Path("a.json"), image_folder=Path())
     coco.load()
-    order = Order([torch.arange(7).numpy()], 2, 0, training=True)
+    order = BatchSampler([torch.arange(7).numpy()], 2, 0, training=True)
     assert Extremes(order, coco).batches(0)[:2] == [[2, 4], [3]]
     assert len(Extremes(order, coco)) == len(Extremes(order, coco).batches(0)) == 4
-    val = Extremes(Order([torch.arange(7).numpy()], 2, 0, training=False), coco)
+    val = Extremes(BatchSampler([torch.arange(7).numpy()], 2, 0, training=False), coco)
     assert val.batches(0)[:2] == [[2, 3], [6]]
 
 

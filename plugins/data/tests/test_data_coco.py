@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detkernel_data._rle import decode_counts
-from detkernel_data.coco import Coco
+from detkernel_data.formats.coco import Coco
+from detkernel_data.masks import decode_counts
 from detkernel_detection.testing import DatasetContract
 from pycocotools import mask as coco_mask
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from detkernel import DataError, plugin
-from detkernel_data._boxes import find_duplicates
-from detkernel_data._report import Note
-from detkernel_data._rle import mask_box
-from detkernel_data._table import Table
-from detkernel_data.coco import Coco
-from detkernel_data.loader import Loader
-from detkernel_data.voc import Voc
+from detkernel_data.cleaning.boxes import find_duplicates
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.table import Table
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.loading.loader import Loader
+from detkernel_data.masks import mask_box
+from detkernel_data.report import Note
 from detkernel_data.wrappers import Concat
-from detkernel_data.yolo import Yolo
 from detkernel_detection import Batch, Dataset
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from pycocotools import mask as coco_mask

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from detkernel import DataError
-from detkernel_data._files import FileDataset
-from detkernel_data._masks import rasterise, without_mask
-from detkernel_data.coco import Coco
-from detkernel_data.voc import Voc
-from detkernel_data.yolo import Yolo
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.dataset import FileDataset
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.masks import rasterise, without_mask
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from detkernel import DataError
-from detkernel_data.coco import Coco
+from detkernel_data.formats.coco import Coco
 from PIL import Image
 
 CLASS, FILE = "evil\nclass", "a\n\x1b[31mx.png"

@@ -16,11 +16,11 @@ import pytest
 import torch
 from detkernel import ConfigError, DataError, option, plugin
 from detkernel.errors import ResourceError
-from detkernel_data import _scratch, _workers
-from detkernel_data._order import Order
-from detkernel_data.loader import Loader
+from detkernel_data.loading import workers
+from detkernel_data.loading.batch_sampler import BatchSampler
+from detkernel_data.loading.loader import Loader
 from detkernel_data.shapes import Shapes
-from detkernel_data.transforms import Color, Crop, Flip, Resize
+from detkernel_data.transforms.standard import Color, Crop, Flip, Resize
 from detkernel_detection import Annotations, Dataset, Transform
 from detkernel_detection.testing import TinyDataset, tiny_kernel, tiny_run
 
@@ -128,7 +128,7 @@ def test_a_start_reads_nothing_of_what_lies_before():
     asked = []
     plain = dataset.image
     dataset.image = lambda index: asked.append(index) or plain(index)
-    order = made.order.batches(0)
+    order = made.batch_sampler.batches(0)
     next(iter(made.batches(0, start=4)))
     assert asked == order[4]
 
@@ -283,7 +283,9 @@ def test_a_validation_without_data(tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_processes_share_the_pictures(world_size):
     group = np.arange(11)
-    orders = [Order([group], 2, 0, training=True, rank=rank, world_size=world_size) for rank in range(world_size)]
+    orders = [
+        BatchSampler([group], 2, 0, training=True, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     epoch = [order.batches(3) for order in orders]
     assert len({len(batches) for batches in epoch}) == 1 == len({len(order) for order in orders})
     assert len(orders[0]) == len(epoch[0])
@@ -295,7 +297,9 @@ def test_processes_share_the_pictures(world_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_validation_shows_each_picture_once(world_size):
     group = np.arange(11)
-    orders = [Order([group], 2, 0, training=False, rank=rank, world_size=world_size) for rank in range(world_size)]
+    orders = [
+        BatchSampler([group], 2, 0, training=False, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     seen = [index for order in orders for batch in order.batches(0) for index in batch]
     assert sorted(seen) == list(range(11))
     assert all(len(order) == len(order.batches(0)) for order in orders)
@@ -303,14 +307,14 @@ def test_validation_shows_each_picture_once(world_size):
 
 def test_one_process_of_many_sees_what_the_global_batch_holds():
     group = np.arange(16)
-    alone = Order([group], 4, 0, training=True).batches(5)
-    pair = [Order([group], 2, 0, training=True, rank=rank, world_size=2).batches(5) for rank in range(2)]
+    alone = BatchSampler([group], 4, 0, training=True).batches(5)
+    pair = [BatchSampler([group], 2, 0, training=True, rank=rank, world_size=2).batches(5) for rank in range(2)]
     assert [one + other for one, other in zip(*pair, strict=True)] == alone
 
 
 def test_drop_last_and_no_shuffle():
     group = np.arange(5)
-    order = Order([group], 2, 0, training=True, shuffle=False, drop_last=True)
+    order = BatchSampler([group], 2, 0, training=True, shuffle=False, drop_last=True)
     assert order.batches(0) == order.batches(1) == [[0, 1], [2, 3]]
     assert len(order) == 2
 
@@ -347,7 +351,7 @@ def test_a_loader_that_is_built_twice_leaves_no_worker():
 FORGETFUL = """
 import multiprocessing, os, signal, sys, time
 from detkernel_detection.testing import TinyDataset, tiny_kernel
-from detkernel_data.loader import Loader
+from detkernel_data.loading.loader import Loader
 loader = Loader(train=TinyDataset(size=8), workers=2, batch_size=1)
 stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
 next(stream)
@@ -367,19 +371,19 @@ def test_no_worker_outlives_its_process(end, tmp_path, monkeypatch):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert result.returncode == (0 if end == "exit" else -signal.SIGKILL), result.stderr
-    workers = [int(pid) for pid in result.stdout.split()]
-    assert len(workers) == 2
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2
     deadline = time.monotonic() + 5
-    while any(is_running(pid) for pid in workers):
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     left = [folder.name for folder in tmp_path.iterdir()]
     assert len(left) == (end == "killed")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    _scratch._sweep()
+    workers._sweep()
     assert [folder.name for folder in tmp_path.iterdir()] == left, "it may be of a process that has just begun"
-    monkeypatch.setattr(_scratch, "_YOUNG", -1.0)
-    _scratch._sweep()
+    monkeypatch.setattr(workers, "_YOUNG", -1.0)
+    workers._sweep()
     assert not list(tmp_path.iterdir())
 
 
@@ -392,8 +396,8 @@ def is_running(pid):
 
 def stopped_worker(loader, mode, monkeypatch):
     """Batches whose only worker was stopped by a signal."""
-    monkeypatch.setattr(_workers, "WARN_AFTER", 0.2)
-    monkeypatch.setattr(_workers, "STOP_AFTER", 0.4)
+    monkeypatch.setattr(workers, "WARN_AFTER", 0.2)
+    monkeypatch.setattr(workers, "STOP_AFTER", 0.4)
     state = tiny_kernel({"data": loader}).state
     stream = iter(loader.build_loader(state, mode).batches(0))
     next(stream)
@@ -419,7 +423,7 @@ def test_a_stopped_worker_is_named_and_a_stop_signal_ends_the_run(mode, monkeypa
 
 
 def test_a_slow_worker_is_named_with_its_image(monkeypatch, caplog):
-    monkeypatch.setattr(_workers, "WARN_AFTER", 0.2)
+    monkeypatch.setattr(workers, "WARN_AFTER", 0.2)
     found = batches(Loader(train=Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="slow"), workers=1, shuffle=False))
     assert len(found) == 2
     assert re.search(

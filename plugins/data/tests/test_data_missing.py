@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detkernel_data._near import Near, walk
-from detkernel_data._pictures import SUFFIXES
-from detkernel_data._voc_xml import read_xml
-from detkernel_data.coco import Coco
-from detkernel_data.voc import Voc
-from detkernel_data.yolo import Yolo
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.missing_files import Near, walk
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.voc_xml import read_xml
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.images import SUFFIXES
 from detkernel_detection import Dataset
 from PIL import Image
 

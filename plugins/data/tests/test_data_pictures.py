@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from detkernel import DataError
-from detkernel_data._pictures import Header, Listing, decode, find_depth, picture_files, read_headers, turn_upright
-from detkernel_data.yolo import Yolo
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.images import Header, Listing, decode, find_depth, picture_files, read_headers, turn_upright
 from PIL import Image, ImageOps
 
 Picture = Callable[..., Path]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detkernel_data._masks import rasterise
-from detkernel_data.coco import Coco
-from detkernel_data.voc import Voc
-from detkernel_data.yolo import Yolo
+from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.yolo import Yolo
+from detkernel_data.masks import rasterise
 from detkernel_detection import Dataset
 from pycocotools.coco import COCO
 
@@ -117,7 +117,7 @@ def test_nuclei(real_data: Path, kind: str) -> None:
 
 
 def test_the_area_of_run_lengths_is_the_stated_one(real_data: Path) -> None:
-    from detkernel_data._rle import mask_area
+    from detkernel_data.masks import mask_area
 
     root = real_data / "nuclei_coco"
     dataset = Coco(annotation_file=root / "annotations/instances_val_rle.json", image_folder=root / "images/val")

@@ -6,8 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from detkernel_data._draw import compose, outline
-from detkernel_data.shapes import KINDS, Shapes
+from detkernel_data.shapes import KINDS, Shapes, compose, outline
 from detkernel_detection.testing import DatasetContract
 from pycocotools import mask as coco_mask
 

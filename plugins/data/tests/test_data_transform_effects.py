@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, DataError, UserError, plugin
-from detkernel_data.loader import Loader
-from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.loading.loader import Loader
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
 from detkernel_detection import Sample, Target, Transform
 from detkernel_detection.testing import TinyDataset, tiny_kernel
 from torchvision.ops import box_iou

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from detkernel import ConfigError, UserError
-from detkernel_data import _color, _geometry
-from detkernel_data.transforms import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms import color, geometry
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
 from detkernel_detection import Sample, Target
 from detkernel_detection.testing import TinyDataset, TransformContract
 from torchvision.transforms.v2 import functional as F
@@ -119,10 +119,10 @@ def test_windows_keep_objects_with_their_pixels(transform):
 
 
 def test_crop_drops_what_is_hardly_seen():
-    found = _geometry.crop(sample(), (18, 0, 60, 40), torch.tensor([False, True]))
+    found = geometry.crop(sample(), (18, 0, 60, 40), torch.tensor([False, True]))
     assert found.target.labels.tolist() == [1]
     assert found.target.boxes.tolist() == [[12, 20, 32, 38]]
-    assert _geometry.visible_share(sample().target.boxes, (18, 0, 60, 40)).tolist() == pytest.approx([2 / 16, 1])
+    assert geometry.visible_share(sample().target.boxes, (18, 0, 60, 40)).tolist() == pytest.approx([2 / 16, 1])
 
 
 def test_min_iou_crop_reaches_the_overlap_that_it_drew():
@@ -131,18 +131,18 @@ def test_min_iou_crop_reaches_the_overlap_that_it_drew():
         found = MinIouCrop(overlaps=[0.5])(sample())
         if found.size != (40, 60):
             area = found.size[0] * found.size[1]
-            assert bool((_geometry.area(found.target.boxes) / area).max() > 0.3)
+            assert bool((geometry.area(found.target.boxes) / area).max() > 0.3)
 
 
 def test_color_without_change_is_the_identity_and_hue_keeps_grey():
     image = sample().image
-    assert _color.jitter(image, (0, 0, 0, 0), 1.0) is image
-    matrix, offset = _color.affine((0, 0, 0, 0), mean=100.0)
+    assert color.jitter(image, (0, 0, 0, 0), 1.0) is image
+    matrix, offset = color.affine((0, 0, 0, 0), mean=100.0)
     torch.testing.assert_close(matrix, torch.eye(3), atol=1e-4, rtol=0)
     assert offset.abs().max() < 1e-4
-    turned, _ = _color.affine((0, 0, 0, 0.3), mean=100.0)
+    turned, _ = color.affine((0, 0, 0, 0.3), mean=100.0)
     torch.testing.assert_close(turned @ torch.full((3,), 50.0), torch.full((3,), 50.0), atol=1e-2, rtol=0)
-    grey, _ = _color.affine((0, 0, -1, 0), mean=100.0)
+    grey, _ = color.affine((0, 0, -1, 0), mean=100.0)
     torch.testing.assert_close(grey @ torch.tensor([10.0, 200, 30]), torch.full((3,), 123.81), atol=0.05, rtol=0)
 
 
@@ -154,8 +154,8 @@ def test_color_is_torchvisions_up_to_rounding(place, function):
     image = torch.randint(60, 190, (3, 20, 30), dtype=torch.uint8)
     change = [0.0] * 4
     change[place] = 0.2
-    mean = float(image.permute(1, 2, 0).float().mean((0, 1)) @ _color.GREY)
-    matrix, offset = _color.affine(change, mean)
+    mean = float(image.permute(1, 2, 0).float().mean((0, 1)) @ color.GREY)
+    matrix, offset = color.affine(change, mean)
     ours = (torch.einsum("ij,jhw->ihw", matrix, image.float()) + offset[:, None, None]).clamp(0, 255)
     assert (ours - function(image, 1.2).float()).abs().max() <= 1.5
 

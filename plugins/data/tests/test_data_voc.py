@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detkernel import DataError
-from detkernel_data.voc import VOC_CLASSES, Voc
+from detkernel_data.formats.voc import VOC_CLASSES, Voc
 from detkernel_detection.testing import DatasetContract
 from PIL import Image
 

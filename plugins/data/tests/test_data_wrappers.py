@@ -177,7 +177,7 @@ def test_those_that_are_not_loaded_are_empty() -> None:
 def test_category_ids_reach_through_wrappers_and_processes() -> None:
     import pickle
 
-    from detkernel_data._build import Relabelled
+    from detkernel_data.loading.build import Relabelled
 
     @plugin
     class Numbered(TinyDataset):

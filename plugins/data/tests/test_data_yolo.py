@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detkernel_data.yolo import Yolo
+from detkernel_data.formats.yolo import Yolo
 from detkernel_detection.testing import DatasetContract
 
 Refusal = Callable[[Yolo], str]

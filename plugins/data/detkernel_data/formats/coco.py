@@ -1,4 +1,4 @@
-"""Reads instances of COCO form."""
+"""COCO form: one JSON file of instances, one folder of images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from detkernel import DataError
+from detkernel import DataError, option, plugin
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import open_regular
 from detkernel_detection import ImageId
 
-from detkernel_data._json import Entry, is_number
-from detkernel_data._near import Near
-from detkernel_data._pictures import SUFFIXES, Listing, scan
-from detkernel_data._report import Problems, counted, note
-from detkernel_data._rle import mask_box
-from detkernel_data._table import Box, Table
+from detkernel_data.formats.dataset import FileDataset, check_names
+from detkernel_data.formats.entry import Entry, is_number
+from detkernel_data.formats.missing_files import Near
+from detkernel_data.formats.table import Box, Table
+from detkernel_data.images import SUFFIXES, Listing, scan
+from detkernel_data.report import Problems, counted, note
 
 
 class Category(NamedTuple):
@@ -277,6 +277,8 @@ class _Objects:
     def _box(self, entry: Entry, mask: Any) -> Box:
         """xyxy; where the file has none, that of the mask."""
         if mask and not entry.fields.get("bbox"):
+            from detkernel_data.masks import mask_box
+
             box = mask_box(mask)
             if box is None:
                 raise DataError(f"{entry.place}: `bbox` is missing, and its segmentation gives none")
@@ -371,3 +373,47 @@ def _report_unused(table: Table, data: Entry) -> None:
             f"`{name}`" + (f" of {number} {part}" if part else "") for (part, name), number in sorted(counts.items())
         ]
         table.notes.append(note("fields that are not used", named))
+
+
+@plugin
+class Coco(FileDataset):
+    """Pictures and instances in COCO form, with polygons or run lengths and keypoints where they are given.
+
+    Category ids may have gaps: classes are the categories' names in the order of their ids. Crowds are kept and
+    flagged.
+    """
+
+    annotation_file: Path = option(help="the JSON file, such as annotations/instances_train2017.json")
+    image_folder: Path = option(help="the folder that the pictures' `file_name` starts from")
+    class_names: list[str] | None = option(
+        default=None, help="categories in label order; null: all, in the order of their ids"
+    )
+    masks: bool = option(default=True, help="keep segmentations; false saves memory where only boxes are trained")
+    bbox_format: Literal["xywh", "xyxy", "cxcywh"] = option(
+        default="xywh", help="corner and size, as in COCO's own files, two corners, or centre and size"
+    )
+    bbox_unit: Literal["pixels", "fractions"] = option(
+        default="pixels", help="'fractions': boxes and polygons are parts of the image's width and height, 0 to 1"
+    )
+    evaluate_ignored: bool = option(
+        default=True,
+        help="count objects with `ignore: 1` in evaluation, as pycocotools does; false: they are neither missed nor is "
+        "what is found there wrong. They are never trained on",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_names(self.class_names, self.ignore_classes)
+
+    def load(self) -> None:
+        form = Form(
+            masks=self.masks,
+            bbox=self.bbox_format,
+            fractions=self.bbox_unit == "fractions",
+            evaluate_ignored=self.evaluate_ignored,
+            drop_missing=self.bad_images == "drop",
+        )
+        table, numbers, self.keypoint_names = read(self.annotation_file, self.image_folder, form)
+        self.category_ids = {}
+        for name, number in numbers.items():  # of classes that are merged, the first number
+            self.category_ids.setdefault(self.rename_classes.get(name, name), number)
+        self._clean(table, self.class_names)

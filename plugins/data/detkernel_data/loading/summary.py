@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detkernel_data._report import counted
+from detkernel_data.report import counted
 
 if TYPE_CHECKING:
     from detkernel_detection import Dataset
 
-    from detkernel_data._batches import Batches
+    from detkernel_data.loading.batches import Batches
 
 _ROWS = 30
 

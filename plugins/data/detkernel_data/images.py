@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from detkernel import DataError
 from detkernel.errors import relative
 from PIL import Image, UnidentifiedImageError
-
-from detkernel_data._regular import open_regular, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -342,3 +341,47 @@ def _to_8_bits(path: str, pixels: NDArray[Any], bits: int | None) -> Tensor:
             f"set `bit_depth` to {next(b for b in _DEPTHS if largest < 2**b)}"
         )
     return torch.from_numpy((pixels >> (bits - 8)).astype(np.uint8)).permute(2, 0, 1)
+
+
+LARGEST = 2**30
+"""Bytes. An image of as many pixels as are allowed, of 16 bits a channel and not compressed, has half of it."""
+_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: str) -> BufferedReader:
+    """The file, opened for reading. Raises OSError for what is not a regular file of at most `LARGEST` bytes."""
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - Path.open has no opener
+    status = os.fstat(file.fileno())
+    problem = _problem(status)
+    if problem:
+        file.close()
+        raise OSError(0, problem)
+    return file
+
+
+def read_regular(path: str) -> bytearray:
+    """What the file holds. Raises OSError."""
+    with open_regular(path) as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        view, start = memoryview(data), 0
+        while start < len(data) and (count := file.readinto(view[start:])):
+            start += count
+        view.release()
+    del data[start:]  # it was cut while it was read
+    return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _problem(status: os.stat_result) -> str:
+    if stat.S_ISREG(status.st_mode):
+        return f"{status.st_size:,} bytes, more than any image has" if status.st_size > LARGEST else ""
+    kind = next((name for test, name in _KINDS if test(status.st_mode)), "not a regular file")
+    return f"it is {kind}; expected a regular file"

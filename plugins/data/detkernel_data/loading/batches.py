@@ -18,9 +18,8 @@ from detkernel_detection import Batch, Dataset
 from detkernel_detection.batching import Packed
 from torch.utils.data import DataLoader
 
-from detkernel_data import _workers
-from detkernel_data._samples import Failure
-from detkernel_data._scratch import share_folder
+from detkernel_data.loading.samples import Failure
+from detkernel_data.loading.workers import Setup, Watch, dismiss, opened, share_folder
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _DEAD = "DataLoader worker"
@@ -36,7 +35,7 @@ class Batches:
     def __init__(
         self,
         samples: Any,
-        order: Any,
+        batch_sampler: Any,
         *,
         endless: bool,
         workers: int,
@@ -45,25 +44,25 @@ class Batches:
         stopping: Callable[[], bool] = lambda: False,
         purpose: str = "",
     ) -> None:
-        """`samples` gives what an (epoch, positions) of `order` stands for: `Samples` and `Order`, or their like."""
-        self.samples, self.order, self._stopping, self._purpose = samples, order, stopping, purpose
+        """`samples[epoch, positions]` is a batch; `batch_sampler` says which there are in an epoch."""
+        self.samples, self.batch_sampler, self._stopping, self._purpose = samples, batch_sampler, stopping, purpose
         self.dataset: Dataset = samples.dataset
         self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
         self._stream: Iterator[Batch] | None = None
         self._next = (0, 0)
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.batch_sampler)
 
     @property
     def smallest_batch(self) -> int:
         """Images in the smallest batch of an epoch: some models cannot take one of a single image."""
-        return int(self.order.smallest_batch)
+        return int(self.batch_sampler.smallest_batch)
 
     @property
     def batch_size(self) -> int:
         """Images a batch on each process, where there are enough."""
-        return int(self.order.batch_size)
+        return int(self.batch_sampler.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
@@ -92,7 +91,7 @@ class Batches:
     def _positions(self, epoch: int, start: int) -> Iterator[tuple[int, list[int]]]:
         """From a position on: endless in training, one epoch in validation."""
         while True:
-            yield from ((epoch, batch) for batch in self.order.batches(epoch)[start:])
+            yield from ((epoch, batch) for batch in self.batch_sampler.batches(epoch)[start:])
             if not self._endless:
                 return
             epoch, start = epoch + 1, 0
@@ -114,16 +113,16 @@ class Batches:
                 num_workers=self._workers,
                 prefetch_factor=self._prefetch,
                 pin_memory=self._pin,
-                worker_init_fn=_workers.Setup(slots),
+                worker_init_fn=Setup(slots),
                 generator=torch.Generator(),  # its own, or it would draw from the run's
             )
             iterator: Any = iter(loader)
-        _workers.opened(iterator)
+        opened(iterator)
 
         def reading(worker: int) -> str:
             return f", reading {self.dataset.annotations(slots[worker] - 1).path}" if slots[worker] else ""
 
-        watch = _workers.Watch(iterator, reading, self._stopping)
+        watch = Watch(iterator, reading, self._stopping)
         try:
             for position in self._positions(epoch, start):
                 watch.wait_begins()
@@ -134,17 +133,17 @@ class Batches:
                 yield _batch(loaded)
         finally:
             watch.end()
-            _workers.dismiss(iterator)
+            dismiss(iterator)
 
     def _receive(
-        self, iterator: Any, watch: _workers.Watch, epoch: int, reading: Callable[[int], str]
+        self, iterator: Any, watch: Watch, epoch: int, reading: Callable[[int], str]
     ) -> Packed | Failure | None:
         """The next batch, or None where a training that is to stop has waited for it in vain."""
         try:
             received: Packed | Failure = next(iterator)
         except (RuntimeError, OSError, EOFError) as error:
             if watch.gave_up:
-                if self._endless and self.order.world_size == 1:
+                if self._endless and self.batch_sampler.world_size == 1:
                     return None
                 raise ResourceError(self._given_up(watch.gave_up)) from None
             if _DEAD not in str(error) and not _somebody_died(iterator, error):

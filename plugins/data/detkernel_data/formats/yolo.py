@@ -1,4 +1,4 @@
-"""Reads labels of YOLO form."""
+"""YOLO form: a `data.yaml`, folders of images, and a text file of labels an image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import re
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from detkernel import DataError
+from detkernel import DataError, option, plugin
 from detkernel.errors import relative
 from detkernel.files import read_regular
 
-from detkernel_data._near import Near
-from detkernel_data._pictures import Listing
-from detkernel_data._report import EXAMPLES, Problems, counted, note
-from detkernel_data._table import Box, Table
-from detkernel_data._yolo_yaml import Pictures, names_of, pictures_of, read_yaml
+from detkernel_data.formats.dataset import FileDataset, check_names
+from detkernel_data.formats.missing_files import Near
+from detkernel_data.formats.table import Box, Table
+from detkernel_data.formats.yolo_yaml import Pictures, names_of, pictures_of, read_yaml
+from detkernel_data.images import Listing
+from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 MARGIN = 1.0
 """How far out of 0..1 a box may be to be cut to its image like others; farther out it is something else, pixels say."""
@@ -232,3 +233,34 @@ def _empty_table(source: str, names: list[str], lines: list[int]) -> Table:
         masks=[],
     )
     return table
+
+
+@plugin
+class Yolo(FileDataset):
+    """Pictures and labels in YOLO form: boxes, or polygons, which become masks and boxes.
+
+    The labels of `.../images/.../a.jpg` are `.../labels/.../a.txt`; an image without such a file has no objects,
+    unless `unlabelled` says otherwise. Boxes are those of the upright image, as the tools that write this form show it.
+    """
+
+    data: Path = option(help="the data.yaml with `names`, `path` and the splits, or the folder that has it")
+    split: str = option(help="which of the file's splits: train, val or test")
+    class_names: list[str] | None = option(
+        default=None, help="some of the file's `names` in label order; null: all of them, in their order"
+    )
+    exif_orientation: Literal["ignore", "apply"] = option(
+        default="apply", help="whether boxes were drawn on the picture as stored, or on the upright one"
+    )
+    unlabelled: Literal["keep", "drop", "error"] = option(
+        default="keep", help="images without a label file: taken as images without objects, left out, or an error"
+    )
+    orphan_labels: Literal["drop", "error"] = option(
+        default="drop", help="label files without an image: left out and counted, or an error"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_names(self.class_names, self.ignore_classes)
+
+    def load(self) -> None:
+        table = read(self.data, self.split, self.unlabelled, self.orphan_labels, drop_missing=self.bad_images == "drop")
+        self._clean(table, self.class_names)

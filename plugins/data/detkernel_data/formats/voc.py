@@ -1,4 +1,4 @@
-"""Reads folders of Pascal VOC form."""
+"""Pascal VOC form: a folder of images, one of XML files, and lists of names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
-from detkernel import DataError
+from detkernel import DataError, option, plugin
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
 
-from detkernel_data._near import Near, fold, slip
-from detkernel_data._pictures import SUFFIXES, missing_folder, picture_files, scan
-from detkernel_data._report import EXAMPLES, Problems, counted, note
-from detkernel_data._table import Table
-from detkernel_data._voc_xml import VocFile, VocObject, read_xml
+from detkernel_data.formats.dataset import FileDataset, check_names
+from detkernel_data.formats.missing_files import Near, fold, slip
+from detkernel_data.formats.table import Table
+from detkernel_data.formats.voc_xml import VocFile, VocObject, read_xml
+from detkernel_data.images import SUFFIXES, missing_folder, picture_files, scan
+from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 _LONGEST_LIST = 2**28
 _FLAGGED = re.compile(r"\S.*\s-?[01]$")
@@ -225,3 +227,74 @@ def _pictures_by_stem(folder: Path) -> dict[str, list[str]]:
 def _missing(name: str, place: str | Path, path: Path, what: str) -> str:
     where = place if isinstance(place, str) else relative(place)
     return f"{where}: the {what} of '{name}', {relative(path)}, is missing"
+
+
+VOC_CLASSES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+"""The 20 classes, in the order of the challenge and of MMDetection."""
+
+
+@plugin
+class Voc(FileDataset):
+    """Pictures and annotations in Pascal VOC form.
+
+    Boxes are the file's coordinates less `origin`, fractions kept; width is `xmax - xmin`, as in MMDetection 2.x.
+    Objects that are `difficult` are kept and flagged. A picture belongs to the XML file of the same stem.
+    """
+
+    root: Path = option(help="the folder with the three below, such as VOCdevkit/VOC2007")
+    split: str | list[str] | None = option(
+        help="name or names of lists in `split_folder`, such as trainval; null: every annotation file"
+    )
+    class_names: list[str] | Literal["voc"] | None = option(
+        default=None, help="classes in label order; 'voc': the 20 of the challenge; null: all in the folder, sorted"
+    )
+    origin: Literal[0, 1] = option(default=1, help="the coordinate of the first pixel: 1 as VOC writes, or 0")
+    image_folder: str = option(default="JPEGImages", help="the pictures' folder in `root`")
+    annotation_folder: str = option(default="Annotations", help="the XML files' folder in `root`")
+    split_folder: str = option(default="ImageSets/Main", help="the lists' folder in `root`")
+    unlabelled: Literal["keep", "drop", "error"] | None = option(
+        default=None,
+        help="images without an XML file: taken as images without objects, left out, or an error; null: an error where "
+        "a list names them, else left out, and counted",
+    )
+    orphan_labels: Literal["drop", "error"] = option(
+        default="error", help="XML files without an image: left out and counted, or an error"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_names(self.class_names, self.ignore_classes)
+
+    def load(self) -> None:
+        table = read(
+            images=self.root / self.image_folder,
+            annotations=self.root / self.annotation_folder,
+            splits=self.root / self.split_folder,
+            split=[self.split] if isinstance(self.split, str) else self.split,
+            origin=self.origin,
+            unlabelled=self.unlabelled,
+            orphans=self.orphan_labels,
+        )
+        standard = self.class_names == "voc"
+        wanted = VOC_CLASSES if standard or isinstance(self.class_names, str) else self.class_names
+        self._clean(table, wanted, may_lack=standard)

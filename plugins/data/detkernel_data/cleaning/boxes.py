@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from detkernel import DataError
 
-from detkernel_data._pictures import size_text
-from detkernel_data._report import Problems, counted, note
+from detkernel_data.images import size_text
+from detkernel_data.report import Problems, counted, note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detkernel_data._table import Table
+    from detkernel_data.formats.table import Table
 
 ROUNDING = 0.01
 """Pixels out of the picture that are not worth a word: COCO's files round to hundredths."""

@@ -12,10 +12,10 @@ from detkernel import DataError
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
 
-from detkernel_data._json import Entry
-from detkernel_data._near import Near, walk
-from detkernel_data._pictures import SUFFIXES, Listing, missing_folder
-from detkernel_data._report import EXAMPLES, Problems, counted, note, tally
+from detkernel_data.formats.entry import Entry
+from detkernel_data.formats.missing_files import Near, walk
+from detkernel_data.images import SUFFIXES, Listing, missing_folder
+from detkernel_data.report import EXAMPLES, Problems, counted, note, tally
 
 SPLITS = ("train", "val", "test")
 _LARGEST = 2**24

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from detkernel.errors import did_you_mean
 
-from detkernel_data._report import EXAMPLES, Note, Problems, counted, first, note, tally
+from detkernel_data.report import EXAMPLES, Note, Problems, counted, first, note, tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detkernel_data._table import Table
+    from detkernel_data.formats.table import Table
 
 IGNORED = -1
 

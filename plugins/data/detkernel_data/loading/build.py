@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,27 +13,28 @@ from detkernel.run import Mode
 from detkernel_detection import Annotations, Dataset
 from torch import Tensor
 
-from detkernel_data._batches import Batches
-from detkernel_data._masks import MISSING, trainable, without_mask
-from detkernel_data._order import Extremes, Order
-from detkernel_data._report import note, write_places
-from detkernel_data._samples import Samples
-from detkernel_data._sound import check
+from detkernel_data.cleaning.clean import validate
+from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
+from detkernel_data.loading.batches import Batches
+from detkernel_data.loading.samples import Samples
+from detkernel_data.loading.workers import worker_count
+from detkernel_data.masks import MISSING, trainable, without_mask
+from detkernel_data.report import note, write_places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detkernel_data.loader import Loader
+    from detkernel_data.loading.loader import Loader
 
 
-def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
+def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
     """Load the data set, choose its pictures, and make the loader of a mode."""
     if not dataset.classes:
         dataset.load()
     _tell(run, mode, dataset.notes)
-    check(dataset, mode)
+    validate(dataset, mode)
     if run.check_images:
-        from detkernel_data._scan import check_images
+        from detkernel_data.loading.check_images import check_images
 
         check_images(dataset, mode, worker_count(options.workers))
     if run.loaders:
@@ -48,7 +48,7 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,
         seeded=training, missing_masks=options.missing_masks,
     )  # fmt: skip
-    order = Order(
+    batch_sampler = BatchSampler(
         _groups(options, run, mode, dataset, masks),
         options.batch_size if training else options.val_batch_size or options.batch_size,
         run.seed,
@@ -58,23 +58,17 @@ def build(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
         rank=run.rank,
         world_size=run.world_size,
     )
-    if len(order) == 0 and (training or run.world_size == 1):
-        raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {order.batch_size}")
+    if len(batch_sampler) == 0 and (training or run.world_size == 1):
+        raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {batch_sampler.batch_size}")
     return Batches(
         samples,
-        Extremes(order, dataset) if run.checking else order,
+        Extremes(batch_sampler, dataset) if run.checking else batch_sampler,
         endless=training,
         workers=worker_count(options.workers),
         prefetch=options.prefetch,
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
         stopping=lambda: run.stop_reason is not None,
     )
-
-
-def worker_count(wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:

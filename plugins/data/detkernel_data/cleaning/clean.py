@@ -11,22 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from detkernel import DataError
 from detkernel.errors import relative
+from detkernel_detection import Annotations, Dataset
 
-from detkernel_data._annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
-from detkernel_data._boxes import check_units, clean_boxes, find_duplicates, pixel_boxes, report_duplicates
-from detkernel_data._classes import match_classes, rename_classes
-from detkernel_data._pictures import Header, read_headers, size_text
-from detkernel_data._report import EXAMPLES, Problems, counted, note
-from detkernel_data._rle import mask_area, mask_problem
+from detkernel_data.annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
+from detkernel_data.cleaning.boxes import (
+    ROUNDING,
+    check_units,
+    clean_boxes,
+    find_duplicates,
+    pixel_boxes,
+    report_duplicates,
+)
+from detkernel_data.cleaning.classes import match_classes, rename_classes
+from detkernel_data.images import Header, read_headers, size_text
+from detkernel_data.masks import mask_area, mask_problem
+from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detkernel_data._files import FileDataset
-    from detkernel_data._table import Table
+    from detkernel_data.formats.dataset import FileDataset
+    from detkernel_data.formats.table import Table
 
 
-def settle(
+def clean(
     table: Table, rules: FileDataset, class_names: Sequence[str] | None, *, may_lack: bool
 ) -> tuple[FlatAnnotations, tuple[str, ...], list[str]]:
     """(annotations, classes, notes) of what the rules keep. Raises `DataError`, also when they keep nothing."""
@@ -47,14 +55,14 @@ def settle(
     repeated = find_duplicates(table, raw, labels)
     report_duplicates(table, repeated, rules.duplicates, notes)
     chosen = (labels >= 0) & ~(repeated & (rules.duplicates == "drop"))
-    clean, usable = clean_boxes(table, raw, chosen, rules.bad_boxes, notes)
+    clipped, usable = clean_boxes(table, raw, chosen, rules.bad_boxes, notes)
     if table.untrained is not None:
         usable &= ~np.asarray(table.untrained, dtype=bool)
     kept = choose_pictures(table, usable, rules, notes, dropped)
     chosen &= kept[np.asarray(table.picture, dtype=np.int64)]
     if not ((usable & chosen).any() or (rules.allow_no_objects and kept.any())):
         raise DataError(_nothing_left(table, kept, notes))
-    return build(table, raw, clean, labels, chosen, usable, kept), classes, notes
+    return flat(table, raw, clipped, labels, chosen, usable, kept), classes, notes
 
 
 def _nothing_left(table: Table, kept: NDArray[np.bool_], notes: Sequence[str]) -> str:
@@ -72,8 +80,8 @@ def drop_images(table: Table, rules: FileDataset, notes: list[str]) -> NDArray[n
     """Which images `bad_images: drop` leaves out: those that cannot be decoded."""
     dropped = np.zeros(len(table.files), dtype=bool)
     if rules.bad_images == "drop":
-        from detkernel_data._build import worker_count
-        from detkernel_data._scan import find_undecodable
+        from detkernel_data.loading.check_images import find_undecodable
+        from detkernel_data.loading.workers import worker_count
 
         problems = find_undecodable(table.files, worker_count(None))
         dropped[[index for index, _ in problems]] = True
@@ -156,10 +164,10 @@ def choose_pictures(
     return kept
 
 
-def build(
+def flat(
     table: Table,
     raw: NDArray[np.float64],
-    clean: NDArray[np.float64],
+    clipped: NDArray[np.float64],
     labels: NDArray[np.int64],
     chosen: NDArray[np.bool_],
     usable: NDArray[np.bool_],
@@ -184,7 +192,7 @@ def build(
         widths=np.asarray(table.widths, dtype=np.int64)[pictures],
         offsets=offsets_of(np.bincount(picture[order], minlength=len(kept))[pictures]),
         boxes=raw[order],
-        clean=clean[order],
+        clean=clipped[order],
         usable=usable[order],
         labels=labels[order],
         area=_areas(table, raw, order),
@@ -237,3 +245,38 @@ def _size_problem(table: Table, index: int, header: Header, apply_exif: bool) ->
         f"{table.where_picture(index)}: states a size of {size_text(*stated)}, but {relative(table.files[index])} "
         f"is {size_text(*found)}; {advice}"
     )
+
+
+def validate(dataset: Dataset, mode: str) -> None:
+    """Raise `DataError`, with the first pictures, for boxes or labels that cannot be trained on; decodes nothing."""
+    if getattr(dataset, "cleaned", False):
+        return  # while it was read, with the lines of its files
+    problems = Problems(f"{mode} data")
+    for index in range(len(dataset)):
+        notes = dataset.annotations(index)
+        problem = _problem(notes, len(dataset.classes))
+        if problem:
+            problems.add(f"{mode} data: picture {index} ('{notes.image_id}'): {problem}")
+    problems.stop()
+
+
+def _problem(notes: Annotations, classes: int) -> str:
+    boxes, labels = np.asarray(notes.boxes), np.asarray(notes.labels)
+    if boxes.dtype.kind != "f" or boxes.ndim != 2 or boxes.shape[1] != 4:
+        return f"its boxes are {boxes.dtype} {list(boxes.shape)}, expected float32 [N, 4]: x1, y1, x2, y2 in pixels"
+    if labels.dtype.kind not in "iu" or labels.shape != boxes.shape[:1]:
+        return f"its labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(boxes)}], one a box"
+    inside = (boxes >= -ROUNDING).all(1) & (boxes <= np.array([notes.width, notes.height] * 2) + ROUNDING).all(1)
+    valid = inside & (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is no number is neither
+    if not valid.all():
+        number = int(np.argmin(valid))
+        box = ", ".join(f"{value:g}" for value in boxes[number])
+        return (
+            f"box {number} [{box}] has no area, or lies outside of the picture of {notes.width}x{notes.height}; "
+            "boxes are x1, y1, x2, y2 in pixels"
+        )
+    known = (labels >= 0) & (labels < classes)
+    if not known.all():
+        number = int(np.argmin(known))
+        return f"label {labels[number]} of box {number} is none of 0..{classes - 1}, the {classes} classes"
+    return ""

@@ -17,7 +17,7 @@ from detkernel.files import write_atomic
 from detkernel_detection import Dataset
 
 if TYPE_CHECKING:
-    from detkernel_data._annotations import Texts
+    from detkernel_data.annotations import Texts
 
 _CHUNK = 16
 _FEW = 64
@@ -52,7 +52,7 @@ def check_images(dataset: Dataset, name: str, workers: int) -> None:
 
 def find_undecodable(files: Sequence[str] | Texts, workers: int) -> list[Problem]:
     """The files that cannot be decoded, whatever their annotations say."""
-    from detkernel_data._pictures import decode
+    from detkernel_data.images import decode
 
     trials = _Trials(lambda index: files[index], lambda index: decode(files[index], apply_exif=False, bits=16))
     return find_invalid(trials, range(len(files)), ["decoded"] * len(files), "images", workers)
@@ -62,7 +62,7 @@ def find_invalid(
     trials: _Trials, indices: Sequence[int], salts: Sequence[str], name: str, workers: int
 ) -> list[Problem]:
     """What is wrong with the images at some positions; the memory of valid ones is brought up to date."""
-    from detkernel_data._batches import Batches
+    from detkernel_data.loading.batches import Batches
 
     memory = Memory([trials.path(index) for index in indices])
     keys = {index: memory.key(trials.path(index), salts[index]) for index in indices}
@@ -133,7 +133,7 @@ class _Trials:
 
 
 class _Chunks:
-    """The order of the chunks (in the place of `Order`)."""
+    """The order of the chunks (in the place of `BatchSampler`)."""
 
     world_size = 1
 

@@ -9,7 +9,7 @@ from detkernel_detection import Sample, Target
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from detkernel_data._color import require_bytes
+from detkernel_data.transforms.color import require_bytes
 
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2, in whole pixels."""
@@ -75,7 +75,7 @@ def crop(sample: Sample, window: Window, keep: Tensor) -> Sample:
         target.masks = target.masks[:, y1:y2, x1:x2]
     if target.keypoints is not None:
         target.keypoints = moved(target.keypoints, -x1, -y1, x2 - x1, y2 - y1)
-    sample.target = sound(target)
+    sample.target = valid_objects(target)
     return sample
 
 
@@ -118,18 +118,18 @@ def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tri
             if (inside / (area(boxes) + h * w - inside)).max() < overlaps[choice]:
                 continue
             keep = ((centres > torch.tensor([x, y])) & (centres < torch.tensor([x + w, y + h]))).all(1)
-            keep &= is_sound(clipped(boxes, window))
+            keep &= is_valid(clipped(boxes, window))
             if keep.any():
                 return crop(sample, window, keep)
     return sample
 
 
-def sound(target: Target) -> Target:
+def valid_objects(target: Target) -> Target:
     """Only the objects whose box is at least a pixel wide and high."""
-    return target.keep(is_sound(target.boxes))
+    return target.keep(is_valid(target.boxes))
 
 
-def is_sound(boxes: Tensor) -> Tensor:
+def is_valid(boxes: Tensor) -> Tensor:
     """[N] whether a box is at least a pixel wide and high."""
     return (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
 

@@ -10,7 +10,7 @@ from detkernel.run import Mode
 from detkernel_detection import Dataset, Transform
 
 if TYPE_CHECKING:
-    from detkernel_data._batches import Batches
+    from detkernel_data.loading.batches import Batches
 
 
 @plugin
@@ -50,7 +50,7 @@ class Loader:
 
     @hookimpl
     def build_loader(self, run: Run, mode: Mode) -> Any:
-        from detkernel_data import _build
+        from detkernel_data.loading.build import build_batches
 
         dataset = self._dataset(mode)
         if run.checking and mode == "test" and self.test is None:
@@ -62,7 +62,7 @@ class Loader:
         if mode == "train":
             self._check_val_transforms()
         self._check_order()
-        loader = _build.build(self, run, mode, dataset)
+        loader = build_batches(self, run, mode, dataset)
         if mode in self._made:
             self._made[mode].close()
         self._made[mode] = loader
@@ -75,7 +75,7 @@ class Loader:
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
-        from detkernel_data._counts import lines
+        from detkernel_data.loading.summary import lines
 
         return lines(self._made, run.classes, decoded=run.check_images)
 
@@ -95,7 +95,7 @@ class Loader:
                 raise wrong(self, "val_transforms", message)
 
     def _check_order(self) -> None:
-        from detkernel_data.transforms import misplaced
+        from detkernel_data.transforms.standard import misplaced
 
         for name in ("train_transforms", "val_transforms"):
             problem = misplaced(getattr(self, name))

@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 from detkernel_detection import Annotations, ImageId
 
-from detkernel_data._rle import mask_area
+from detkernel_data.masks import mask_area
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

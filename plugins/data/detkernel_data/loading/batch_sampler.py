@@ -22,7 +22,7 @@ def seed_of(*numbers: int) -> int:
 
 
 @attrs.frozen(eq=False)
-class Order:
+class BatchSampler:
     """The batches of every epoch, for one of several processes.
 
     Pictures of a group (portrait and landscape, say) share batches, so that little is padded. In training, a last batch
@@ -91,28 +91,28 @@ class Extremes:
     With a shuffled training, any of a group's images can meet in its last batch.
     """
 
-    def __init__(self, order: Order, dataset: Dataset) -> None:
-        self.order, self.world_size = order, order.world_size
+    def __init__(self, batch_sampler: BatchSampler, dataset: Dataset) -> None:
+        self.batch_sampler, self.world_size = batch_sampler, batch_sampler.world_size
         notes = [dataset.annotations(index) for index in range(len(dataset))]
         self._area = [note.height * note.width for note in notes]
         self._shorter = [min(note.height, note.width) for note in notes]
 
     @property
     def batch_size(self) -> int:
-        return self.order.batch_size
+        return self.batch_sampler.batch_size
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.batch_sampler)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        batches = self.order.batches(epoch)
+        batches = self.batch_sampler.batches(epoch)
         if len(batches) < 2:
             return batches
-        if not (self.order.training and self.order.shuffle):
+        if not (self.batch_sampler.training and self.batch_sampler.shuffle):
             large = max(batches, key=lambda batch: max(self._area[index] for index in batch))
             small = min(batches, key=lambda batch: (len(batch), min(self._shorter[index] for index in batch)))
             return [large, small, *batches[2:]]
-        groups = [group.tolist() for group in self.order.groups]
+        groups = [group.tolist() for group in self.batch_sampler.groups]
         large = self._chosen(groups, max(map(len, batches)), max, self._area)
         small = self._chosen(groups, min(map(len, batches)), min, self._shorter)
         return [large, small, *batches[2:]]

@@ -14,8 +14,8 @@ from detkernel import DataError
 from detkernel.errors import relative
 from detkernel.files import read_regular
 
-from detkernel_data._json import is_number
-from detkernel_data._table import Box
+from detkernel_data.formats.entry import is_number
+from detkernel_data.formats.table import Box
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _PIXELS = re.compile("[0-9]{1,6}")

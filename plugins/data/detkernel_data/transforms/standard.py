@@ -35,9 +35,9 @@ class Resize(Transform):
             raise ValueError("short: expected at least one side")
 
     def __call__(self, sample: Sample) -> Sample:
-        from detkernel_data import _geometry
+        from detkernel_data.transforms import geometry
 
-        return _geometry.resize(sample, self._target(*sample.size), self.antialias)
+        return geometry.resize(sample, self._target(*sample.size), self.antialias)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.size is not None:
@@ -74,7 +74,7 @@ class Flip(Transform):
     def __call__(self, sample: Sample) -> Sample:
         import torch
 
-        from detkernel_data import _geometry
+        from detkernel_data.transforms import geometry
 
         chance, choice = torch.rand(2).tolist()
         if chance >= self.probability:
@@ -82,8 +82,8 @@ class Flip(Transform):
         horizontal = self.direction == "horizontal" or (self.direction == "both" and choice < 2 / 3)
         vertical = self.direction == "vertical" or (self.direction == "both" and choice >= 1 / 3)
         if horizontal:
-            sample = _geometry.flip(sample, -1, self._swapped)
-        return _geometry.flip(sample, -2, self._swapped) if vertical else sample
+            sample = geometry.flip(sample, -1, self._swapped)
+        return geometry.flip(sample, -2, self._swapped) if vertical else sample
 
 
 @plugin
@@ -105,7 +105,7 @@ class Crop(Transform):
     def __call__(self, sample: Sample) -> Sample:
         import torch
 
-        from detkernel_data import _geometry
+        from detkernel_data.transforms import geometry
 
         chance, high, wide, top, left = torch.rand(5).tolist()
         if chance >= self.probability:
@@ -117,11 +117,11 @@ class Crop(Transform):
         y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
         window = (x, y, x + w, y + h)
         boxes = sample.target.boxes
-        keep = _geometry.visible_share(boxes, window) >= max(self.visible, 1e-6)
-        keep &= _geometry.is_sound(_geometry.clipped(boxes, window))
+        keep = geometry.visible_share(boxes, window) >= max(self.visible, 1e-6)
+        keep &= geometry.is_valid(geometry.clipped(boxes, window))
         if self.keep_objects and len(keep) and not keep.any():
             return sample
-        return _geometry.crop(sample, window, keep)
+        return geometry.crop(sample, window, keep)
 
 
 @plugin
@@ -145,9 +145,9 @@ class MinIouCrop(Transform):
             raise ValueError("overlaps: expected at least one")
 
     def __call__(self, sample: Sample) -> Sample:
-        from detkernel_data import _geometry
+        from detkernel_data.transforms import geometry
 
-        return _geometry.min_iou_crop(sample, self.overlaps, self.smallest, self.tries)
+        return geometry.min_iou_crop(sample, self.overlaps, self.smallest, self.tries)
 
 
 @plugin
@@ -165,12 +165,12 @@ class Expand(Transform):
     def __call__(self, sample: Sample) -> Sample:
         import torch
 
-        from detkernel_data import _geometry
+        from detkernel_data.transforms import geometry
 
         chance, grow, top, left = torch.rand(4).tolist()
         if chance >= self.probability:
             return sample
-        return _geometry.expand(sample, self.ratio[0] + grow * (self.ratio[1] - self.ratio[0]), top, left, self.fill)
+        return geometry.expand(sample, self.ratio[0] + grow * (self.ratio[1] - self.ratio[0]), top, left, self.fill)
 
 
 @plugin
@@ -189,10 +189,10 @@ class Color(Transform):
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures, for each of the four")
 
     def __call__(self, sample: Sample) -> Sample:
-        from detkernel_data import _color
+        from detkernel_data.transforms import color
 
         spans = (self.brightness, self.contrast, self.saturation, self.hue)
-        sample.image = _color.jitter(sample.image, spans, self.probability)
+        sample.image = color.jitter(sample.image, spans, self.probability)
         return sample
 
 
@@ -228,15 +228,15 @@ class V2(Transform):
     _made: Any = state(default=None)
 
     def prepare(self, dataset: Dataset) -> None:
-        from detkernel_data import _v2
+        from detkernel_data.transforms import v2
 
-        self._made = _v2.make(self, self.name, self.args)
-        _v2.try_boxes(self, self._made)
+        self._made = v2.make(self, self.name, self.args)
+        v2.try_boxes(self, self._made)
 
     def __call__(self, sample: Sample) -> Sample:
-        from detkernel_data import _v2
+        from detkernel_data.transforms import v2
 
-        return _v2.apply(self._made or _v2.make(self, self.name, self.args), sample)
+        return v2.apply(self._made or v2.make(self, self.name, self.args), sample)
 
 
 _NEEDS_COLOURS = frozenset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from detkernel import DataError, option, plugin, state
 from detkernel.errors import relative
@@ -12,8 +12,8 @@ from detkernel_detection import Annotations, Dataset
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detkernel_data._annotations import FlatAnnotations
-    from detkernel_data._table import Table
+    from detkernel_data.annotations import FlatAnnotations
+    from detkernel_data.formats.table import Table
 
 
 @plugin
@@ -58,6 +58,8 @@ class FileDataset(Dataset):
         at_most=16,
         help="significant bits of images with 16 bits a channel; null: as many as the values of a sample of them need",
     )
+    cleaned: ClassVar[bool] = True
+    """Every annotation was validated while it was read, with the lines of its files."""
     _flat: FlatAnnotations | None = state()
     _bits: int | None = state()
 
@@ -65,7 +67,7 @@ class FileDataset(Dataset):
         return 0 if self._flat is None else len(self._flat)
 
     def image(self, index: int) -> Tensor:
-        from detkernel_data._pictures import decode, size_text
+        from detkernel_data.images import decode, size_text
 
         flat = self._loaded()
         path = flat.files[index]
@@ -93,16 +95,16 @@ class FileDataset(Dataset):
             raise RuntimeError(f"{type(self).__name__}.load() has not been called")
         return self._flat
 
-    def _settle(self, table: Table, class_names: Sequence[str] | None, *, may_lack: bool = False) -> None:
+    def _clean(self, table: Table, class_names: Sequence[str] | None, *, may_lack: bool = False) -> None:
         """Take up what was read, less what the options leave out. Raises `DataError`."""
-        from detkernel_data._settle import settle
+        from detkernel_data.cleaning.clean import clean
 
-        self._flat, self.classes, self.notes = settle(table, self, class_names, may_lack=may_lack)
+        self._flat, self.classes, self.notes = clean(table, self, class_names, may_lack=may_lack)
         if self.bit_depth is None:
             self._find_depth()
 
     def _find_depth(self) -> None:
-        from detkernel_data._pictures import find_depth
+        from detkernel_data.images import find_depth
 
         files = self._loaded().files
         self._bits, largest = find_depth([files[index] for index in range(len(files))])

@@ -16,8 +16,8 @@ from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
 from detkernel_detection.batching import Packed, pack_samples
 from torch import Tensor
 
-from detkernel_data._masks import target_masks, trainable
-from detkernel_data._order import seed_of
+from detkernel_data.loading.batch_sampler import seed_of
+from detkernel_data.masks import target_masks, trainable
 
 
 @attrs.frozen

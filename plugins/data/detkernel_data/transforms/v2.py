@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
-from detkernel_data._geometry import moved, sound
+from detkernel_data.transforms.geometry import moved, valid_objects
 
 _UNFIT = {
     "Compose",
@@ -59,7 +59,7 @@ def make(part: object, name: str, args: Mapping[str, Any]) -> v2.Transform:
 
 def try_boxes(part: object, transform: v2.Transform) -> None:
     """Raises `ConfigError` for a transform that does not know boxes, such as RandAugment."""
-    from detkernel_data._batches import generators_kept
+    from detkernel_data.loading.batches import generators_kept
 
     target = Target(torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([0]))
     sample = Sample(torch.zeros(3, 64, 64, dtype=torch.uint8), target, 0, 0, (64, 64))
@@ -102,7 +102,7 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
             raise UserError(f"v2: {name} leaves {len(boxes)} boxes and {len(places)} objects with keypoints")
         points, (height, width) = torch.cat([places, target.keypoints[..., 2:]], dim=-1), sample.size
         keypoints = moved(points, 0, 0, width, height)
-    sample.target = sound(Target(boxes, found["labels"], masks, keypoints))
+    sample.target = valid_objects(Target(boxes, found["labels"], masks, keypoints))
     return sample
 
 

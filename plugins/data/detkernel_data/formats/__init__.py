@@ -1,0 +1,1 @@
+"""Readers of annotation formats: from files to a table of what they say."""

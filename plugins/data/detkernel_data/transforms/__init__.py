@@ -1,0 +1,1 @@
+"""The standard transforms, and the geometry and colours that they are made of."""
