@@ -57,6 +57,7 @@ def plant(write: Write) -> Plant:
         plugins: dict[str, str] | None = None,
         commands: dict[str, str] | None = None,
         configs: dict[str, str] | None = None,
+        templates: dict[str, str] | None = None,
         requires: tuple[str, ...] = (),
     ) -> Path:
         info = f"site/{name.replace('-', '_')}-{version}.dist-info"
@@ -66,6 +67,7 @@ def plant(write: Write) -> Plant:
             "detkernel.plugins": plugins or {},
             "detkernel.commands": commands or {},
             "detkernel.configs": configs or {},
+            "detkernel.templates": templates or {},
         }
         lines = [
             line

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detkernel import UserError, scaffold
 
 Plant = Callable[..., Path]
 Write = Callable[[str, str], Path]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 
-KINDS = ["model", "dataset", "transform", "evaluator", "hook", "command"]
+KINDS = ["hook", "command"]
+"""The kernel's own; other distributions offer theirs."""
 
 
 @pytest.fixture
@@ -58,7 +60,6 @@ def test_each_kind_is_a_whole_project(detkernel: Detkernel, folder: Path, kind: 
 
 
 def test_it_is_listed_and_shown(detkernel: Detkernel, install: Callable[[str], None]):
-    """Of the kind that needs nothing but the kernel; the tests of the whole system list every kind."""
     detkernel("new-plugin", "box-counter", "--kind", "hook")
     install("box-counter")
     result = detkernel("plugins")
@@ -71,9 +72,10 @@ def test_it_is_listed_and_shown(detkernel: Detkernel, install: Callable[[str], N
     assert page.stdout.startswith("box_counter (box_counter:BoxCounter, box-counter 0.1.0)")
 
 
-def test_its_tests_pass_as_written(detkernel: Detkernel, install: Callable[[str], None], folder: Path):
-    """Of the kind that needs no torch; the tests of the whole system install every kind with pip, and run it."""
-    detkernel("new-plugin", "box-counter", "--kind", "command")
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_tests_pass_as_written(detkernel: Detkernel, install: Callable[[str], None], folder: Path, kind: str):
+    """The tests of the whole system install every kind with pip, and run it."""
+    detkernel("new-plugin", "box-counter", "--kind", kind)
     install("box-counter")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
@@ -84,7 +86,7 @@ def test_its_tests_pass_as_written(detkernel: Detkernel, install: Callable[[str]
         env={**os.environ, "PYTHONPATH": str(folder / "site")},
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 passed" in result.stdout
+    assert f"{2 if kind == 'command' else 3} passed" in result.stdout
 
 
 def test_its_readme_shows_a_config_that_loads(
@@ -114,10 +116,9 @@ def test_a_name_that_is_none(detkernel: Detkernel, folder: Path, name: str):
         *((name, "hook", "a config gives this word a meaning of its own") for name in ("run", "base", "use", "None")),
         *((name, "command", "the kernel has a command of this name") for name in ("run", "check", "new_plugin")),
         ("recorder", "hook", "the project would use this name for something else"),
-        ("sample", "transform", "the project would use this name for something else"),
-        ("test-contract", "model", "pytest takes what begins with 'test' for tests"),
+        ("test-contract", "hook", "pytest takes what begins with 'test' for tests"),
         ("tester", "hook", "pytest takes what begins with 'test' for tests"),
-        ("exception", "dataset", "Exception is a name of Python's own"),
+        ("exception", "hook", "Exception is a name of Python's own"),
         ("sorted", "command", "sorted is a name of Python's own"),
     ],
 )
@@ -167,6 +168,29 @@ def test_a_file_of_that_name(detkernel: Detkernel, write: Write):
 
 
 def test_an_unknown_kind(detkernel: Detkernel):
-    result = detkernel("new-plugin", "box-counter", "--kind", "thing")
-    assert result.returncode == 2
-    assert "Invalid value for '--kind': 'thing' is not one of 'model', 'dataset'" in result.stderr
+    result = detkernel("new-plugin", "box-counter", "--kind", "hok")
+    assert (result.returncode, result.stderr) == (2, "error: --kind: there is no kind 'hok', did you mean 'hook'?\n")
+
+
+def test_a_kind_that_an_installed_distribution_offers(detkernel: Detkernel, plant: Plant, folder: Path):
+    offered = """
+    from detkernel.scaffold import Template
+    note = Template("notes", "note", "my_plugin: {text: hello}", ("attrs>=24",))
+    """
+    plant(
+        "notes",
+        {"notes/__init__.py": offered, "notes/note.py.txt": "class MyPlugin: ...", "notes/note_test.py.txt": "x = 1"},
+        templates={"note": "notes:note"},
+    )
+    assert "note" in detkernel("new-plugin", "--help").stdout
+    result = detkernel("new-plugin", "box-counter", "--kind", "note")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (folder / "box-counter" / "box_counter.py").read_text() == "class BoxCounter: ..."
+    assert "box_counter: {text: hello}" in (folder / "box-counter" / "README.md").read_text()
+    assert '"attrs>=24"]' in (folder / "box-counter" / "pyproject.toml").read_text()
+
+
+def test_a_kind_that_is_not_installed_says_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scaffold, "kinds", lambda: KINDS)
+    with pytest.raises(UserError, match=r"'model' comes with detkernel-detection, .* pip install detkernel-detection"):
+        scaffold.template("model")

@@ -1,4 +1,4 @@
-"""What is installed: the entry points of the groups `detkernel.plugins`, `detkernel.commands` and `detkernel.configs`.
+"""What is installed: the entry points of the groups `detkernel.plugins`, `.commands`, `.configs`, `.templates`.
 
 Listing imports no plugin: the one line about each is read from its source. A plugin is loaded only when a config names
 it. Two distributions that offer one name, and one that needs another version of the kernel or of another plugin's
@@ -51,9 +51,9 @@ class Entry:
 
 
 class Catalog:
-    """The installed plugins (or commands, or readers of configs in files of other kinds), by name."""
+    """The installed plugins (or commands, readers of configs in files of other kinds, templates), by name."""
 
-    def __init__(self, kind: Literal["plugin", "command", "config"] = "plugin") -> None:
+    def __init__(self, kind: Literal["plugin", "command", "config", "template"] = "plugin") -> None:
         self.kind = kind
         self.group = f"detkernel.{kind}s"
 

@@ -244,16 +244,21 @@ def schema(output: Path | None) -> None:
             write_atomic(output, text)
 
 
+class _Kind(click.ParamType):
+    """A kind of plugin to start: those that are installed are listed in the help."""
+
+    name = "kind"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        from detkernel.scaffold import kinds
+
+        return f"[{'|'.join(kinds())}]"
+
+
 @cli.command("new-plugin")
 @click.argument("name")
-@click.option(
-    "--kind",
-    type=click.Choice(["model", "dataset", "transform", "evaluator", "hook", "command"]),
-    default="hook",
-    show_default=True,
-    help="what it is",
-)
-def new_plugin(name: str, kind: Any) -> None:
+@click.option("--kind", type=_Kind(), default="hook", show_default=True, help="what it is")
+def new_plugin(name: str, kind: str) -> None:
     """Start a plugin: a small, complete, tested project in a folder NAME."""
     from detkernel import scaffold
 
