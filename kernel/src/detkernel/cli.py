@@ -244,7 +244,7 @@ def schema(output: Path | None) -> None:
             write_atomic(output, text)
 
 
-class _Kind(click.ParamType):
+class _Kind(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.5
     """A kind of plugin to start: those that are installed are listed in the help."""
 
     name = "kind"
