@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "greeter").mkdir()
     (tmp_path / "greeter" / "pyproject.toml").write_text(PYPROJECT)
     (tmp_path / "greeter" / "greeter.py").write_text(MODULE)
-    (tmp_path / "tiny.py").write_text("from detkernel.testing import TinyData, TinyDetector, TinySgd\n")
+    (tmp_path / "tiny.py").write_text("from detkernel_detection.testing import TinyData, TinyDetector, TinySgd\n")
     (tmp_path / "config.yaml").write_text(CONFIG + "greeter: {words: bonjour}\n")
     return tmp_path
 
