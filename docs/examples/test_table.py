@@ -14,13 +14,13 @@ WITH_FILES = ("sqlite_dataset", "webhook", "distill")
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 8
+    assert len(ROWS) == 9
 
 
 @pytest.mark.parametrize(("name", "row"), [row for row in ROWS if row[0] not in WITH_FILES])
 def test_a_row_works_with_the_demo(name, row, tmp_path, monkeypatch):
     small = "run: {until: 2 iters, validate: null}\ndata: {train: {size: 16}, val: {size: 2}, workers: 0}\n"
-    without = "ema: null\nschedule: null\n" if name == "two_optimizers" else ""
+    without = "schedule: null\n" if name == "two_optimizers" else ""
     (tmp_path / "config.yaml").write_text(f"base: {ROOT}/configs/shapes.yaml\n{small}{without}{row}\n")
     monkeypatch.chdir(tmp_path)
     loaded = load("config.yaml")

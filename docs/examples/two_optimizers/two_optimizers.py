@@ -35,8 +35,10 @@ class TwoOptimizers:
             optimizer.zero_grad(set_to_none=True)
         total: Any = sum(value for name, value in losses.items() if "loss" in name)
         total.backward()
+        run.hook.before_optimizer_step(run=run)
         for optimizer in self._both:
             optimizer.step()
+        run.hook.after_optimizer_step(run=run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizers": [optimizer.state_dict() for optimizer in self._both]}

@@ -10,7 +10,10 @@
         for batch in the train loader:
             before_train_iter(run, batch)
             train_step(run, model, batch) -> losses    first result: forward only
-            after_train_iter(run, batch, losses)    backward and optimizer stepping, in a plugin
+            after_train_iter(run, batch, losses)    here a stepping plugin goes backward, and when a step is due:
+                before_optimizer_step(run)
+                (clip the gradients; step, unless they are not finite)
+                after_optimizer_step(run)       only when a step was taken
             when a validation is due:
                 before_val_epoch(run)
                 for batch in the val loader:
@@ -151,8 +154,8 @@ class Events:
 
     @hookspec
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
-        """The iteration is counted in `run.iter`. Stepping plugins go backward and step here (`above_normal`);
-        at `normal` the step is done.
+        """The iteration is counted in `run.iter`. Stepping plugins go backward and step here (`above_normal`), and fire
+        the events of the optimizer; at `normal` the step is done.
 
         For example:
 
@@ -160,6 +163,32 @@ class Events:
             def after_train_iter(self, run, losses):
                 if run.iter == 1:
                     run.log.info("the losses are %s", ", ".join(losses))
+        """
+
+    @hookspec
+    def before_optimizer_step(self, run: Run) -> None:
+        """Gradients are complete, averaged over processes and iterations, unscaled, and not clipped yet.
+
+        Every stepping plugin fires it, and `after_optimizer_step`: `run.hook.before_optimizer_step(run=run)`.
+
+        For example:
+
+            @hookimpl
+            def before_optimizer_step(self, run):
+                for parameter in run.bare_model.head.parameters():
+                    parameter.grad *= 0.1
+        """
+
+    @hookspec
+    def after_optimizer_step(self, run: Run) -> None:
+        """The weights have been stepped; the gradients are still there. Not fired for a step that was left out, as one
+        with invalid gradients is.
+
+        For example:
+
+            @hookimpl
+            def after_optimizer_step(self, run):
+                self._steps += 1
         """
 
     @hookspec

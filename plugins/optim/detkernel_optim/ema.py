@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, UserError, hookimpl, option, plugin, state
-
-from detkernel_optim.stepping import OptimizerEvents
 
 if TYPE_CHECKING:
     from detkernel_optim._averages import Averages
@@ -22,8 +20,6 @@ class Ema:
     forgotten (as in YOLOv5 and MMDetection's ExpMomentumEMA).
     """
 
-    events: ClassVar[type] = OptimizerEvents
-
     decay: float = option(default=0.9998, above=0, below=1, help="share of the old average that a step keeps")
     ramp: float = option(
         default=2000, at_least=0, help="steps in which the decay rises to two thirds of it; 0: at once"
@@ -33,22 +29,34 @@ class Ema:
     _averages: Averages | None = state(default=None)
     _steps: int = state(default=0)
     _swapped: bool = state(default=False)
+    _versions: int | None = state(default=None)
+    """Of the weights at the begin of an iteration, until a step has been heard of."""
+    _heard: bool = state(default=False)
 
     @hookimpl
     def before_run(self, run: Run) -> None:
         from detkernel_optim._averages import Averages
 
-        steppers = [
-            p for p in run.bus.plugins.values() if getattr(type(p), "events", None) is OptimizerEvents and p is not self
-        ]
-        if not steppers and run.mode == "train":
-            raise UserError(
-                "ema: no active plugin fires after_optimizer_step; step with sgd, adam, adamw or torch_optimizer"
-            )
         self._averages, self._steps, self._swapped = Averages(run.bare_model), 0, False
+        self._heard = False
+
+    @hookimpl
+    def before_train_iter(self, run: Run) -> None:
+        if not self._heard:
+            self._versions = _versions(run)
+
+    @hookimpl
+    def after_train_iter(self, run: Run) -> None:
+        """A stepping plugin that does not say when it steps would leave the averages at the weights of the start."""
+        if not self._heard and _versions(run) != self._versions:
+            raise UserError(
+                "ema: the weights were stepped, but no plugin fired after_optimizer_step, so there is nothing to "
+                "average; in your stepping plugin, call run.hook.after_optimizer_step(run=run) behind each step"
+            )
 
     @hookimpl
     def after_optimizer_step(self) -> None:
+        self._heard = True
         self._steps += 1
         if self._averages is not None and self._steps % self.every == 0:
             ramped = 1.0 if self.ramp == 0 else 1 - math.exp(-self._steps / self.ramp)
@@ -87,3 +95,8 @@ class Ema:
         if self._averages is not None:
             self._averages.swap()
             self._swapped = not self._swapped
+
+
+def _versions(run: Run) -> int:
+    """Rises with every change of a parameter in place. Asks the device for nothing."""
+    return sum(parameter._version for parameter in run.bare_model.parameters())

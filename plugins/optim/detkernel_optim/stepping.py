@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from detkernel import Run, UserError, hookimpl, hookspec, option, plugin, state, wrong
+from detkernel import Run, UserError, hookimpl, option, plugin, state, wrong
 from detkernel_detection import Batch, Detections, Losses
 
 if TYPE_CHECKING:
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 _MOST_SKIPPED = 50
 """Steps left out one after the other, before a run is said to learn nothing."""
-
-
-class OptimizerEvents:
-    """Events around a step, for every plugin that wants to see or change gradients."""
-
-    @hookspec
-    def before_optimizer_step(self, run: Run) -> None:
-        """Gradients are complete, averaged and unscaled, and not clipped yet; the optimizer has not stepped."""
-
-    @hookspec
-    def after_optimizer_step(self, run: Run) -> None:
-        """The optimizer has stepped; the gradients are still there. Not fired for a step that was left out, since its
-        gradients were not finite."""
 
 
 @plugin
@@ -59,7 +46,6 @@ class Stepping:
 
     key = "optimizer"
     priority = "above_normal"
-    events: ClassVar[type] = OptimizerEvents
 
     lr: float = option(above=0, help="learning rate, before the schedule")
     base_batch: int | None = option(
@@ -269,7 +255,7 @@ class Stepping:
         self._window = 0
         if self._scaler is not None:
             self._scaler.unscale_(run.optimizer)
-        run.bus.publish("before_optimizer_step", run=run)
+        run.hook.before_optimizer_step(run=run)
         norm = _gradients.norm(run.optimizer)
         taken = self._is_fit(run, batch, losses, norm)
         if taken:
@@ -283,7 +269,7 @@ class Stepping:
         if self._scaler is not None:
             self._scaler.update()
         if taken:
-            run.bus.publish("after_optimizer_step", run=run)
+            run.hook.after_optimizer_step(run=run)
         run.optimizer.zero_grad(set_to_none=True)
         if run.iter >= run.max_iters:
             self._norms.look()

@@ -226,9 +226,29 @@ def test_ema_follows_its_formula_and_is_swapped_in_for_validation(tmp_path):
     assert torch.equal(averages["3.weight"], seen[0][4])
 
 
+@plugin
+class Silent:
+    """Steps, and says so to nobody."""
+
+    priority = "above_normal"
+
+    @hookimpl
+    def after_train_iter(self, run, losses):
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.sub_(0.01 * parameter.grad)
+
+
 def test_ema_needs_one_who_says_when_a_step_is_taken(tmp_path):
-    with pytest.raises(UserError, match="no active plugin fires after_optimizer_step"):
-        tiny_run({"ema": Ema()}, work_dir=tmp_path)
+    with pytest.raises(UserError, match="the weights were stepped, but no plugin fired after_optimizer_step"):
+        tiny_run({"optimizer": Silent(), "ema": Ema()}, work_dir=tmp_path)
+
+
+def test_ema_hears_any_stepping_plugin(tmp_path):
+    ema = Ema()
+    tiny_run({"ema": ema}, until="3 iters", work_dir=tmp_path)  # with the stepping of the testing kit
+    assert ema.state_dict()["steps"] == 3
 
 
 class TestSgdResumes(HookContract):

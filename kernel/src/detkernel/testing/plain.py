@@ -112,8 +112,10 @@ class PlainStepping:
     @hookimpl
     def after_train_iter(self, run: Run, batch: list[float], losses: Mapping[str, Number]) -> None:
         error = run.model.value - sum(batch) / len(batch)
+        run.hook.before_optimizer_step(run=run)
         self._speed = 0.9 * self._speed + 2 * error * (1 + 0.01 * losses["loss"])
         run.model.value -= self.lr * self._speed
+        run.hook.after_optimizer_step(run=run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"speed": self._speed}

@@ -167,7 +167,9 @@ class TinySgd:
     def after_train_iter(self, run: Run, losses: Losses) -> None:
         run.optimizer.zero_grad()
         sum(loss for name, loss in losses.items() if "loss" in name).backward()  # type: ignore[union-attr]
+        run.hook.before_optimizer_step(run=run)
         run.optimizer.step()
+        run.hook.after_optimizer_step(run=run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self._run.optimizer.state_dict()}
