@@ -176,11 +176,11 @@ class Detector(TinyDetector):
     fault: str = option(default="", help="what")
 
     @hookimpl
-    def train_step(self, run: Run, batch: Batch) -> Losses:
+    def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
         first = batch.target(0)
         if self.fault == "needs objects":
             first.boxes[0]
-        losses: Any = dict(super().train_step(run, batch))
+        losses: Any = dict(super().train_step(run, model, batch))
         if self.fault == "draws" and run.model.training:
             losses["loss_cls"] = losses["loss_cls"] * (1 + 0.01 * np.random.rand() + 0.01 * random.random())
             losses["accuracy"] = torch.tensor(100.0)

@@ -46,11 +46,7 @@ class Distill:
         import torch
         from torch.nn import functional
 
-        student, run.model = run.model, self._teacher
-        try:
-            with torch.no_grad(), torch.random.fork_rng():  # the student's random numbers stay as they were
-                run.bus.plugins["model"].train_step(run=run, batch=batch)  # type: ignore[attr-defined]
-        finally:
-            run.model = student
+        with torch.no_grad(), torch.random.fork_rng():  # the student's random numbers stay as they were
+            run.bus.plugins["model"].train_step(run=run, model=self._teacher, batch=batch)  # type: ignore[attr-defined]
         pairs = zip(self._features["student"], self._features["teacher"], strict=True)
         return {**losses, "loss_distill": self.weight * sum(functional.mse_loss(s, t) for s, t in pairs)}

@@ -58,10 +58,10 @@ class Wide(TinyDetector):
         return model
 
     @hookimpl
-    def train_step(self, run, batch):
+    def train_step(self, run, model, batch):
         time.sleep(0.002)
         run.model.ballast += torch.rand(())
-        return super().train_step(run, batch)
+        return super().train_step(run, model, batch)
 
 def train(folder):
     plugins = {"generators": Generators(), "model": Wide(), "checkpoint": Checkpoint(every=Span(1, "iters"), keep=3)}
