@@ -22,6 +22,18 @@ class Transform(Part, ABC):
     def prepare(self, dataset: Dataset) -> None:
         """Called once before the first sample: the place to check options against the data."""
 
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The (height, width) that an image of `size` has after it, the largest where it draws one; None: not known.
+
+        `size` is None where a transform before it does not say. By this the loader knows the shapes of its batches.
+        """
+        return None
+
+    def most_objects(self, most: int, another: int) -> int:
+        """The most objects that a sample has after it, where one before it has at most `most` and any other sample of
+        the data set `another`: a transform that adds objects says so here."""
+        return most
+
     @abstractmethod
     def __call__(self, sample: Sample) -> Sample:
         """Return the changed sample; the given one may be changed in place."""

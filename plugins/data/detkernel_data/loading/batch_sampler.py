@@ -49,6 +49,14 @@ class BatchSampler:
         return len(range(self.rank, batches, self.world_size))
 
     @property
+    def batch_sizes(self) -> list[int]:
+        """How many images the batches of an epoch have, rising: those of a group's last batch may be fewer."""
+        if self.drop_last or (self.training and self.world_size > 1):
+            return [self.batch_size]
+        full = {self.batch_size for group in self.groups if len(group) >= self.batch_size}
+        return sorted(full | {len(group) % self.batch_size for group in self.groups} - {0})
+
+    @property
     def smallest_batch(self) -> int:
         """Images in the smallest batch of an epoch."""
         if self.drop_last or (self.training and self.world_size > 1):
@@ -100,6 +108,10 @@ class Extremes:
     @property
     def batch_size(self) -> int:
         return self.batch_sampler.batch_size
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return self.batch_sampler.batch_sizes
 
     def __len__(self) -> int:
         return len(self.batch_sampler)

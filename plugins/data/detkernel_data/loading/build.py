@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
+from detkernel_data.loading.batch_shapes import Size, choose_shapes
 from detkernel_data.loading.batches import Batches
 from detkernel_data.loading.samples import Samples
 from detkernel_data.loading.workers import worker_count
@@ -44,12 +45,13 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     training = mode == "train"
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
     masks = training and "masks" in needs
+    shapes = choose_shapes(options, options.transforms(mode), dataset)
     samples = Samples(
         dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,
-        seeded=training, missing_masks=options.missing_masks,
+        seeded=training, missing_masks=options.missing_masks, shapes=shapes,
     )  # fmt: skip
     batch_sampler = BatchSampler(
-        _groups(options, run, mode, dataset, masks),
+        _groups(options, run, mode, dataset, masks, shapes),
         options.batch_size if training else options.val_batch_size or options.batch_size,
         run.seed,
         training=training,
@@ -87,14 +89,18 @@ def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings
         run.log.warning("%s could not be written: %s", relative(path), error.strerror or error)
 
 
-def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset, masks: bool) -> list[NDArray[np.int64]]:
+def _groups(
+    options: Loader, run: Run, mode: Mode, dataset: Dataset, masks: bool, shapes: Sequence[Size]
+) -> list[NDArray[np.int64]]:
     """The pictures that may share a batch."""
     if len(dataset) == 0:
         raise DataError(f"{mode} data: no picture is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
     everything = np.arange(len(dataset))
-    if mode != "train":
+    if mode != "train" and len(shapes) < 2:
         return [everything]
     objects, wide = _survey(dataset)
+    if mode != "train":
+        return by_aspect(everything, wide) if options.group_by_aspect else [everything]
     if masks:
         objects = objects - _missing_masks(options, run, dataset, objects)
     chosen = everything[objects > 0] if options.skip_empty else everything
@@ -108,6 +114,11 @@ def _groups(options: Loader, run: Run, mode: Mode, dataset: Dataset, masks: bool
         _tell(run, mode, [f"{left_out} (data.skip_empty=false trains on them)"])
     if not options.group_by_aspect:
         return [chosen]
+    return by_aspect(chosen, wide)
+
+
+def by_aspect(chosen: NDArray[np.int64], wide: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Landscape images and portrait ones, of each kind that there is."""
     groups = [chosen[wide[chosen]], chosen[~wide[chosen]]]
     return [group for group in groups if len(group)]
 

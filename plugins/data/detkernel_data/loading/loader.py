@@ -32,12 +32,20 @@ class Loader:
     train_transforms: list[Transform] = option(factory=list, help="what is done to a training picture, in this order")
     val_transforms: list[Transform] = option(factory=list, help="the same in validation: transforms that only scale")
     workers: int | None = option(
-        default=None, at_least=0, help="loading processes; 0: the main one loads; null: one a CPU core, at most 4"
+        default=None,
+        at_least=0,
+        help="loading processes; 0: the main one loads; null: one a CPU core of this process's share",
     )
     prefetch: int = option(default=2, at_least=1, help="batches that each worker keeps ready")
     pin_memory: bool = option(default=True, help="page-locked batches for a GPU")
     shuffle: bool = option(default=True, help="another order of the training pictures in every epoch")
     group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait pictures: less padding")
+    batch_shapes: Literal["auto"] | list[tuple[int, int]] | None = option(
+        default=None,
+        at_least=1,
+        help="[height, width] of batches, one or several, of which each batch gets the smallest that holds its images; "
+        "auto: one for landscape and one for portrait images, from the transforms; null: as large as the largest image",
+    )
     drop_last: bool = option(default=False, help="leave out a last training batch that is not full")
     skip_empty: bool = option(default=True, help="train only on pictures with an object to train on")
     missing_masks: Literal["drop", "box", "error"] = option(

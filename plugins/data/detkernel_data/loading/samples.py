@@ -17,6 +17,7 @@ from detkernel_detection.batching import Packed, pack_samples
 from torch import Tensor
 
 from detkernel_data.loading.batch_sampler import seed_of
+from detkernel_data.loading.batch_shapes import fitting
 from detkernel_data.masks import target_masks, trainable
 
 
@@ -46,6 +47,8 @@ class Samples(torch.utils.data.Dataset[Any]):
     seeded: bool = True
     """Whether a sample sets the random generators: only training draws random numbers."""
     missing_masks: str = "drop"
+    shapes: Sequence[tuple[int, int]] = ()
+    """(height, width) that batches may have, smallest first; empty: as large as the largest image of each."""
     reading: Any = None
     """In a worker, (array, place) where the position of the image that is being read is told, plus 1."""
 
@@ -67,7 +70,7 @@ class Samples(torch.utils.data.Dataset[Any]):
                 problem = f"{type(error).__name__}: {error}"
                 return Failure(self._named(index, self._guilty(error), problem), traceback.format_exc())
         try:
-            return _pack(samples)
+            return _pack(samples, self.shapes)
         except UserError as error:
             return Failure(str(error))
 
@@ -149,10 +152,10 @@ def _needed(notes: Annotations, value: Any, what: str) -> Any:
     return value
 
 
-def _pack(samples: Sequence[Sample]) -> Packed:
+def _pack(samples: Sequence[Sample], shapes: Sequence[tuple[int, int]]) -> Packed:
     if len({sample.image.dtype for sample in samples}) > 1:
         raise UserError("data: transforms make some images of a batch float and leave others uint8; expected one kind")
-    return pack_samples(samples)
+    return pack_samples(samples, fitting(samples, shapes))
 
 
 def seed_all(seed: int) -> None:

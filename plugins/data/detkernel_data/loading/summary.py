@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detkernel_data.loading.batch_shapes import describe, known_shapes
 from detkernel_data.report import counted
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def lines(loaders: Mapping[str, Batches], classes: Sequence[str], *, decoded: bo
             f"{counted(images, 'image')}{', all decoded' if decoded else ''}, {counted(int(boxes.sum()), 'box')}, "
             f"{counted(empty, 'image')} without a box, {len(loader):,} {unit}"
         )
+    for mode, loader in loaders.items():
+        found[f"{mode} batch shapes"] = describe(known_shapes(loader))
     found["boxes by class"] = table(counts, classes)
     return found
 

@@ -208,6 +208,9 @@ def _remove(folder: str, lock: int | None) -> None:
 
 
 def worker_count(wanted: int | None) -> int:
+    """The wanted number; None: the cores that this process may use, shared with those that were started beside it."""
     if wanted is not None:
         return wanted
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // max(1, int(beside) if beside.isdigit() else 1))

@@ -39,6 +39,13 @@ class Resize(Transform):
 
         return geometry.resize(sample, self._target(*sample.size), self.antialias)
 
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if self.size is not None:
+            return self.size
+        if size is None:
+            return None if self.long is None else (self.long, self.long)
+        return self._scaled(*size, max(self.short) if isinstance(self.short, list) else self.short)
+
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.size is not None:
             return self.size
@@ -47,6 +54,9 @@ class Resize(Transform):
             import torch
 
             short = short[int(torch.randint(len(short), ()))]
+        return self._scaled(height, width, short)
+
+    def _scaled(self, height: int, width: int, short: int | None) -> tuple[int, int]:
         factors = []
         if short is not None:
             factors.append(short / min(height, width))
@@ -65,6 +75,9 @@ class Flip(Transform):
         default="horizontal", help="left to right, upside down, or one of the two and both at once, at random"
     )
     _swapped: list[int] = state(factory=list)
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return size
 
     def prepare(self, dataset: Dataset) -> None:
         names = list(dataset.keypoint_names)
@@ -188,6 +201,9 @@ class Color(Transform):
     hue: float = option(default=0.05, at_least=0, at_most=0.5, help="most turn of the hue, in turns")
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures, for each of the four")
 
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return size
+
     def __call__(self, sample: Sample) -> Sample:
         from detkernel_data.transforms import color
 
@@ -207,6 +223,9 @@ class Normalize(Transform):
 
     mean: tuple[float, float, float] = option(default=(123.675, 116.28, 103.53), help="of R, G and B, on 0..255")
     std: tuple[float, float, float] = option(default=(58.395, 57.12, 57.375), above=0, help="of R, G and B, on 0..255")
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return size
 
     def __call__(self, sample: Sample) -> Sample:
         import torch
