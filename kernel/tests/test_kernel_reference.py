@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from detkernel import Kernel, RunOptions, Span, hookimpl, plugin, state
+from detkernel import Kernel, Run, RunOptions, Span, hookimpl, plugin, state
 from detkernel.bus import Bus
 from detkernel.config.types import option_fields
 from detkernel.hookspecs import Events
@@ -44,7 +44,7 @@ class MyLoader:
 
 class MyDetector:
     def __init__(self, num_classes: int) -> None:
-        self.parameters = {name: SimpleNamespace(numel=lambda: 500_000) for name in ("backbone.w", "head.w")}
+        self.parameters = {name: SimpleNamespace(numel=lambda: 500_000, grad=2.0) for name in ("backbone.w", "head.w")}
 
     def named_parameters(self) -> Any:
         return self.parameters.items()
@@ -64,8 +64,14 @@ class Steps:
         return {"loss_bbox": 1.0, "loss_cls": 3.0}
 
     @hookimpl
-    def after_train_iter(self, losses: dict[str, float]) -> None:
+    def after_train_iter(self, run: Run, batch: Any, losses: dict[str, float]) -> None:
         self.seen.append(losses)
+        logits = SimpleNamespace(abs=lambda: SimpleNamespace(mean=lambda: 2.0))
+        further = run.hook.after_forward(run=run, batch=batch, outputs={"logits": logits})
+        assert further == [{"loss_logits": 0.02}]
+        run.hook.after_backward(run=run)
+        run.hook.before_optimizer_step(run=run)
+        run.hook.after_optimizer_step(run=run)
 
 
 @pytest.fixture
@@ -98,7 +104,9 @@ class TestExamples:
         assert run.metrics == {"mine/boxes": 6.0}
         assert run.scalars["progress"]() == 1.0
         assert [item.requires_grad for item in run.model.parameters.values()] == [False, True]
+        assert [item.grad for item in run.model.parameters.values()] == pytest.approx([2e-4, 2.0])
         said = [record.getMessage() for record in caplog.records]
+        assert {"2 parameters have a gradient", "stepped in iteration 1"} < set(said)
         assert said[0] == f"seed 0, results in {tmp_path}"
         assert {"epoch 1 of 2", "pictures ['picture 0']", "sizes [(4, 4)]"} < set(said)
         assert "the losses are loss_bbox, loss_cls" in said

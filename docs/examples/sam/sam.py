@@ -47,6 +47,7 @@ class Sam:
         self._backward(run.hook.train_step(run=run, model=run.model, batch=batch))
         with torch.no_grad():
             torch._foreach_copy_(weights, kept)
+        run.hook.after_backward(run=run)
         run.hook.before_optimizer_step(run=run)
         run.optimizer.step()
         run.hook.after_optimizer_step(run=run)

@@ -35,6 +35,7 @@ class TwoOptimizers:
             optimizer.zero_grad(set_to_none=True)
         total: Any = sum(value for name, value in losses.items() if "loss" in name)
         total.backward()
+        run.hook.after_backward(run=run)
         run.hook.before_optimizer_step(run=run)
         for optimizer in self._both:
             optimizer.step()

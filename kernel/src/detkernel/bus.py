@@ -148,6 +148,10 @@ class Bus:
             found.append(Implementation(impl.plugin_name, event, self._priorities[impl.plugin_name], kind))
         return found
 
+    def is_answered(self, event: str) -> bool:
+        """Whether any active plugin answers an event: what leads up to it costs nothing where none does."""
+        return bool(self._caller(event).get_hookimpls())
+
     def event_names(self) -> list[str]:
         """All known events: the kernel's in the order in which they fire, then those that plugins publish."""
         own = [name for name in vars(Events) if not name.startswith("_")]

@@ -10,7 +10,10 @@
         for batch in the train loader:
             before_train_iter(run, batch)
             train_step(run, model, batch) -> losses    first result: forward only
-            after_train_iter(run, batch, losses)    here a stepping plugin goes backward, and when a step is due:
+                after_forward(run, batch, outputs) -> losses    between forward and losses, where somebody answers it
+            after_train_iter(run, batch, losses)    here a stepping plugin goes backward:
+                after_backward(run)
+                and when a step is due:
                 before_optimizer_step(run)
                 (clip the gradients; step, unless they are not finite)
                 after_optimizer_step(run)       only when a step was taken
@@ -166,6 +169,34 @@ class Events:
         """
 
     @hookspec
+    def after_forward(self, run: Run, batch: Batch, outputs: Any) -> Losses | None:
+        """The network has spoken, and the losses are not made of it yet. What is returned is added to the losses.
+
+        A model plugin fires it for `run.model` in training. Where nobody answers it, a step is one graph; where
+        somebody does, it is taken in two parts, which `compile` compiles each for itself.
+
+        For example:
+
+            @hookimpl
+            def after_forward(self, outputs):
+                return {"loss_logits": 0.01 * outputs["logits"].abs().mean()}
+        """
+        return None
+
+    @hookspec
+    def after_backward(self, run: Run) -> None:
+        """A backward pass is done. The gradients are the sum over the iterations since the last step, multiplied by
+        the loss scale under fp16; `before_optimizer_step` has them as the step is taken with.
+
+        For example:
+
+            @hookimpl
+            def after_backward(self, run):
+                grads = [parameter.grad for _, parameter in run.bare_model.named_parameters()]
+                run.log.debug("%d parameters have a gradient", sum(grad is not None for grad in grads))
+        """
+
+    @hookspec
     def before_optimizer_step(self, run: Run) -> None:
         """Gradients are complete, averaged over processes and iterations, unscaled, and not clipped yet.
 
@@ -175,8 +206,9 @@ class Events:
 
             @hookimpl
             def before_optimizer_step(self, run):
-                for parameter in run.bare_model.head.parameters():
-                    parameter.grad *= 0.1
+                for name, parameter in run.bare_model.named_parameters():
+                    if name.startswith("backbone."):
+                        parameter.grad *= 0.1
         """
 
     @hookspec
@@ -188,7 +220,7 @@ class Events:
 
             @hookimpl
             def after_optimizer_step(self, run):
-                self._steps += 1
+                run.log.debug("stepped in iteration %d", run.iter)
         """
 
     @hookspec

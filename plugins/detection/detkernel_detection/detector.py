@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -38,15 +38,28 @@ class Detector(nn.Module):
         self.normalize = Normalize() if normalize is None else normalize
 
     def forward(
-        self, images: Tensor, targets: Targets | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: Targets | None = None,
+        sizes: Tensor | None = None,
+        after_forward: Callable[[Any], Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor] | Predictions:
         """Losses by name where there are targets, else `Predictions`.
 
         `images`: uint8, or float that is normalised already, [B, 3, H, W]. `sizes`: int64 [B, 2], height and width of
-        each image without its padding; None: there is none.
+        each image without its padding; None: there is none. `after_forward` is given the outputs before there are
+        losses, and gives further losses.
         """
         outputs = self.forward_outputs(self.normalize(images, sizes), sizes)
-        return self.predictions(outputs, sizes) if targets is None else self.losses(outputs, targets, sizes)
+        if targets is None:
+            return self.predictions(outputs, sizes)
+        further = {} if after_forward is None else after_forward(outputs)
+        return {**self.losses(outputs, targets, sizes), **further}
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether it forwards in parts, so that there is a place between outputs and losses."""
+        return type(self).forward is Detector.forward
 
     def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Any:
         """What the network says of normalised images: everything that `losses` and `predictions` need."""

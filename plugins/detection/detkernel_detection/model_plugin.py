@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from detkernel import DataError, Run, hookimpl, plugin
+from detkernel import DataError, Run, UserError, hookimpl, plugin
 
 if TYPE_CHECKING:
     from detkernel_detection.detector import Detector
@@ -41,14 +42,19 @@ class DetectorPlugin:
 
         torch.manual_seed(run.seed)
         model = self.build(run)
+        self._check_parts(run, model)
         self.load(run, model)
         return model
 
     @hookimpl
     def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
         self._check(batch)
+        arguments: dict[str, Any] = {}
+        if model is run.model and run.bus.is_answered("after_forward"):
+            arguments["after_forward"] = partial(_further_losses, run, batch)
         with self.explained(run, batch):
-            losses: Losses = model(batch.images, batch.targets, batch.image_sizes)
+            # One call of the model, also where it is taken in parts: a wrapper for several processes must see it.
+            losses: Losses = model(batch.images, batch.targets, batch.image_sizes, **arguments)
         return losses
 
     @hookimpl
@@ -66,8 +72,29 @@ class DetectorPlugin:
         count, trained = (sum(p.numel() for p in parameters if p.requires_grad or whole) for whole in (True, False))
         return {"model": f"{type(self).__name__}, {count / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained"}
 
+    def _check_parts(self, run: Run, model: Detector) -> None:
+        names = [impl.name for impl in run.bus.implementations("after_forward")]
+        if names and not model.has_parts:
+            raise UserError(
+                f"plugin '{names[0]}' answers after_forward, but {type(self).__name__} computes losses in one piece "
+                "with its outputs, so that nothing can come between; use a detector that has `forward_outputs` and "
+                f"`losses`, or remove the plugin with `{names[0]}: null`"
+            )
+
     def _check(self, batch: Batch) -> None:
         self.check_sizes(batch.sizes)
         for name in self.needs:
             if getattr(batch.targets, name) is None:
                 raise DataError(f"the model is trained on {name}, but the training data has none; use data with {name}")
+
+
+def _further_losses(run: Run, batch: Batch, outputs: Any) -> Losses:
+    """What the plugins that answer `after_forward` add to the losses. Raises `UserError` for a name that is taken."""
+    found: dict[str, Any] = {}
+    answers: Any = run.hook.after_forward(run=run, batch=batch, outputs=outputs)
+    for losses in answers:
+        taken = sorted(found.keys() & losses.keys())
+        if taken:
+            raise UserError(f"two plugins add the loss '{taken[0]}' after_forward; let one of them name it otherwise")
+        found |= losses
+    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from detkernel import ConfigError, Run, option, plugin, wrong
+from detkernel import ConfigError, Run, UserError, hookimpl, option, plugin, state, wrong
+from detkernel.testing import Recorder
 from detkernel_detection.batching import make_batch
 from detkernel_detection.detector import Detector
 from detkernel_detection.model_plugin import DetectorPlugin
@@ -146,3 +148,90 @@ def test_data_of_the_contract_is_found(tmp_path):
     run = tiny_kernel({"model": OneBoxPlugin(), "data": data}, work_dir=tmp_path, until="1 iters").run()
     found = run.hook.val_step(run=run, model=run.model, batch=next(iter(run.loaders["train"].batches(0))))
     assert [one.boxes.shape for one in found] == [(1, 4)] * 2
+
+
+@plugin
+class Flatter:
+    """Adds a loss of what the network says."""
+
+    outputs: list = state(factory=list)
+
+    @hookimpl
+    def after_forward(self, run, batch, outputs):
+        assert len(outputs["logits"]) == len(batch)
+        self.outputs.append(outputs["logits"].detach().clone())
+        return {"loss_flat": outputs["logits"].square().mean()}
+
+
+def test_a_plugin_sees_the_outputs_and_adds_a_loss(tmp_path):
+    flatter, recorder = Flatter(), Recorder()
+    run = tiny_run({"model": OneBoxPlugin(), "flat": flatter}, work_dir=tmp_path, recorder=recorder)
+    alone = tiny_run({"model": OneBoxPlugin()}, work_dir=tmp_path)
+    losses = [fired.arguments["losses"] for fired in recorder.of("after_train_iter")]
+    assert [list(each) for each in losses] == [["loss_bbox", "loss_cls", "loss_flat"]] * 4
+    assert [float(each["loss_flat"].detach()) for each in losses] == [
+        float(each.square().mean()) for each in flatter.outputs
+    ]
+    assert not torch.equal(run.model.head.bias, alone.model.head.bias)
+
+
+def test_another_model_is_asked_without_the_event(tmp_path):
+    flatter = Flatter()
+    kernel = tiny_kernel({"model": OneBoxPlugin(), "flat": flatter}, until="1 iters", work_dir=tmp_path)
+    run = kernel.run()
+    batch = next(run.loaders["train"].batches(0))
+    losses = run.hook.train_step(run=run, model=copy.deepcopy(run.model), batch=batch)
+    assert list(losses) == ["loss_bbox", "loss_cls"]
+    assert len(flatter.outputs) == 1
+
+
+def test_a_step_in_two_parts_reduces_gradients_over_processes(tmp_path):
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    reduced = []
+
+    def count(_state, bucket):
+        reduced.append(bucket.buffer().numel())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    @plugin
+    class Wrap:
+        """Wraps the model for several processes."""
+
+        @hookimpl
+        def prepare_model(self, run):
+            run.model = nn.parallel.DistributedDataParallel(run.model)
+            run.model.register_comm_hook(None, count)
+
+    try:
+        plugins = {"model": OneBoxPlugin(), "flat": Flatter(), "wrap": Wrap()}
+        run = tiny_run(plugins, until="2 iters", work_dir=tmp_path)
+        assert sum(reduced) == 2 * sum(parameter.numel() for parameter in run.model.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_model_without_parts_is_one_clear_error(tmp_path):
+    class Whole(OneBox):
+        """Overrides forward."""
+
+        def forward(self, images, targets=None, sizes=None):
+            return super().forward(images, targets, sizes)
+
+    @plugin
+    class WholePlugin(OneBoxPlugin):
+        """Has no parts."""
+
+        def build(self, run):
+            return Whole(run.classes)
+
+    with pytest.raises(UserError, match=r"plugin 'flat' answers after_forward, but WholePlugin .* `flat: null`"):
+        tiny_run({"model": WholePlugin(), "flat": Flatter()}, work_dir=tmp_path)
+    tiny_run({"model": WholePlugin()}, until="1 iters", work_dir=tmp_path)
+
+
+def test_two_losses_of_one_name_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="two plugins add the loss 'loss_flat'"):
+        tiny_run({"model": OneBoxPlugin(), "one": Flatter(), "two": Flatter()}, work_dir=tmp_path)

@@ -143,6 +143,7 @@ class Stepping:
         loss = _losses.total(run, losses)
         with self._local(run, run.iter):
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        run.hook.after_backward(run=run)
         complete = self._completes(run, run.iter)
         self._window += 1
         if complete:

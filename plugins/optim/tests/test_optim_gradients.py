@@ -304,3 +304,24 @@ def test_norms_on_a_device_are_asked_for_together():
     for iteration in range(1000):
         sound.add(iteration, torch.tensor(1.0))
     sound.look()
+
+
+def test_every_backward_pass_is_told_with_the_sum_so_far(tmp_path):
+    seen = []
+
+    @plugin
+    class Look:
+        """Looks at the gradients of each backward pass."""
+
+        @hookimpl
+        def after_backward(self, run):
+            seen.append(("backward", run.iter, flat(p.grad for p in trained(run))))
+
+        @hookimpl
+        def before_optimizer_step(self, run):
+            seen.append(("step", run.iter, flat(p.grad for p in trained(run))))
+
+    optimizer = Sgd(lr=0.01, accumulate=2, clip_norm=1e-3)
+    tiny_run({"optimizer": optimizer, "look": Look()}, until="2 iters", work_dir=tmp_path)
+    assert [(event, iteration) for event, iteration, _ in seen] == [("backward", 1), ("backward", 2), ("step", 2)]
+    torch.testing.assert_close(seen[1][2], 2 * seen[2][2])

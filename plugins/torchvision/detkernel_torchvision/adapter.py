@@ -71,7 +71,7 @@ class Adapter(Detector):
         self.inner.training = mode
         return self
 
-    def forward(
+    def forward(  # type: ignore[override]  # no `after_forward`, since torchvision's have no parts
         self, images: Tensor, targets: Targets | None = None, sizes: Tensor | None = None
     ) -> dict[str, Tensor] | Predictions:
         """As `Detector.forward`. torchvision works on lists of images, so the device is asked for sizes and counts."""

@@ -167,6 +167,7 @@ class TinySgd:
     def after_train_iter(self, run: Run, losses: Losses) -> None:
         run.optimizer.zero_grad()
         sum(loss for name, loss in losses.items() if "loss" in name).backward()  # type: ignore[union-attr]
+        run.hook.after_backward(run=run)
         run.hook.before_optimizer_step(run=run)
         run.optimizer.step()
         run.hook.after_optimizer_step(run=run)
