@@ -30,6 +30,7 @@ def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) ->
         "format": FORMAT,
         "position": {**run.state_dict(), "epoch_length": run.epoch_length},
         "classes": list(run.classes),
+        "keypoints": list(getattr(run.bare_model, "keypoint_names", ())),
         "model": training if better is None else better,
         "training_model": None if better is None else training,
         "plugins": {name: plugin.state_dict() for name, plugin in run.bus.stateful() if not _per_rank(plugin)},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from detkernel import CheckpointError, Run, Span, UserError, wrong
 from detkernel.errors import printable, relative
+from detkernel_detection.weights import keypoints_in
 
 from detkernel_checkpoint import _file, _finite
 from detkernel_checkpoint._folder import Entry, Folder
@@ -127,13 +128,17 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
 
 def _refuse_other_classes(run: Run, found: Found, key: str) -> None:
     """Weights can be taken by the names of classes; what an optimizer and averages hold of them goes by position."""
-    classes, where = found.content["classes"], relative(found.path)
-    if list(classes) != list(run.classes):
-        raise CheckpointError(
-            f"{where} is of the classes {_named(classes)}; the data has {_named(run.classes)}. A run cannot go on with "
-            "other classes, nor with these in another order. Start another with its weights, which are taken by name: "
-            f"{key}.resume=never {key}.load_from={where}"
-        )
+    where, keypoints = relative(found.path), getattr(run.bare_model, "keypoint_names", ())
+    for what, old, new in (
+        ("classes", found.content["classes"], run.classes),
+        ("keypoints", keypoints_in(found.content) or keypoints, keypoints),
+    ):
+        if list(old) != list(new):
+            raise CheckpointError(
+                f"{where} is of the {what} {_named(old)}; the data has {_named(new)}. A run cannot go on with other "
+                f"{what}, nor with these in another order. Start another with its weights, which are taken by name: "
+                f"{key}.resume=never {key}.load_from={where}"
+            )
 
 
 def _named(classes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from detkernel import Run
 from detkernel.errors import relative
-from detkernel_detection.weights import Weights, classes_in, load_into, read_weights
+from detkernel_detection.weights import Weights, classes_in, keypoints_in, load_into, read_weights
 
 if TYPE_CHECKING:
     from detkernel_checkpoint._resume import Found
@@ -23,7 +23,8 @@ def load_from(run: Run, part: Checkpoint) -> None:
 def load_found(run: Run, part: Checkpoint, found: Found) -> None:
     """Load the weights to detect with of a checkpoint of a run."""
     content = found.content
-    _load(run, part, Weights(content["model"], relative(found.path), classes_in(content)), "testing")
+    weights = Weights(content["model"], relative(found.path), classes_in(content), keypoints_in(content))
+    _load(run, part, weights, "testing")
 
 
 def _load(run: Run, part: Checkpoint, weights: Weights, what: str) -> None:

@@ -236,3 +236,22 @@ def test_the_config_in_a_checkpoint_names_it_as_where_to_go_on(trained: Path, tm
     (tmp_path / "torn.pt").write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"torn.pt: torn"):
         config(tmp_path / "torn.pt")
+
+
+def test_a_checkpoint_keeps_the_names_of_keypoints_and_a_run_does_not_go_on_with_others(tmp_path: Path):
+    class Pointing(TinyDetector):
+        names = ("nose", "tail")
+
+        @hookimpl
+        def build_model(self, run: Run) -> object:
+            model = super().build_model(run)
+            model.keypoint_names = self.names
+            return model
+
+    tiny_run({"checkpoint": Checkpoint(), "model": Pointing()}, until="2 iters", work_dir=tmp_path)
+    path = next((tmp_path / "checkpoints").glob("iter_*.pt"))
+    assert torch.load(path, weights_only=True)["keypoints"] == ["nose", "tail"]
+    Pointing.names = ("tail", "nose")
+    more = {"checkpoint": Checkpoint(accept_changes=True), "model": Pointing()}
+    with pytest.raises(CheckpointError, match="is of the keypoints nose, tail; the data has tail, nose"):
+        tiny_run(more, until="4 iters", work_dir=tmp_path)

@@ -4,6 +4,7 @@ A model says which of its tensors hold classes, and how, in an attribute of the 
 
     model.class_outputs = {"head.weight": ClassOutput(), "head.bias": ClassOutput()}
 
+Outputs for keypoints are taken by name likewise, where the module says `keypoint_outputs` and `keypoint_names`.
 A plugin that imports the kernel alone writes the fields of `ClassOutput` as a dict: `{"head.weight": {"skip": 4}}`.
 """
 
@@ -56,6 +57,10 @@ class Mapped:
     left: tuple[str, ...]
 
     def __str__(self) -> str:
+        return self.text("class outputs")
+
+    def text(self, outputs: str) -> str:
+        """One line."""
         parts = [
             f"{len(names)} {what} ({_listed(names)})"
             for names, what in (
@@ -65,7 +70,7 @@ class Mapped:
             )
             if names
         ]
-        return f"class outputs: {'; '.join(parts)}{self.hint()}"
+        return f"{outputs}: {'; '.join(parts)}{self.hint()}"
 
     def hint(self) -> str:
         """Names that differ in little, as in case: they are not taken for the same, but are most often meant to be."""
@@ -74,9 +79,9 @@ class Mapped:
         return f". Names are compared letter by letter: {', '.join(near[:_SHOWN])}" if near else ""
 
 
-def class_outputs(model: Any) -> dict[str, ClassOutput] | None:
+def class_outputs(model: Any, attribute: str = "class_outputs") -> dict[str, ClassOutput] | None:
     """What a model says of its class outputs; None if it says nothing. Raises `UserError` if that is not sound."""
-    said = getattr(model, "class_outputs", None)
+    said = getattr(model, attribute, None)
     if said is None:
         return None
     try:
@@ -85,7 +90,7 @@ def class_outputs(model: Any) -> dict[str, ClassOutput] | None:
         }
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{type(model).__name__}.class_outputs: expected a dict of ClassOutput, or of its fields "
+            f"{type(model).__name__}.{attribute}: expected a dict of ClassOutput, or of its fields "
             f"({', '.join(field.name for field in attrs.fields(ClassOutput))}), by name of tensor: {error}"
         ) from None
 
@@ -132,7 +137,7 @@ def _moved(
     with_background = output.background != "none"
     if output.entries(len(mine)) != classes + with_background:
         raise UserError(
-            f"the model says in `class_outputs` that '{name}' holds {classes} classes as {output}, but its shape is "
+            f"the model says that '{name}' holds outputs for {classes} names as {output}, but its shape is "
             f"{list(own.shape)}"
         )
     if not names:

@@ -25,6 +25,10 @@ class Detector(nn.Module):
     """Names in label order."""
     class_outputs: Mapping[str, ClassOutput]
     """Which tensors of the state dict hold classes, and how (`class_mapping`): weights are taken by class name."""
+    keypoint_names: tuple[str, ...] = ()
+    """Names of an object's keypoints, in the order of the outputs."""
+    keypoint_outputs: Mapping[str, ClassOutput]
+    """Which tensors hold keypoints, as `class_outputs`: weights are taken by keypoint name."""
     max_detections: int | None = None
     """How many detections an image it gives at most; evaluators compare their limits with it."""
     mask_space: Literal["box", "image"] = "box"

@@ -33,6 +33,7 @@ class Weights:
     source: str
     """The file or the published name, for messages."""
     classes: tuple[str, ...] | None = None
+    keypoints: tuple[str, ...] | None = None
 
 
 @attrs.frozen
@@ -62,7 +63,7 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(
             f"{relative(path)}: no weights: expected a dict of tensors, plain or under 'model'{found and ';' + found}"
         )
-    return Weights(tensors, relative(path), classes_in(content))
+    return Weights(tensors, relative(path), classes_in(content), keypoints_in(content))
 
 
 def load_into(
@@ -86,9 +87,11 @@ def load_into(
     own = model.state_dict()
     tensors = _renamed(weights, own, only_part=not classes)
     mapped = None
+    said = ""
     if classes:
+        tensors, said = _keypoints_by_name(model, own, attrs.evolve(weights, tensors=tensors), complete)
         tensors, mapped = _by_name(
-            model, own, Weights(tensors, weights.source, weights.classes), classes, given, option, bool(allow_mismatch)
+            model, own, attrs.evolve(weights, tensors=tensors), classes, given, option, bool(allow_mismatch)
         )
         if complete and mapped is not None and mapped.new:
             raise CheckpointError(
@@ -97,7 +100,28 @@ def load_into(
                 f"trained on, or say what its classes are in the data's words with {option}: [...]"
             )
     text = _load(model, own, tensors, weights.source, bool(allow_mismatch), tuple(ignore), allow_mismatch is not None)
-    return Loaded(f"{text}\n  {mapped}" if mapped is not None else text, mapped)
+    return Loaded(f"{text}{said}\n  {mapped}" if mapped is not None else f"{text}{said}", mapped)
+
+
+def _keypoints_by_name(
+    model: nn.Module, own: Mapping[str, Tensor], weights: Weights, complete: bool
+) -> tuple[dict[str, Any], str]:
+    """The tensors with outputs for keypoints as the model has its keypoints, and the line that says so."""
+    mine, theirs = getattr(model, "keypoint_names", None), weights.keypoints
+    outputs = {
+        name: one
+        for name, one in (class_outputs(model, "keypoint_outputs") or {}).items()
+        if name in weights.tensors and name in own
+    }
+    if not outputs or not mine or theirs is None or list(mine) == list(theirs):
+        return weights.tensors, ""
+    moved, mapped = map_classes(own, outputs, {name: weights.tensors[name] for name in outputs}, theirs, mine)
+    if complete and mapped.new:
+        raise CheckpointError(
+            f"{weights.source} has no outputs for {len(mapped.new)} keypoints of the data: {_listed(mapped.new)}; it "
+            f"has {_listed(theirs)}{mapped.hint()}"
+        )
+    return {**weights.tensors, **moved}, f"\n  {mapped.text('keypoint outputs')}"
 
 
 def _by_name(
@@ -252,6 +276,14 @@ def classes_in(content: Any) -> tuple[str, ...] | None:
             value = [value.get(number, value.get(str(number))) for number in range(len(value))]
         if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) for name in value):
             return tuple(value)
+    return None
+
+
+def keypoints_in(content: Any) -> tuple[str, ...] | None:
+    """The names of keypoints that a checkpoint holds."""
+    value = content.get("keypoints") if isinstance(content, Mapping) else None
+    if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) for name in value):
+        return tuple(value)
     return None
 
 

@@ -159,3 +159,39 @@ def test_what_a_model_says_wrongly_of_its_classes_is_told(said: Any, message: st
     torch.save({"model": Detector().state_dict(), "classes": NAMES}, tmp_path / "w.pt")
     with pytest.raises(UserError, match=message):
         load_into(model, read_weights(tmp_path / "w.pt"), ("dog", "cat", "cow"))
+
+
+class Skeleton(Detector):
+    """With a head over keypoints, too."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.points = nn.ConvTranspose2d(4, len(names), 2)
+        self.keypoint_names = names
+        self.keypoint_outputs: Any = {"points.weight": {"dim": 1}, "points.bias": {}}
+
+
+def saved_skeleton(path: Path) -> Skeleton:
+    source = Skeleton("nose", "left", "right")
+    content = {"model": source.state_dict(), "classes": NAMES, "keypoints": list(source.keypoint_names)}
+    torch.save(content, path)
+    return source
+
+
+def test_outputs_for_keypoints_are_taken_by_name_too(tmp_path: Path):
+    source, model = saved_skeleton(tmp_path / "w.pt"), Skeleton("right", "tail", "nose")
+    own = model.points.bias[1].item()
+    loaded = load_into(model, read_weights(tmp_path / "w.pt"), NAMES)
+    assert model.points.bias.tolist() == [source.points.bias[2].item(), own, source.points.bias[0].item()]
+    assert torch.equal(model.points.weight[:, 0], source.points.weight[:, 2])
+    assert "keypoint outputs: 2 taken by name (right, nose); 1 at random" in loaded.text
+    assert loaded.classes is None
+
+
+def test_equal_keypoints_are_loaded_without_a_word_and_missing_ones_cannot_be_tested(tmp_path: Path):
+    source, same = saved_skeleton(tmp_path / "w.pt"), Skeleton("nose", "left", "right")
+    weights = read_weights(tmp_path / "w.pt")
+    assert "keypoint outputs" not in load_into(same, weights, NAMES, complete=True).text
+    assert torch.equal(same.points.weight, source.points.weight)
+    with pytest.raises(CheckpointError, match="no outputs for 1 keypoints of the data: tail; it has nose, left, right"):
+        load_into(Skeleton("right", "tail", "nose"), weights, NAMES, complete=True)

@@ -195,11 +195,13 @@ def check_fixed(options: models.SsdDetector, sizes: Sequence[tuple[int, int]]) -
             )
 
 
-def count_keypoints(options: models.KeypointRcnn, run: Run) -> int:
-    """As many as the data names."""
+def keypoint_names(options: models.KeypointRcnn, run: Run) -> tuple[str, ...]:
+    """Those of the data; none where it has none and `num_keypoints` is given."""
     for loader in run.loaders.values():
         if loader.dataset.keypoint_names:
-            return len(loader.dataset.keypoint_names)
+            return tuple(loader.dataset.keypoint_names)
+    if options.num_keypoints is not None:
+        return ()
     raise wrong(
         options, "num_keypoints", "the data has no keypoints; use data that has, such as COCO's person_keypoints"
     )

@@ -28,3 +28,9 @@ def class_outputs(model: Any, background: bool) -> dict[str, ClassOutput]:
         elif _BOXES.fullmatch(name):
             found[name] = ClassOutput(after=4, background=counted)
     return found
+
+
+def keypoint_outputs() -> dict[str, ClassOutput]:
+    """The outputs for keypoints, of a transposed convolution."""
+    name = "roi_heads.keypoint_predictor.kps_score_lowres"
+    return {f"{name}.weight": ClassOutput(dim=1), f"{name}.bias": ClassOutput()}

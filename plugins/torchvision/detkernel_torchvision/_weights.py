@@ -31,8 +31,9 @@ def find(part: Any, builders: Sequence[str], name: str) -> Weights:
             raise wrong(part, "weights", f"there is no file '{name}'")
     found = _named(part, builders, name)
     weights = read_weights(_downloaded(found))
-    categories = found.meta.get("categories")
-    return Weights(weights.tensors, str(found), tuple(categories) if categories else None)
+    names = [found.meta.get(key) for key in ("categories", "keypoint_names")]
+    classes, keypoints = (tuple(given) if given else None for given in names)
+    return Weights(weights.tensors, str(found), classes, keypoints)
 
 
 def _downloaded(found: Any) -> Path:

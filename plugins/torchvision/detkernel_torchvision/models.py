@@ -154,10 +154,14 @@ class KeypointRcnn(FasterRcnn):
     _found: int = state(default=17)
 
     def build(self, run: Run) -> Adapter:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import _detectors, _outputs
 
-        self._found = self.num_keypoints or _detectors.count_keypoints(self, run)
-        return super().build(run)
+        names = _detectors.keypoint_names(self, run)
+        self._found = self.num_keypoints or len(names)
+        model = super().build(run)
+        model.keypoint_outputs = _outputs.keypoint_outputs()
+        model.keypoint_names = names if len(names) == self._found else ()
+        return model
 
     def _build(self, num_classes: int) -> nn.Module:
         from detkernel_torchvision import _detectors

@@ -27,11 +27,11 @@ MODELS: dict[str, Any] = {
 OLD = ("cat", "dog", "cow")
 
 
-def run_of(model: Any, names: tuple[str, ...], tmp_path: Path) -> Run:
+def run_of(model: Any, names: tuple[str, ...], tmp_path: Path, keypoints: tuple[str, ...] = ()) -> Run:
     class Named(TinyDataset):
         def load(self) -> None:
             super().load()
-            self.classes = names
+            self.classes, self.keypoint_names = names, keypoints
 
     side = model._side() if hasattr(model, "_side") else 64
     data = TinyData(dataset=Named(size=2, side=side))
@@ -174,3 +174,13 @@ def test_a_backbone_takes_its_part_of_a_detectors_checkpoint(body, tmp_path):
 def test_a_weight_that_is_missing_names_the_option(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no file 'none\.pt'"):
         run_of(MODELS["fcos"](weights="none.pt"), OLD, tmp_path)
+
+
+def test_the_heat_maps_of_keypoints_follow_their_names(tmp_path: Path):
+    source = run_of(KeypointRcnn(**SMALL), OLD, tmp_path, ("nose", "left", "right"))
+    content = {"model": source.model.state_dict(), "classes": list(OLD), "keypoints": list(source.model.keypoint_names)}
+    torch.save(content, tmp_path / "w.pt")
+    order = KeypointRcnn(**SMALL, weights=str(tmp_path / "w.pt"))
+    found = run_of(order, OLD, tmp_path, ("right", "nose", "left")).model.state_dict()
+    name = "roi_heads.keypoint_predictor.kps_score_lowres.weight"
+    assert torch.equal(found[name], source.model.state_dict()[name][:, [2, 0, 1]])
