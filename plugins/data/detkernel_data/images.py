@@ -58,6 +58,8 @@ class Header(NamedTuple):
     """EXIF: 1 upright, 3 upside down, 6 and 8 on its side, 2, 4, 5 and 7 mirrored."""
     kind: str = ""
     """Pillow's name of the file format."""
+    animated: bool = False
+    """Whether there are more frames or pages than the first, which is what is decoded. Known from `read_headers`."""
 
     def upright(self) -> tuple[int, int]:
         """(height, width) once the EXIF orientation is applied."""
@@ -170,7 +172,7 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
     for path in paths:
         try:
             with _file(path) as file, _opened(path, file) as picture:
-                found.append(_header(picture))
+                found.append(_header(picture)._replace(animated=_is_animated(picture)))
         except DataError as error:
             found.append(error)
     return found
@@ -226,6 +228,13 @@ def _header(picture: Image.Image) -> Header:
         with suppress(Exception):  # a broken EXIF block says nothing about the picture
             orientation = int(picture.getexif().get(_ORIENTATION, 1))
     return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, kind)
+
+
+def _is_animated(picture: Image.Image) -> bool:
+    """Not for a JPEG, whose further images are previews."""
+    with suppress(Exception):  # a broken second frame says nothing about the first
+        return picture.format not in _JPEG and bool(getattr(picture, "is_animated", False))
+    return False
 
 
 def _unreadable(path: str, error: Exception) -> DataError:

@@ -323,11 +323,14 @@ def test_sizes_that_are_not_checked_may_be_anything(load: Write) -> None:
         ({"bbox": None, "segmentation": {"size": [1]}}, "annotation 12: `bbox` is missing, and its segmentation gives"),
         ({"ignore": 2}, "annotation 12: `ignore`: expected 0 or 1, got a whole number 2"),
         ({"bbox": [1, 2, 3]}, "annotation 12: `bbox`: expected 4 numbers, got a list of 3"),
-        ({"bbox": [1, 2, "3", 4]}, "annotation 12: `bbox[2]`: expected a number, got text '3'"),
-        ({"bbox": [1, 2, float("nan"), 4]}, "annotation 12: `bbox[2]`: expected a number, got a number nan"),
-        ({"bbox": [1, float("-inf"), 3, 4]}, "annotation 12: `bbox[1]`: expected a number, got a number -inf"),
-        ({"bbox": [1, 2, 1e200, 4]}, "annotation 12: `bbox[2]`: expected a number, got a number 1e+200"),
-        ({"bbox": [1, 2, 10**400, 4]}, "annotation 12: `bbox[2]`: expected a number, got a whole number 1000000000"),
+        ({"bbox": [1, 2, "3", 4]}, "annotation 12: `bbox[2]`: expected a finite number, got text '3'"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "annotation 12: `bbox[2]`: expected a finite number, got a number nan"),
+        ({"bbox": [1, float("-inf"), 3, 4]}, "annotation 12: `bbox[1]`: expected a finite number, got a number -inf"),
+        ({"bbox": [1, 2, 1e200, 4]}, "annotation 12: `bbox[2]`: expected a finite number, got a number 1e+200"),
+        (
+            {"bbox": [1, 2, 10**400, 4]},
+            "annotation 12: `bbox[2]`: expected a finite number, got a whole number 1000",
+        ),
         ({"bbox": {"x": 1}}, "annotation 12: `bbox`: expected 4 numbers, got a map of 1"),
         ({"area": -1}, "annotation 12: `area`: expected a number of at least 0, got a whole number -1"),
         ({"area": float("nan")}, "annotation 12: `area`: expected a number of at least 0, got a number nan"),
@@ -346,7 +349,7 @@ def test_wrong_annotations(write: Write, refusal: Refusal, fields: dict[str, obj
     [
         ([1, 2, 2, 1, 2, 2], "`keypoints`: expected 3 numbers, got a list of 6"),
         ([1, 2, 3], "`keypoints`: expected a visibility of 0, 1 or 2 in every third place"),
-        ([1, None, 2], "`keypoints[1]`: expected a number, got null"),
+        ([1, None, 2], "`keypoints[1]`: expected a finite number, got null"),
     ],
 )
 def test_wrong_keypoints(write: Write, refusal: Refusal, points: list[Any], message: str) -> None:

@@ -23,6 +23,7 @@ from detkernel_data.report import Note
 from detkernel_data.wrappers import Concat
 from detkernel_detection import Batch, Dataset
 from detkernel_detection.testing import tiny_kernel, tiny_run
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 Make = Callable[..., Coco]
@@ -102,6 +103,22 @@ def test_fields_that_are_not_used_are_reported(make: Make) -> None:
     )
     plain = loaded(make(BOX, images={"coco_url": "http://x", "date_captured": "2013"}, top={"licenses": [{"id": 1}]}))
     assert not any("not used" in note for note in plain.notes)
+
+
+def test_what_is_taken_of_an_animation_is_said(make: Make) -> None:
+    dataset = make(BOX)
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save("images/1.bmp", "gif", save_all=True, append_images=frames[1:])
+    assert told(dataset, "frames") == "1 image with several frames or pages: the first of each is taken: images/1.bmp"
+    assert dataset.image(1)[2, 0, 0] == 0  # not the blue one
+
+
+def test_an_annotation_id_that_pycocotools_takes_for_none_is_said(make: Make) -> None:
+    assert told(make(BOX, {**OTHER, "id": 0}), "id 0") == (
+        "an annotation has the id 0, by which pycocotools marks what was not found: there it counts as missed, "
+        "whatever is detected, here as any other: a.json: annotation 0 'a' of 0.bmp (number annotations from 1 to have "
+        "pycocotools' metrics agree)"
+    )
 
 
 def test_lvis_lists_of_classes_that_were_not_looked_for(make: Make) -> None:

@@ -150,7 +150,10 @@ def test_a_class_may_be_called_background():
     [
         ({"head.weight": {"befor": 2}}, r"Detector\.class_outputs: expected a dict of ClassOutput, or of its fields"),
         (3, r"Detector\.class_outputs: expected a dict"),
-        ({"head.weight": {"skip": 2}}, r"'head\.weight' holds 3 classes as ClassOutput\(.*but its shape is \[3, 4\]"),
+        (
+            {"head.weight": {"skip": 2}},
+            r"'head\.weight' holds outputs for 3 names as ClassOutput\(.*but its shape is \[3, 4\]",
+        ),
     ],
 )
 def test_what_a_model_says_wrongly_of_its_classes_is_told(said: Any, message: str, tmp_path: Path):

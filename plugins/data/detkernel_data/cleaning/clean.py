@@ -100,6 +100,7 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
     problems = Problems(table.source)
     unstated: list[str] = []
     turned: list[str] = []
+    animated: list[str] = []
     apply_exif = rules.exif_orientation == "apply"
     chosen = [i for i, height in enumerate(table.heights) if (rules.check_pictures or height == 0) and not dropped[i]]
     for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
@@ -110,6 +111,8 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
         stated = table.heights[index], table.widths[index]
         if header.orientation != 1:
             turned.append(table.files[index])
+        if header.animated:
+            animated.append(table.files[index])
         if stated == (0, 0):
             table.heights[index], table.widths[index] = found
             unstated.append(table.where_picture(index))
@@ -118,6 +121,9 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
     problems.stop()
     if unstated and len(unstated) < len(table.files):
         notes.append(note(f"{counted(len(unstated), 'picture')} of no stated size, taken from the file", unstated))
+    if animated:
+        what = f"{counted(len(animated), 'image')} with several frames or pages: the first of each is taken"
+        notes.append(note(what, animated, shown=_shown(animated)))
     if turned:
         done = "turned upright" if apply_exif else "taken as stored"
         remedy = (

@@ -235,6 +235,13 @@ class _Objects:
             )
         if any(self.difficult):
             table.difficult = self.difficult
+        if table.ids and 0 in self.ids:
+            what = (
+                "an annotation has the id 0, by which pycocotools marks what was not found: there it counts as missed, "
+                "whatever is detected, here as any other"
+            )
+            remedy = "number annotations from 1 to have pycocotools' metrics agree"
+            table.notes.append(note(what, [table.where(table.ids.index(0))], remedy))
         places = [table.where(number) for number, flag in enumerate(self.ignored) if flag]
         if not places:
             return

@@ -53,7 +53,7 @@ class Entry:
             raise self.wrong(name, f"{count} numbers", value)
         for position, item in enumerate(value):
             if not is_number(item):
-                raise self.wrong(f"{name}[{position}]", "a number", item)
+                raise self.wrong(f"{name}[{position}]", "a finite number", item)
         return value
 
     def wrong(self, name: str, wanted: str, value: Any) -> DataError:
