@@ -96,6 +96,8 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
         bits = rounding(found.content["origin"], origin)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{relative(found.path)}: does not say what its run was made of: {error!r}") from None
+    keypoints = getattr(run.bare_model, "keypoint_names", ())
+    _refuse_other("keypoints", keypoints_in(found.content) or keypoints, keypoints, relative(found.path), key)
     longer = _longer(run, found, origin)
     if longer is not None:
         lines.remove(longer)
@@ -112,7 +114,7 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
     shown = [f"  {line}" for line in lines[:_SHOWN]] + [f"  and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
     listed = "\n".join(shown)
     if accept:
-        _refuse_other_classes(run, found, key)
+        _refuse_other("classes", found.content["classes"], run.classes, relative(found.path), key)
         run.log.warning(
             "going on from %s, though this run differs from the one it is of:\n%s", relative(found.path), listed
         )
@@ -126,19 +128,14 @@ def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept:
     )
 
 
-def _refuse_other_classes(run: Run, found: Found, key: str) -> None:
+def _refuse_other(what: str, old: Sequence[str], new: Sequence[str], where: str, key: str) -> None:
     """Weights can be taken by the names of classes; what an optimizer and averages hold of them goes by position."""
-    where, keypoints = relative(found.path), getattr(run.bare_model, "keypoint_names", ())
-    for what, old, new in (
-        ("classes", found.content["classes"], run.classes),
-        ("keypoints", keypoints_in(found.content) or keypoints, keypoints),
-    ):
-        if list(old) != list(new):
-            raise CheckpointError(
-                f"{where} is of the {what} {_named(old)}; the data has {_named(new)}. A run cannot go on with other "
-                f"{what}, nor with these in another order. Start another with its weights, which are taken by name: "
-                f"{key}.resume=never {key}.load_from={where}"
-            )
+    if list(old) != list(new):
+        raise CheckpointError(
+            f"{where} is of the {what} {_named(old)}; the data has {_named(new)}. A run cannot go on with other "
+            f"{what}, nor with these in another order. Start another with its weights, which are taken by name: "
+            f"{key}.resume=never {key}.load_from={where}"
+        )
 
 
 def _named(classes: Sequence[str]) -> str:
