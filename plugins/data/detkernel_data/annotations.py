@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,7 @@ class FlatAnnotations:
     masks: Masks | None = None
     keypoints: NDArray[np.float32] | None = None
     ids: NDArray[np.int64] | None = None
+    fields: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)
 
     def __len__(self) -> int:
         return len(self.heights)
@@ -170,6 +171,7 @@ class FlatAnnotations:
             masks=None if self.masks is None else MaskView(self.masks, numbers),
             keypoints=None if self.keypoints is None else self.keypoints[objects],
             ids=None if self.ids is None else self.ids[objects],
+            fields={name: values[objects] for name, values in self.fields.items()},
         )
 
     def image_id(self, index: int) -> ImageId:
@@ -180,10 +182,16 @@ class FlatAnnotations:
         digest = sha256(repr((tuple(classes), len(self))).encode())
         names = Texts(os.path.basename(self.files[index]) for index in range(len(self)))  # noqa: PTH119
         for column in attrs.astuple(attrs.evolve(self, files=names), recurse=False):
-            for values in column.arrays() if isinstance(column, (Texts, Masks)) else [column]:
+            for values in _arrays(column):
                 digest.update(repr(np.shape(values)).encode())
                 digest.update(b"" if values is None else values.tobytes())
         return digest.hexdigest()[:16]
+
+
+def _arrays(column: Any) -> Iterable[Any]:
+    if isinstance(column, (Texts, Masks)):
+        return column.arrays()
+    return column.values() if isinstance(column, dict) else [column]
 
 
 def pack_ids(ids: Sequence[ImageId]) -> NDArray[np.int64] | Texts:

@@ -53,6 +53,7 @@ class Concat(Dataset):
         ]
         self.keypoint_names = _same_keypoints(self.datasets)
         self.category_ids = _same_numbers(self.datasets)
+        self.fields = _same_fields(self.datasets)
         self._labels = [np.array([self.classes.index(name) for name in part.classes]) for part in self.datasets]
         self._ends = list(accumulate(len(part) for part in self.datasets))
         ids = [str(part.annotations(index).image_id) for part in self.datasets for index in range(len(part))]
@@ -117,6 +118,7 @@ class Repeat(Dataset):
         self.dataset.load()
         self.classes, self.notes = self.dataset.classes, self.dataset.notes
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
+        self.fields = dict(self.dataset.fields)
 
     def __len__(self) -> int:
         return len(self.dataset) * self.times
@@ -158,6 +160,7 @@ class Subset(Dataset):
         self.dataset.load()
         self.classes = self.dataset.classes
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
+        self.fields = dict(self.dataset.fields)
         self._chosen = np.array(self._choose(len(self.dataset)), dtype=np.int64)
         self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} pictures"]
 
@@ -210,6 +213,16 @@ def _same_keypoints(datasets: Sequence[Dataset]) -> tuple[str, ...]:
     if len(found) > 1:
         raise DataError("concat: the data sets have different keypoints; expected the same in all of them")
     return found.pop()
+
+
+def _same_fields(datasets: Sequence[Dataset]) -> dict[str, str]:
+    first, *others = (dict(dataset.fields) for dataset in datasets)
+    for number, fields in enumerate(others, start=1):
+        if fields != first:
+            raise DataError(
+                f"concat: the `fields` are {first} in data set 0 and {fields} in {number}; expected the same"
+            )
+    return first
 
 
 def _same_numbers(datasets: Sequence[Dataset]) -> dict[str, int]:

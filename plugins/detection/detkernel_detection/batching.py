@@ -17,6 +17,9 @@ SMALLEST = 8
 ALIGNMENT = 16
 """Bytes: a view of another type must begin at a multiple of its item's size."""
 
+FIELD = "fields."
+"""What the names of fields begin with in a buffer."""
+
 Layout: TypeAlias = "dict[str, tuple[torch.dtype, tuple[int, ...], int]]"
 """Name -> type, shape and first byte of a tensor in a buffer."""
 
@@ -40,6 +43,7 @@ class Packed:
     sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
     scales: list[tuple[float, float]]
+    extras: list[dict[str, Any]]
 
     def pin_memory(self) -> Packed:
         """What torch's loader calls in its pinning thread."""
@@ -59,6 +63,7 @@ class Packed:
             original_sizes=self.original_sizes,
             scales=self.scales,
             packed=(self.buffer, self.layout, targets),
+            extras=self.extras,
         )
 
 
@@ -84,7 +89,7 @@ def make_batch(
     return Batch(
         images=images,
         image_sizes=columns.pop("image_sizes"),
-        targets=Targets(**columns),
+        targets=_made(columns),
         counts=[len(target) for target in given],
         indices=list(range(count) if indices is None else indices),
         image_ids=list(range(count) if image_ids is None else image_ids),
@@ -117,6 +122,7 @@ def pack_samples(samples: Sequence[Sample], shape: tuple[int, int] | None = None
         sizes=sizes,
         original_sizes=[sample.original_size for sample in samples],
         scales=[sample.scale for sample in samples],
+        extras=[sample.extras for sample in samples],
     )
 
 
@@ -158,7 +164,13 @@ def moved(batch: Batch, device: Any, non_blocking: bool) -> None:
 def _targets(buffer: Tensor, layout: Layout) -> tuple[Targets, Tensor]:
     columns = views(buffer, layout)
     image_sizes = columns.pop("image_sizes")
-    return Targets(**columns), image_sizes
+    return _made(columns), image_sizes
+
+
+def _made(columns: Mapping[str, Tensor]) -> Targets:
+    fields = {name.removeprefix(FIELD): values for name, values in columns.items() if name.startswith(FIELD)}
+    others: dict[str, Any] = {name: values for name, values in columns.items() if not name.startswith(FIELD)}
+    return Targets(**others, fields=fields or None)
 
 
 def _columns(targets: Sequence[Target], sizes: Sequence[tuple[int, int]], shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -181,6 +193,11 @@ def _columns(targets: Sequence[Target], sizes: Sequence[tuple[int, int]], shape:
     keypoints = _all_or_none([target.keypoints for target in targets], "keypoints")
     if keypoints:
         columns["keypoints"] = _stacked(keypoints, room)
+    for name in dict.fromkeys(name for target in targets for name in target.fields):
+        values = _all_or_none([target.fields.get(name) for target in targets], name)
+        if len({value.dtype for value in values}) > 1:
+            raise ValueError(f"'{name}' is made of whole numbers in some images of a batch, and of others elsewhere")
+        columns[FIELD + name] = _stacked(values, room)
     return columns
 
 

@@ -29,6 +29,10 @@ class Dataset(Part, ABC):
     """What `load` left out and why, one line each with its count; the loader logs them."""
     category_ids: Mapping[str, int] = MappingProxyType({})
     """The file's own number of each class, by name, where its form has them (COCO's, with gaps)."""
+    fields: Mapping[str, str] = MappingProxyType({})
+    """The further values of each object (`Annotations.fields`), by name, and how they change with the image: "value":
+    not at all (a track id, a weight), "angle": degrees from the x axis towards the y axis. A transform says which kinds
+    it can move; another kind of your own needs transforms that know it."""
     keypoint_names: Sequence[str] = ()
     """Names of the keypoints in their order, where the data set has some: a flip swaps `left_*` and `right_*`."""
 

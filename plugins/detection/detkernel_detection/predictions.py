@@ -31,6 +31,8 @@ class Predictions(NamedTuple):
     or over the batch's images (`"image"`)."""
     keypoints: Tensor | None = None
     """float32 [B, K, P, 3] x, y in pixels of the batch's images, and a score."""
+    fields: dict[str, Tensor] | None = None
+    """Further values, [B, K] or [B, K, ...], by name, as they are wanted in `Detections.fields`."""
 
 
 def to_detections(predictions: Predictions, batch: Batch, model: Detector) -> list[Detections]:
@@ -63,6 +65,7 @@ def _detections(found: Predictions, batch: Batch, number: int, count: int, model
         labels=found.labels[number, :count],
         masks=masks,
         keypoints=keypoints,
+        fields={name: values[number, :count] for name, values in (found.fields or {}).items()},
     )
 
 

@@ -52,6 +52,9 @@ class Annotations:
     """[N, K, 3] x, y, visibility (0 not labelled, 1 hidden, 2 visible); None where the data set has none."""
     ids: NDArray[np.int64] | None = None
     """[N] annotation ids, where the form has them."""
+    fields: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)
+    """Further values of the objects, [N] or [N, ...], by name (`Dataset.fields` says of which kind): a track id, a
+    weight, an angle."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +72,8 @@ class Target:
     """uint8 [N, H, W], 0 or 1."""
     keypoints: Tensor | None = None
     """float32 [N, K, 3]."""
+    fields: dict[str, Tensor] = attrs.field(factory=dict)
+    """Further values of the objects, [N] or [N, ...], by name."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +85,8 @@ class Target:
     def _map(self, change: Callable[[Tensor], Tensor]) -> Target:
         masks = None if self.masks is None else change(self.masks)
         keypoints = None if self.keypoints is None else change(self.keypoints)
-        return Target(change(self.boxes), change(self.labels), masks, keypoints)
+        fields = {name: change(values) for name, values in self.fields.items()}
+        return Target(change(self.boxes), change(self.labels), masks, keypoints, fields)
 
 
 class Targets(NamedTuple):
@@ -100,12 +106,15 @@ class Targets(NamedTuple):
     """uint8 [B, M, H, W], 0 or 1, of the batch's height and width."""
     keypoints: Tensor | None = None
     """float32 [B, M, K, 3] x, y, visibility."""
+    fields: dict[str, Tensor] | None = None
+    """Further values of the objects, [B, M] or [B, M, ...], by name; None: there are none."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Targets:
         """Each tensor changed, such as moved to a device."""
         masks = None if self.masks is None else change(self.masks)
         keypoints = None if self.keypoints is None else change(self.keypoints)
-        return Targets(change(self.boxes), change(self.labels), change(self.valid), masks, keypoints)
+        fields = None if self.fields is None else {name: change(values) for name, values in self.fields.items()}
+        return Targets(change(self.boxes), change(self.labels), change(self.valid), masks, keypoints, fields)
 
 
 @attrs.define(eq=False)
@@ -123,6 +132,10 @@ class Sample:
     scale: tuple[float, float] = (1.0, 1.0)
     """(y, x) factors from the file's coordinates to this picture's; detections are divided by them."""
     epoch: int = 0
+    field_kinds: Mapping[str, str] = attrs.field(factory=dict)
+    """How each of the target's fields changes with the image (`Dataset.fields`)."""
+    extras: dict[str, Any] = attrs.field(factory=dict)
+    """Whatever else a transform or a plugin wants to hand on with this image: it is in `Batch.extras`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -153,6 +166,8 @@ class Batch:
     """(y, x) factors from the file's coordinates to the batch's; detections are divided by them."""
     packed: tuple[Tensor, Any, Targets] | None = None
     """What `targets` and `image_sizes` are views of, how, and those targets: moved to a device as one piece."""
+    extras: list[dict[str, Any]] = attrs.field(factory=list)
+    """`Sample.extras` of each image; empty where the batch was made of no samples. They stay where they are."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -160,7 +175,7 @@ class Batch:
     def target(self, number: int) -> Target:
         """The objects of one image, without the padding."""
         found = self.targets.map(lambda values: values[number, : self.counts[number]])
-        return Target(found.boxes, found.labels, found.masks, found.keypoints)
+        return Target(found.boxes, found.labels, found.masks, found.keypoints, found.fields or {})
 
     def each_target(self) -> list[Target]:
         """The objects of each image, without the padding."""
@@ -183,6 +198,7 @@ class Batch:
             image_sizes=self.image_sizes[which],
             original_sizes=some(self.original_sizes),
             scales=some(self.scales),
+            extras=some(self.extras) if self.extras else [],
         )
 
     def move(self, device: torch.device | str, non_blocking: bool = False) -> None:
@@ -208,6 +224,8 @@ class Detections:
     """uint8 [N, H, W] of the file's size, 0 or 1."""
     keypoints: Tensor | None = None
     """float32 [N, K, 3]."""
+    fields: dict[str, Tensor] = attrs.field(factory=dict)
+    """Further values of the detections, [N] or [N, ...], by name: a track id, an angle."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -223,4 +241,5 @@ class Detections:
         masks = None if self.masks is None else change(self.masks)
         keypoints = None if self.keypoints is None else change(self.keypoints)
         boxes, scores, labels = change(self.boxes), change(self.scores), change(self.labels)
-        return Detections(self.image_id, self.index, boxes, scores, labels, masks, keypoints)
+        fields = {name: change(values) for name, values in self.fields.items()}
+        return Detections(self.image_id, self.index, boxes, scores, labels, masks, keypoints, fields)

@@ -19,6 +19,10 @@ class Transform(Part, ABC):
     """Whether every point stays where it is but for a scaling that `sample.scale` records: what validation may use,
     since detections are divided by that scale to get back to the file's coordinates."""
 
+    moves_fields: ClassVar[tuple[str, ...]] = ("value",)
+    """The kinds of fields (`Dataset.fields`) that stay true through it: it selects objects by `Target.keep`, and
+    changes the values of other kinds as the image is changed. "any": it moves nothing. The loader refuses others."""
+
     def prepare(self, dataset: Dataset) -> None:
         """Called once before the first sample: the place to check options against the data."""
 

@@ -207,6 +207,7 @@ def flat(
         masks=None if table.masks is None else Masks(picked(table.masks)),
         keypoints=None if table.keypoints is None else _keypoints(picked(table.keypoints)),
         ids=None if table.ids is None else np.asarray(table.ids, dtype=np.int64)[order],
+        fields={name: np.asarray(values)[order] for name, values in table.fields.items()},
     )
 
 

@@ -38,6 +38,8 @@ class Form(NamedTuple):
     fractions: bool
     evaluate_ignored: bool
     drop_missing: bool
+    fields: tuple[str, ...] = ()
+    """Further keys of annotations that are read."""
 
 
 def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], tuple[str, ...]]:
@@ -52,7 +54,7 @@ def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], t
     table = _empty_table(source, [categories[number].name for number in sorted(categories)], form)
     positions = _add_images(table, data, images, form.drop_missing)
     _Objects(table, categories, positions, len(keypoint_names), form).add_all(_annotations(data, len(positions)))
-    _report_unused(table, data)
+    _report_unused(table, data, form.fields)
     return table, {categories[number].name: number for number in sorted(categories)}, keypoint_names
 
 
@@ -211,6 +213,7 @@ class _Objects:
         self.ignored: list[bool] = []
         self.difficult: list[bool] = []
         self.without_box: list[str] = []
+        table.fields = {name: [] for name in form.fields}
 
     def add_all(self, annotations: Sequence[Any]) -> None:
         problems = Problems(self.table.source)
@@ -278,8 +281,23 @@ class _Objects:
         self.ids.add(number)
         self.ignored.append(ignore)
         self.difficult.append(difficult)
+        values = [self._value(entry, name) for name in self.form.fields]
+        for name, value in zip(self.form.fields, values, strict=True):
+            self.table.fields[name].append(value)
         self._append(number, crowd, math.nan if area is None else float(area), mask, keypoints)
         self.table.add_object(picture, category.name, box)
+
+    def _value(self, entry: Entry, name: str) -> Any:
+        """A number, or a list of as many as the objects before it have."""
+        value = entry.fields.get(name)
+        before = self.table.fields[name][0] if self.table.fields[name] else value
+        if is_number(value) and not isinstance(before, list):
+            return value
+        numbers = list(value) if isinstance(value, (list, array)) and all(map(is_number, value)) else []
+        if not numbers or (before is not value and not (isinstance(before, list) and len(before) == len(numbers))):
+            like = f"{len(before)} numbers" if isinstance(before, list) and before is not value else "a number"
+            raise entry.wrong(name, f"{like}, as `fields` of the data set asks for it in every object", value)
+        return numbers
 
     def _box(self, entry: Entry, mask: Any) -> Box:
         """xyxy; where the file has none, that of the mask."""
@@ -358,11 +376,11 @@ _MEAN_NOTHING = {
 _LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-def _report_unused(table: Table, data: Entry) -> None:
+def _report_unused(table: Table, data: Entry, fields_read: Sequence[str]) -> None:
     """Fields that are not read, since one of them may change what the others mean."""
     counts: Counter[tuple[str, str]] = Counter()
     for part, used in _USED.items():
-        known = used | _MEAN_NOTHING
+        known = used | _MEAN_NOTHING | (set(fields_read) if part == "annotations" else set())
         for fields in data.fields[part] if part else [data.fields]:
             if not known.issuperset(fields):
                 counts.update((part, name) for name in set(fields) - known if fields[name] not in (None, "", [], {}))
@@ -402,6 +420,11 @@ class Coco(FileDataset):
     bbox_unit: Literal["pixels", "fractions"] = option(
         default="pixels", help="'fractions': boxes and polygons are parts of the image's width and height, 0 to 1"
     )
+    fields: dict[str, Literal["value", "angle"]] = option(
+        factory=dict,
+        help="further keys of the annotations that go with each object, such as {track_id: value, angle: angle}: "
+        "values stay as they are, angles (degrees, from the x axis towards the y axis) turn with the image",
+    )
     evaluate_ignored: bool = option(
         default=True,
         help="count objects with `ignore: 1` in evaluation, as pycocotools does; false: they are neither missed nor is "
@@ -418,6 +441,7 @@ class Coco(FileDataset):
             fractions=self.bbox_unit == "fractions",
             evaluate_ignored=self.evaluate_ignored,
             drop_missing=self.bad_images == "drop",
+            fields=tuple(self.fields),
         )
         table, numbers, self.keypoint_names = read(self.annotation_file, self.image_folder, form)
         self.category_ids = {}

@@ -55,6 +55,8 @@ class Table:
     keypoints: list[Sequence[float]] | None = None
     """3K numbers an object."""
     ids: list[int] | None = None
+    fields: dict[str, list[Any]] = attrs.field(factory=dict)
+    """Further values of each object, by name: numbers, or lists of as many."""
 
     def add_picture(self, image_id: ImageId, file: str, height: int, width: int) -> int:
         """Append a picture and return its position."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-from detkernel import DataError, Run
+from detkernel import DataError, Run, wrong
 from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
-from detkernel_detection import Annotations, Dataset
+from detkernel_detection import Annotations, Dataset, Transform
 from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
@@ -41,6 +41,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     if run.loaders:
         dataset = matched(dataset, run.classes, mode)
     for transform in options.transforms(mode):
+        _check_fields(options, mode, transform, dataset)
         transform.prepare(dataset)
     training = mode == "train"
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
@@ -71,6 +72,17 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
         stopping=lambda: run.stop_reason is not None,
     )
+
+
+def _check_fields(options: Loader, mode: Mode, transform: Transform, dataset: Dataset) -> None:
+    """Raise `ConfigError` for a field of the objects that a transform would leave behind."""
+    for name, kind in dataset.fields.items():
+        if kind not in transform.moves_fields and "any" not in transform.moves_fields:
+            message = (
+                f"{type(transform).__name__} cannot move the field '{name}' of kind '{kind}' (it moves "
+                f"{', '.join(transform.moves_fields) or 'none'}); leave out the transform or the field"
+            )
+            raise wrong(options, "train_transforms" if mode == "train" else "val_transforms", message)
 
 
 def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:
@@ -172,6 +184,7 @@ class Relabelled(Dataset):
     def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
         self._dataset, self.classes, self.notes = dataset, tuple(classes), dataset.notes
         self.keypoint_names, self.category_ids = dataset.keypoint_names, dict(dataset.category_ids)
+        self.fields = dict(dataset.fields)
         self._labels = np.array([self.classes.index(name) for name in dataset.classes])
 
     def load(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -15,6 +15,9 @@ from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
 from detkernel_detection.batching import Packed, pack_samples
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 from detkernel_data.loading.batch_sampler import seed_of
 from detkernel_data.loading.batch_shapes import fitting
@@ -89,6 +92,7 @@ class Samples(torch.utils.data.Dataset[Any]):
             image_id=notes.image_id,
             original_size=(notes.height, notes.width),
             epoch=epoch,
+            field_kinds=self.dataset.fields,
         )
         if self.seeded:
             seed_all(seed_of(self.seed, epoch, index))
@@ -108,7 +112,9 @@ class Samples(torch.utils.data.Dataset[Any]):
         if self.keypoints:
             keypoints = torch.from_numpy(_needed(notes, notes.keypoints, "keypoints")[keep].astype(np.float32))
         boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)
-        return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints)
+        kinds = self.dataset.fields
+        fields = {name: _field(_needed(notes, notes.fields.get(name), name)[keep], kinds[name]) for name in kinds}
+        return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints, fields)
 
     def _told(self, index: int, error: UserError) -> str:
         """A mistake, with the image's name: what a data set raises has it, what a transform raises may not."""
@@ -143,7 +149,17 @@ def _problem(sample: Any) -> str:
         return f"it gives masks {list(target.masks.shape)}; expected {[len(target.labels), *sample.size]}"
     if target.keypoints is not None and len(target.keypoints) != len(target.labels):
         return f"it gives keypoints of {len(target.keypoints)} objects, and {len(target.labels)} labels"
+    for name in sample.field_kinds:
+        values = target.fields.get(name, ())
+        if len(values) != len(target.labels):
+            return f"it gives {name} of {len(values)} objects, and {len(target.labels)} labels; use `Target.keep`"
     return ""
+
+
+def _field(values: NDArray[Any], kind: str) -> Tensor:
+    """Whole numbers as int64, others and angles as float32."""
+    whole = values.dtype.kind in "iub" and kind != "angle"
+    return torch.from_numpy(values.astype(np.int64 if whole else np.float32))
 
 
 def _needed(notes: Annotations, value: Any, what: str) -> Any:

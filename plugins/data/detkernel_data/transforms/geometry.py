@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detkernel_detection import Sample, Target
@@ -28,8 +28,18 @@ def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
         target.masks = F.resize_mask(target.masks, list(size))
     if target.keypoints is not None:
         target.keypoints = target.keypoints * torch.tensor([x, y, 1.0])
+    if x != y:
+        _turn(sample, lambda angle: torch.rad2deg(torch.atan2(angle.deg2rad().sin() * y, angle.deg2rad().cos() * x)))
     sample.scale = sample.scale[0] * y, sample.scale[1] * x
     return sample
+
+
+def _turn(sample: Sample, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the fields that are angles, in degrees from the x axis towards the y axis; kept in (-180, 180]."""
+    fields = sample.target.fields
+    for name, kind in sample.field_kinds.items():
+        if kind == "angle":
+            fields[name] = 180 - (180 - change(fields[name].float())) % 360
 
 
 def flip(sample: Sample, axis: int, swapped: Sequence[int]) -> Sample:
@@ -46,6 +56,7 @@ def flip(sample: Sample, axis: int, swapped: Sequence[int]) -> Sample:
         points = target.keypoints.clone()
         points[..., low] = torch.where(points[..., 2] > 0, side - points[..., low], points[..., low])
         target.keypoints = points[:, list(swapped)] if swapped else points  # a mirror image, along either axis
+    _turn(sample, lambda angle: 180 - angle if axis == -1 else -angle)
     return sample
 
 

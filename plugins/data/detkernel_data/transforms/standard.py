@@ -18,6 +18,7 @@ class Resize(Transform):
     """
 
     scales_only: ClassVar[bool] = True
+    moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
     short: int | list[int] | None = option(
         default=None, at_least=1, help="the shorter side in pixels, or several to draw from"
@@ -70,6 +71,8 @@ class Resize(Transform):
 class Flip(Transform):
     """Mirror a picture at random; keypoints whose names say left and right (`left_eye`, `Right Eye`, `l_eye`) swap."""
 
+    moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
+
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are mirrored")
     direction: Literal["horizontal", "vertical", "both"] = option(
         default="horizontal", help="left to right, upside down, or one of the two and both at once, at random"
@@ -102,6 +105,8 @@ class Flip(Transform):
 @plugin
 class Crop(Transform):
     """Cut a random window out of a picture; objects are clipped to it, and left out if too little of them is seen."""
+
+    moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
     size: tuple[int, int] | None = option(default=None, at_least=1, help="[height, width] in pixels, at most")
     share: tuple[float, float] = option(
@@ -144,6 +149,8 @@ class MinIouCrop(Transform):
     Objects stay whose centre lies in the window; one at least does.
     """
 
+    moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
+
     overlaps: list[float] = option(
         factory=lambda: [0.0, 0.1, 0.3, 0.5, 0.7, 0.9],
         at_least=0,
@@ -166,6 +173,8 @@ class MinIouCrop(Transform):
 @plugin
 class Expand(Transform):
     """Put a picture at a random place on a larger canvas (SSD's zoom out): small objects to learn from."""
+
+    moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
     ratio: tuple[float, float] = option(default=(1.0, 4.0), at_least=1, help="least and most that each side grows by")
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are expanded")
@@ -194,6 +203,7 @@ class Color(Transform):
     """
 
     scales_only: ClassVar[bool] = True
+    moves_fields: ClassVar[tuple[str, ...]] = ("any",)
 
     brightness: float = option(default=0.125, at_least=0, at_most=1, help="factor from 1 less this to 1 plus this")
     contrast: float = option(default=0.5, at_least=0, at_most=1, help="the same for the distance to the mean grey")
@@ -220,6 +230,7 @@ class Normalize(Transform):
     """
 
     scales_only: ClassVar[bool] = True
+    moves_fields: ClassVar[tuple[str, ...]] = ("any",)
 
     mean: tuple[float, float, float] = option(default=(123.675, 116.28, 103.53), help="of R, G and B, on 0..255")
     std: tuple[float, float, float] = option(default=(58.395, 57.12, 57.375), above=0, help="of R, G and B, on 0..255")

@@ -80,7 +80,7 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
     given: dict[str, Any] = {
         "image": tv_tensors.Image(sample.image),
         "boxes": tv_tensors.BoundingBoxes(target.boxes, format="XYXY", canvas_size=sample.size),
-        "labels": target.labels,
+        "labels": torch.arange(len(target)),  # which of the objects are left
     }
     if target.masks is not None:
         given["masks"] = tv_tensors.Mask(target.masks)
@@ -102,7 +102,9 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
             raise UserError(f"v2: {name} leaves {len(boxes)} boxes and {len(places)} objects with keypoints")
         points, (height, width) = torch.cat([places, target.keypoints[..., 2:]], dim=-1), sample.size
         keypoints = moved(points, 0, 0, width, height)
-    sample.target = valid_objects(Target(boxes, found["labels"], masks, keypoints))
+    left = found["labels"]
+    fields = {key: values[left] for key, values in target.fields.items()}
+    sample.target = valid_objects(Target(boxes, target.labels[left], masks, keypoints, fields))
     return sample
 
 
