@@ -107,7 +107,8 @@ def checkpoint(folder: Path) -> tuple[Target, bytes]:
     content = {
         "format": 1, "classes": ["cat"],
         "position": {"epoch": 0, "iter": 1, "batch": 1, "validated": 0, "epoch_length": 4, "metrics": {}},
-        "model": {"weight": torch.zeros(2, 3)}, "training_model": None, "plugins": {"sgd": {"state": [1, 2.5, "x"]}},
+        "model": {"weight": torch.zeros(2, 3)}, "training_model": None, "modules": {},
+        "plugins": {"sgd": {"state": [1, 2.5, "x"]}},
         "ranks": [{}], "origin": {"config": {"run": {"until": "1 iters"}}, "neutral": []},
     }  # fmt: skip
     _file.write(path, content)

@@ -29,7 +29,7 @@ class Sam:
         from torch.optim import SGD
 
         self._run = run
-        trained = [parameter for parameter in run.bare_model.parameters() if parameter.requires_grad]
+        trained = [parameter for _, parameter in run.named_parameters() if parameter.requires_grad]
         run.optimizer = SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         run.scalars["lr"] = lambda: float(run.optimizer.param_groups[0]["lr"])
 

@@ -23,7 +23,7 @@ class TwoOptimizers:
     def before_run(self, run: Run) -> None:
         from torch.optim import SGD, AdamW
 
-        named = [(name, p) for name, p in run.bare_model.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in run.named_parameters() if p.requires_grad]
         inside = [p for name, p in named if name.startswith(self.prefix)]
         outside = [p for name, p in named if not name.startswith(self.prefix)]
         self._both = [AdamW(inside, lr=self.adamw_lr), SGD(outside, lr=self.sgd_lr, momentum=0.9)]

@@ -98,7 +98,8 @@ class Events:
 
     @hookspec
     def prepare_model(self, run: Run) -> None:
-        """`run.model` is there: load weights, move it, convert its norms, compile it, wrap it.
+        """`run.model` is there: load weights, move it, convert its norms, compile it, wrap it. The last place for
+        `run.add_module`, which keeps a network beside the model.
 
         For example:
 

@@ -141,6 +141,7 @@ def prepare(run: Run) -> None:
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)
     run.hook.prepare_model(run=run)
+    run.prepared = True
     if run.is_main and run.mode == "train" and not run.checking:
         remove_leftovers(run.work_dir)
         write_config(run)  # not sooner: a plugin may refuse the run, and the folder has the config of one before

@@ -90,6 +90,13 @@ def _logger() -> logging.Logger:
     return logger
 
 
+def bare(model: Any) -> Any:
+    """A model without what wraps it for distribution (`.module`) or compiling (`._orig_mod`)."""
+    while inner := getattr(model, "_orig_mod", None) or (hasattr(model, "no_sync") and model.module):
+        model = inner
+    return model
+
+
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Run:
     """The state of one run. Plugins read all of it and set what their event is for (`model`, `metrics`, ...)."""
@@ -104,6 +111,8 @@ class Run:
     mode: Mode = "train"
     checking: bool = False
     """True under `detkernel check`: two batches run and nothing may be left behind."""
+    prepared: bool = False
+    """Whether `prepare_model` is over: networks are where they stay."""
     check_images: bool = False
     """True under `detkernel check` without `--fast`: every image of every split is decoded."""
     epoch: int = 0
@@ -118,6 +127,10 @@ class Run:
     loaders: dict[str, Loader] = attrs.field(factory=dict)
     model: Any = None
     """The model as used in the steps, wrapped and compiled as plugins please."""
+    modules: dict[str, Any] = attrs.field(factory=dict)
+    """Networks beside the model, such as a teacher, by name, as used in the steps: see `add_module`."""
+    trained_modules: set[str] = attrs.field(factory=set)
+    saved_modules: set[str] = attrs.field(factory=set)
     optimizer: Any = None
     """The torch optimizer, set by the stepping plugin in `before_run`."""
     device: Any = "cpu"
@@ -145,10 +158,40 @@ class Run:
     @property
     def bare_model(self) -> Any:
         """The model without what wraps it for distribution (`.module`) or compiling (`._orig_mod`)."""
-        model = self.model
-        while inner := getattr(model, "_orig_mod", None) or (hasattr(model, "no_sync") and model.module):
-            model = inner
-        return model
+        return bare(self.model)
+
+    @property
+    def trained_networks(self) -> dict[str, Any]:
+        """The model, by the empty text, and the modules that are trained, by name; all without what wraps them."""
+        modules = {name: bare(module) for name, module in self.modules.items() if name in self.trained_modules}
+        return {"": self.bare_model, **modules}
+
+    @property
+    def saved_networks(self) -> dict[str, Any]:
+        """The modules beside the model that a checkpoint keeps, by name, without what wraps them."""
+        return {name: bare(module) for name, module in self.modules.items() if name in self.saved_modules}
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Of the model, and of the modules that are trained: those as `MODULE.PARAMETER`."""
+        for network, module in self.trained_networks.items():
+            for name, parameter in module.named_parameters():
+                yield f"{network}.{name}" if network else name, parameter
+
+    def add_module(self, name: str, module: Any, *, trained: bool, saved: bool) -> None:
+        """Keep a network beside the model, such as a teacher: placed and cast with it, and from then on
+        `run.modules[name]`. To be called in `prepare_model` at the latest.
+
+        `trained`: its parameters are the optimizer's too, and it is in training mode when the model is; else it has no
+        gradients and stays in evaluation mode. `saved`: a checkpoint keeps its weights, and a resume puts them back.
+        """
+        if not name.isidentifier() or name in self.modules:
+            problem = "there is one already" if name in self.modules else "expected letters, digits and underscores"
+            raise UserError(f"run.add_module: the name '{name}': {problem}")
+        if self.prepared:
+            raise UserError(f"run.add_module: '{name}' comes too late to be placed; add it in prepare_model or before")
+        self.modules[name] = module
+        self.trained_modules |= {name} if trained else set()
+        self.saved_modules |= {name} if saved else set()
 
     @property
     def work_dir(self) -> Path:

@@ -33,6 +33,7 @@ def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) ->
         "keypoints": list(getattr(run.bare_model, "keypoint_names", ())),
         "model": training if better is None else better,
         "training_model": None if better is None else training,
+        "modules": {name: module.state_dict() for name, module in run.saved_networks.items()},
         "plugins": {name: plugin.state_dict() for name, plugin in run.bus.stateful() if not _per_rank(plugin)},
         "ranks": ranks,
         "origin": origin,

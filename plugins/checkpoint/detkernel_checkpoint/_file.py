@@ -28,7 +28,7 @@ _SEAL = len(_MARK) + 32
 _END = 22
 """Bytes of a zip archive's last record without its comment; the last two are the comment's length."""
 _CHUNK = 1 << 20
-_FORM = {"position": dict, "model": dict, "plugins": dict, "ranks": list, "origin": dict}
+_FORM = {"position": dict, "model": dict, "modules": dict, "plugins": dict, "ranks": list, "origin": dict}
 _PLAIN = ("position", "classes", "keypoints", "origin")
 _MOST = 2**53
 _COUNTS = ("epoch", "iter", "batch", "validated", "epoch_length")

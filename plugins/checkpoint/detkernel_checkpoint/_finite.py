@@ -60,6 +60,8 @@ def is_finite(value: Tensor) -> bool:
 def _broken(content: Mapping[str, Any], infinite: Collection[str]) -> Iterator[str]:
     for holder in "model", "training_model":
         yield from (f"{holder}.{name}" for name in broken_weights(content[holder] or {}, infinite))
+    for module, weights in content["modules"].items():
+        yield from (f"{module}.{name}" for name in broken_weights(weights, ()))
     for states in (content["plugins"], *content["ranks"]):
         for plugin, state in states.items():
             for moments in _moments(state):

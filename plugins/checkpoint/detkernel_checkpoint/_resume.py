@@ -182,6 +182,14 @@ def compare_states(run: Run, found: Found, origin: Mapping[str, Any], accept: bo
     where, fine = relative(found.path), harmless(found.content["origin"], origin)
     names = {name for name, _ in run.bus.stateful()}
     ranks = found.content["ranks"]
+    modules, saved = set(found.content["modules"]), set(run.saved_modules)
+    for name in sorted(saved - modules):
+        _differ(run, accept, f"{where} has no weights of the module '{name}'", "it starts anew")
+    if modules - saved:
+        names_left = printable(", ".join(sorted(modules - saved)))
+        _differ(
+            run, accept, f"{where} has weights of modules that no active plugin adds: {names_left}", "they are dropped"
+        )
     held = {*found.content["plugins"], *(ranks[run.rank] if run.rank < len(ranks) else ())}
     for name in sorted(names - held):
         _differ(run, accept or name in fine, f"{where} has no state of plugin '{name}'", "it starts anew")
@@ -199,10 +207,13 @@ def apply(run: Run, found: Found, accept: bool) -> None:
     if position["iter"] != position["epoch"] * length + position["batch"] or position["batch"] > length:
         raise CheckpointError(f"{where}: its position is none with {length} iterations an epoch: {position}")
     position = _moved(run, position)
-    states = dict(content["plugins"])
+    states, modules = dict(content["plugins"]), content["modules"]
     per_rank = content["ranks"][run.rank] if run.rank < len(content["ranks"]) else {}
     try:
         run.bare_model.load_state_dict(weights)
+        for name, module in run.saved_networks.items():
+            if name in modules:
+                module.load_state_dict(modules[name])
         run.load_state_dict(position)
     except Exception as error:  # torch, and what a damaged position provokes
         reason = " ".join(str(error).split())

@@ -19,6 +19,7 @@ CONTENT = {
     "position": {"epoch": 0, "iter": 3, "batch": 3, "validated": 0, "epoch_length": 4, "metrics": {}},
     "model": {"weight": torch.arange(600.0)},
     "plugins": {},
+    "modules": {},
     "ranks": [{}],
     "origin": {},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,19 +29,46 @@ _LOCAL_BUFFERS: dict[str, Any] = (
 
 def prepare(options: Device, run: Run, group: Group | None) -> nn.Module:
     """The model as used in training; a test needs no wrapper."""
-    model: nn.Module = run.model.to(run.device)
-    if options.channels_last:
-        turn(model)
-    many = run.world_size > 1 and run.mode != "test"
-    if options.sync_batchnorm and many and group is not None:
-        on_cpu = run.device.type == "cpu"
-        model = over_all_processes(model, group) if on_cpu else nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    model = placed(options, run, group, run.model)
     if options.compile:
         model.compile()
-    if not many:
+    if not several(run):
         return model
     share_buffers(model)
     return distributed(options, run, model)
+
+
+def several(run: Run) -> bool:
+    """Whether gradients are exchanged."""
+    return run.world_size > 1 and run.mode != "test"
+
+
+def placed(options: Device, run: Run, group: Group | None, module: nn.Module) -> nn.Module:
+    """A network where it is trained, as the options say: on the device, with its memory format and its norms."""
+    module = module.to(run.device)
+    if options.channels_last:
+        turn(module)
+    if not (options.sync_batchnorm and several(run) and group is not None):
+        return module
+    if run.device.type == "cpu":
+        return over_all_processes(module, group)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def place_modules(options: Device, run: Run, group: Group | None) -> None:
+    """Place what `run.add_module` was given; one that is not trained needs no gradients and no wrapper."""
+    for name, module in run.modules.items():
+        if name not in run.trained_modules:
+            run.modules[name] = module.to(run.device).requires_grad_(False).eval()
+            if options.channels_last:
+                turn(run.modules[name])
+            continue
+        made = placed(options, run, group, module)
+        if several(run):
+            share_buffers(made)
+            made = distributed(options, run, made)
+        run.modules[name] = made
 
 
 def turn(module: nn.Module) -> None:
@@ -113,15 +140,23 @@ def share_buffers(model: nn.Module) -> None:
             work.wait()
 
 
-def own_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+def own_buffers(run: Run) -> dict[str, torch.Tensor]:
     """What a checkpoint keeps of the buffers of a process that is not the first."""
-    kept = model.state_dict().keys()
-    return {name: buffer.cpu() for name, buffer in model.named_buffers() if name in kept}
+    return {name: buffer.cpu() for name, buffer in _buffers(run)}
 
 
-def load_own_buffers(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+def _buffers(run: Run) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of the model and of the modules that are trained, those that are saved."""
+    for network, module in run.trained_networks.items():
+        kept = module.state_dict().keys()
+        for name, buffer in module.named_buffers():
+            if name in kept:
+                yield f"{network}.{name}" if network else name, buffer
+
+
+def load_own_buffers(run: Run, state: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
+        for name, buffer in _buffers(run):
             if name in state:
                 if state[name].shape != buffer.shape:
                     raise ValueError(f"its buffer '{name}' is {list(state[name].shape)}")

@@ -82,6 +82,7 @@ class Device:
         from detkernel_distributed import _explain, _wrap
 
         self._run, run.model = run, _wrap.prepare(self, run, self._group)
+        _wrap.place_modules(self, run, self._group)
         many = self._group is not None and run.mode == "train"
         self._trained = _wrap.Trained(run.model) if many else None
         self._maps = _explain.SmallestMaps(run.bare_model) if run.checking and run.mode == "train" else None
@@ -92,7 +93,7 @@ class Device:
         from detkernel_distributed import _settings
 
         _settings.seed(run.seed + run.rank)
-        run.model.train()
+        self._training(run, True)
         run.scalars["memory"] = self._memory
         if self._cuda:
             import torch
@@ -144,7 +145,7 @@ class Device:
         A validation uses the bare model: processes may have different numbers of batches, and the wrapper would wait
         for the others in every forward.
         """
-        run.model.eval()
+        self._training(run, False)
         if self._group is not None:
             from detkernel_distributed import _wrap
 
@@ -157,7 +158,7 @@ class Device:
         if self._wrapped is not None:
             run.model, self._wrapped = self._wrapped, None
         if run.mode != "test":
-            run.model.train()
+            self._training(run, True)
         yield
         if self._group is not None:
             self._group.agree_now(run)
@@ -180,6 +181,7 @@ class Device:
             from detkernel_distributed import _wrap
 
             run.model, self._wrapped = _wrap.unwrapped(run.model), None
+            run.modules = {name: _wrap.unwrapped(module) for name, module in run.modules.items()}
             self._group.close()
             self._group = None
         if self._undo is not None:
@@ -201,14 +203,14 @@ class Device:
         state = _random.state_dict(self._cuda)
         if self._run is None or self._run.is_main:
             return state
-        return {**state, "buffers": _wrap.own_buffers(self._run.bare_model)}
+        return {**state, "buffers": _wrap.own_buffers(self._run)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         from detkernel_distributed import _random, _wrap
 
         _random.load_state_dict(state, self._cuda)
         if "buffers" in state:
-            _wrap.load_own_buffers(self._run.bare_model, state["buffers"])
+            _wrap.load_own_buffers(self._run, state["buffers"])
 
     @contextmanager
     def _explaining(self, run: Run, batch: Batch) -> Iterator[None]:
@@ -222,6 +224,11 @@ class Device:
             if explained is None:
                 raise
             raise explained from None
+
+    def _training(self, run: Run, mode: bool) -> None:
+        """The model and the modules that are trained with it, in training or evaluation mode."""
+        for network in (run.model, *(run.modules[name] for name in sorted(run.trained_modules))):
+            network.train(mode)
 
     def _receive(self, run: Run, batch: Batch) -> None:
         batch.move(run.device, non_blocking=True)

@@ -292,7 +292,7 @@ class Model:
 
     @hookimpl
     def train_step(self, run: Run, batch: Batch) -> Any:
-        return self._tiny.train_step(run, batch)
+        return self._tiny.train_step(run, run.model, batch)
 
 
 class View(torch.nn.Module):

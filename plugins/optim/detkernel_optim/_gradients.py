@@ -41,7 +41,7 @@ def invalid(run: Run, batch: Batch, losses: Losses, found: Tensor) -> UserError:
     """What to say of a norm that is not finite, before the step. It asks the device for much, and only this once."""
     values = {name: float(value.detach()) for name, value in losses.items()}
     wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    named = [(name, p.grad) for name, p in run.bare_model.named_parameters() if p.grad is not None]
+    named = [(name, p.grad) for name, p in run.named_parameters() if p.grad is not None]
     bad = [name for name, gradient in named if not bool(gradient.isfinite().all())]
     more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     said = ", ".join(wrong) or "each loss finite"

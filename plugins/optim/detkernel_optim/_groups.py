@@ -62,10 +62,13 @@ class Groups:
 
 def parameter_groups(options: Stepping, run: Run, lr: float) -> Groups:
     """The groups of all parameters of the model, those that are frozen now included: they may be trained later."""
-    model: nn.Module = run.bare_model
+    networks: Mapping[str, nn.Module] = run.trained_networks
     groups, used = Groups(lr), _Used(options.groups)
-    scales = _layer_scales(options.layer_decay, model) if options.layer_decay is not None else {}
-    for owner_name, owner in model.named_modules():
+    scales = _layer_scales(options.layer_decay, run.bare_model) if options.layer_decay is not None else {}
+    named = (
+        (f"{network}.{name}".strip("."), one) for network in networks for name, one in networks[network].named_modules()
+    )
+    for owner_name, owner in named:
         for leaf, parameter in owner.named_parameters(recurse=False):
             name = f"{owner_name}.{leaf}" if owner_name else leaf
             group = used.first(name, parameter)

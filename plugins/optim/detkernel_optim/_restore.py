@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from detkernel import Run
+from torch import Tensor
 
 from detkernel_optim._stepping import group_settings
 
@@ -54,9 +55,9 @@ def scaler(target: torch.amp.GradScaler | None, state: Mapping[str, Any] | None)
     target.load_state_dict({**target.state_dict(), "scale": scale, "_growth_tracker": held})
 
 
-def gradients(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def gradients(run: Run, state: Mapping[str, Tensor]) -> None:
     """Gradients in the midst of an accumulation."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(run.named_parameters())
     for name, gradient in state.items():
         if name not in parameters or gradient.shape != parameters[name].shape:
             raise ValueError(f"it has a gradient of {list(gradient.shape)} for '{name}'")

@@ -106,7 +106,7 @@ class Stepping:
         if run.mode == "test":
             return
         groups = _groups.parameter_groups(self, run, self._rate(run))
-        if not any(parameter.requires_grad for parameter in run.bare_model.parameters()):
+        if not any(parameter.requires_grad for _, parameter in run.named_parameters()):
             raise UserError("every parameter of the model is frozen: there is nothing to train")
         run.optimizer = self._make(groups.settings())
         for group in run.optimizer.param_groups:
@@ -207,14 +207,14 @@ class Stepping:
         if self._window == 0:
             return {}
         device = "cpu" if self._run.world_size > 1 else None
-        named = self._run.bare_model.named_parameters()
+        named = self._run.named_parameters()
         return {"gradients": {name: p.grad.to(device) for name, p in named if p.grad is not None}}
 
     def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
         from detkernel_optim import _restore
 
         if self._window:
-            _restore.gradients(self._run.bare_model, state["gradients"])
+            _restore.gradients(self._run, state["gradients"])
 
     def _rate(self, run: Run) -> float:
         """`lr`, for the images a step that this run has."""

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from detkernel import ConfigError, UserError, hookimpl, plugin, state
+from detkernel import ConfigError, UserError, hookimpl, option, plugin, state
 from detkernel.testing import Recorder
 from detkernel_detection.testing import HookContract, tiny_kernel, tiny_run
 from detkernel_optim import _restore
@@ -280,3 +280,48 @@ def test_a_gradient_in_accumulation_comes_back_in_its_memory_format():
     assert model.weight.grad.stride() == given.stride()
     assert torch.equal(model.weight.grad, given)
     assert model.weight.grad.data_ptr() != given.data_ptr()
+
+
+@plugin
+class Projector:
+    """A small network beside the model, trained with it."""
+
+    saved: bool = option(default=True, help="whether a checkpoint has it")
+
+    @hookimpl
+    def prepare_model(self, run):
+        torch.manual_seed(1)
+        run.add_module(
+            "projector",
+            torch.nn.Sequential(torch.nn.Linear(7, 2), torch.nn.Linear(2, 1)),
+            trained=True,
+            saved=self.saved,
+        )
+
+    @hookimpl(wrapper=True)
+    def train_step(self, run, model, batch):
+        losses = yield
+        out = run.modules["projector"](model(batch.images.float() / 255))
+        return {**losses, "loss_projector": out.square().mean()}
+
+
+class TestAModuleBesideTheModelResumes(HookContract):
+    name = "projector"
+
+    def plugin(self):
+        return Projector()
+
+    def kernel(self, plugins, **options):
+        return super().kernel({"optimizer": Sgd(lr=0.05, accumulate=2), **plugins}, **options)
+
+
+def test_a_module_beside_the_model_is_in_the_optimizer_by_its_name(tmp_path):
+    optimizer = Sgd(lr=0.05, groups=[Group(match="projector.1.*", lr_mult=2)])
+    plugins = {"optimizer": optimizer, "projector": Projector()}
+    run = tiny_run(plugins, until="1 iters", work_dir=tmp_path)
+    torch.manual_seed(1)
+    before = torch.nn.Sequential(torch.nn.Linear(7, 2), torch.nn.Linear(2, 1))
+    assert not torch.equal(before[0].weight, run.modules["projector"][0].weight)
+    assert [(g["lr"], len(g["params"])) for g in run.optimizer.param_groups] == [(0.05, 8), (0.1, 2)]
+    with pytest.raises(UserError, match="comes too late"):
+        run.add_module("another", before, trained=False, saved=False)

@@ -89,6 +89,8 @@ class _Keeper:
         kept = copy.deepcopy(self.resume)
         run.load_state_dict(kept["position"])
         run.model.load_state_dict(kept["model"])
+        for name, module in run.saved_networks.items():
+            module.load_state_dict(kept[f"module {name}"])
         for name, part in run.bus.stateful():
             part.load_state_dict(kept[f"plugin {name}"])
             if hasattr(part, "load_rank_state_dict"):
@@ -98,6 +100,7 @@ class _Keeper:
     @hookimpl(trylast=True)
     def after_train_iter(self, run: Run) -> None:
         kept: dict[str, Any] = {"position": run.state_dict(), "model": run.model.state_dict()}
+        kept |= {f"module {name}": module.state_dict() for name, module in run.saved_networks.items()}
         kept |= {f"plugin {name}": part.state_dict() for name, part in run.bus.stateful()}
         kept |= {
             f"rank {name}": part.rank_state_dict()

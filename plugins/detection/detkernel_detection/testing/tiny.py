@@ -159,7 +159,7 @@ class TinySgd:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=self.lr, momentum=0.9)
+        run.optimizer = torch.optim.SGD([one for _, one in run.named_parameters()], lr=self.lr, momentum=0.9)
         run.scalars["lr"] = lambda: run.optimizer.param_groups[0]["lr"]
         self._run = run
 
