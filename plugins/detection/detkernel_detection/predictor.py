@@ -1,0 +1,111 @@
+"""From an image, as it comes, to detections: a trained model with its classes and what is done to an image before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from detkernel import DataError
+from torch import Tensor
+
+from detkernel_detection.batching import pack_samples
+from detkernel_detection.predictions import to_detections
+from detkernel_detection.structures import Detections, Sample, Target
+from detkernel_detection.transform import Transform
+
+if TYPE_CHECKING:
+    from detkernel_detection.detector import Detector
+
+Image: TypeAlias = "np.ndarray[Any, Any] | Tensor | str | PathLike[str]"
+"""uint8 RGB: an array [H, W, 3], a tensor [3, H, W], or the path of a file."""
+
+
+class Predictor:
+    """Finds objects in images with a model that is trained.
+
+        found = Predictor(run.bare_model, transforms=[Resize(short=480, long=640)]).predict("image.jpg")
+        print(found.boxes, found.scores, [run.classes[label] for label in found.labels])
+
+    `transforms` are those of the validation that the model was measured with; they may scale an image and change its
+    colours, and move nothing. The model stays where it is, in the mode it is in; what it finds is on its device.
+    """
+
+    def __init__(self, model: Detector, transforms: Sequence[Transform] = ()) -> None:
+        moving = [type(transform).__name__ for transform in transforms if not transform.scales_only]
+        if moving:
+            raise ValueError(f"transforms: {moving[0]} moves objects; prediction takes those that only scale")
+        self.model, self.transforms = model, list(transforms)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
+        return self.model.classes
+
+    def predict(self, image: Image, min_score: float = 0.0) -> Detections:
+        """What is found in one image, in its own pixels, by falling score.
+
+        Detections below `min_score` are left out. Raises `DataError` for what is not an image.
+        """
+        return self.predict_batch([image], min_score)[0]
+
+    def predict_batch(self, images: Sequence[Image], min_score: float = 0.0) -> list[Detections]:
+        """The same for several images, which go through the model at once. One of another size is padded."""
+        if not images:
+            return []
+        samples = [self._sample(number, image) for number, image in enumerate(images)]
+        batch = pack_samples(samples).unpack()
+        batch.move(next(iter(self.model.parameters())).device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                predictions: Any = self.model(batch.images, None, batch.image_sizes)
+                found = to_detections(predictions, batch, self.model)
+        finally:
+            self.model.train(training)
+        return [detections.keep(detections.scores >= min_score) for detections in found]
+
+    def _sample(self, number: int, image: Image) -> Sample:
+        pixels = to_tensor(image)
+        sample = Sample(
+            image=pixels,
+            target=Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+            index=number,
+            image_id=number if isinstance(image, (np.ndarray, Tensor)) else str(image),
+            original_size=(int(pixels.shape[1]), int(pixels.shape[2])),
+        )
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+
+def to_tensor(image: Image) -> Tensor:
+    """uint8 [3, H, W], RGB. Raises `DataError` that says what was found."""
+    if isinstance(image, (str, PathLike)):
+        image = read_image(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        raise DataError(f"an array of {image.dtype} {list(image.shape)} is not an image; expected uint8 RGB [H, W, 3]")
+    if image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 and image.numel():
+        return image.cpu()
+    raise DataError(
+        f"a tensor of {image.dtype} {list(image.shape)} is not an image; expected torch.uint8 RGB [3, H, W]"
+    )
+
+
+def read_image(path: str | PathLike[str]) -> np.ndarray[Any, Any]:
+    """uint8 [H, W, 3] RGB, turned as its EXIF orientation says. Raises `DataError` naming the file."""
+    from PIL import Image as images
+    from PIL import ImageOps
+
+    try:
+        with images.open(path) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, images.DecompressionBombError) as error:
+        reason = "no such file" if not Path(path).exists() else f"it cannot be decoded ({error})"
+        raise DataError(f"{path}: {reason}; expected an image file such as a JPEG or PNG") from None
