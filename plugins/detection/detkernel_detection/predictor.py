@@ -1,4 +1,4 @@
-"""From an image, as it comes, to detections: a trained model with its classes and what is done to an image before it."""
+"""From an image, as it comes, to detections: a trained model with the transforms that it was measured with."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 Image: TypeAlias = "np.ndarray[Any, Any] | Tensor | str | PathLike[str]"
 """uint8 RGB: an array [H, W, 3], a tensor [3, H, W], or the path of a file."""
+
+
+_RUN_PROGRAMS = ("EPS", "WMF", "EMF")
+"""Formats for which Pillow runs a program or the system's renderer."""
 
 
 class Predictor:
@@ -58,7 +62,7 @@ class Predictor:
             return []
         samples = [self._sample(number, image) for number, image in enumerate(images)]
         batch = pack_samples(samples).unpack()
-        batch.move(next(iter(self.model.parameters())).device)
+        batch.move(self.model.normalize.mean.device)
         training = self.model.training
         self.model.eval()
         try:
@@ -89,10 +93,10 @@ def to_tensor(image: Image) -> Tensor:
         image = read_image(image)
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+            return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
         raise DataError(f"an array of {image.dtype} {list(image.shape)} is not an image; expected uint8 RGB [H, W, 3]")
     if image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 and image.numel():
-        return image.cpu()
+        return image.to("cpu", copy=True)  # a transform may change it in place
     raise DataError(
         f"a tensor of {image.dtype} {list(image.shape)} is not an image; expected torch.uint8 RGB [3, H, W]"
     )
@@ -100,12 +104,14 @@ def to_tensor(image: Image) -> Tensor:
 
 def read_image(path: str | PathLike[str]) -> np.ndarray[Any, Any]:
     """uint8 [H, W, 3] RGB, turned as its EXIF orientation says. Raises `DataError` naming the file."""
-    from PIL import Image as images
-    from PIL import ImageOps
+    import PIL.Image
+    import PIL.ImageOps
 
     try:
-        with images.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, images.DecompressionBombError) as error:
+        with PIL.Image.open(path) as opened:
+            if opened.format in _RUN_PROGRAMS:
+                raise ValueError(f"{opened.format} is a drawing, not an image")
+            return np.asarray(PIL.ImageOps.exif_transpose(opened).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         reason = "no such file" if not Path(path).exists() else f"it cannot be decoded ({error})"
         raise DataError(f"{path}: {reason}; expected an image file such as a JPEG or PNG") from None
