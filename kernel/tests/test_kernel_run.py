@@ -110,19 +110,22 @@ class TestValidation:
 
 
 class TestModel:
-    def test_what_wraps_it_is_taken_off(self):
+    def test_what_wraps_it_is_taken_off_by_whoever_wrapped_it(self):
         made, model = run(), SimpleNamespace()
-        made.model = SimpleNamespace(no_sync=None, module=SimpleNamespace(_orig_mod=model))
+        made.model = model
         assert made.bare_model is model
-        made.model = SimpleNamespace(_orig_mod=SimpleNamespace(no_sync=None, module=model))
+        made.model = SimpleNamespace(inside=model)
+        made.unwrap = lambda outer: getattr(outer, "inside", outer)
         assert made.bare_model is model
         made.model = model
         assert made.bare_model is model
 
-    def test_a_part_that_is_called_module_is_no_wrapper(self):
-        made, model = run(), SimpleNamespace(module=SimpleNamespace())
-        made.model = model
-        assert made.bare_model is model
+
+def test_one_process_asks_nobody():
+    made = run()
+    assert made.processes.gathered(3) == [3]
+    assert made.processes.from_main(lambda: 4) == 4
+    assert (made.launch.restarts, made.launch.identity) == (0, "")
 
 
 def test_classes_come_from_the_first_loader():

@@ -1,43 +1,36 @@
-"""Between the processes of a run, for plugins: what one finds out is everybody's.
-
-Every process must call these at the same place, or the others wait for it. A run of one process asks nobody, and needs
-no torch; one of several has it from the plugin that made the process group.
-"""
+"""The processes of a run: what plugins ask them (`run.processes`), and how this one was started (`run.launch`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from detkernel.errors import UserError
-from detkernel.run import Run
+import attrs
 
 T = TypeVar("T")
 
 
-def gathered(run: Run, value: T) -> list[T]:
-    """On the first process, everybody's value by rank; elsewhere nothing."""
-    if run.world_size == 1:
+class Processes:
+    """Lets the processes of a run tell each other what they found out. This one is of a single process: it asks nobody.
+
+    The plugin that makes several processes of a run sets one of its own in `setup`. Every process must call these
+    methods at the same place, or the others wait for it.
+    """
+
+    def gathered(self, value: T) -> list[T]:
+        """On the first process, everybody's value by rank; elsewhere nothing."""
         return [value]
-    values: list[Any] | None = [None] * run.world_size if run.is_main else None
-    import_module("torch.distributed").gather_object(value, values)
-    return values or []
 
-
-def from_main(run: Run, make: Callable[[], T]) -> T:
-    """What the first process makes, on all of them. A `UserError` that it raises is everybody's."""
-    if run.world_size == 1:
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on all of them. A `UserError` that it raises is everybody's."""
         return make()
-    told: list[Any] = [None, None]
-    error: UserError | None = None
-    if run.is_main:
-        try:
-            told[0] = make()
-        except UserError as caught:
-            error, told[1] = caught, str(caught)
-    import_module("torch.distributed").broadcast_object_list(told)
-    if told[1] is not None:
-        raise error or UserError(told[1])
-    value: T = told[0]
-    return value
+
+
+@attrs.frozen
+class Launch:
+    """How a process of a run was started; the defaults are those of one that nobody would start again."""
+
+    restarts: int = 0
+    """How often the processes of this run have been started again."""
+    identity: str = ""
+    """A name for this run that is the same however often its processes are started again."""

@@ -12,6 +12,7 @@ import attrs
 from detkernel.errors import ESCAPE, UserError
 from detkernel.metrics import Metrics
 from detkernel.plugin import option, plugin
+from detkernel.processes import Launch, Processes
 from detkernel.span import Span
 
 if TYPE_CHECKING:
@@ -90,13 +91,6 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def bare(model: Any) -> Any:
-    """A model without what wraps it for distribution (`.module`) or compiling (`._orig_mod`)."""
-    while inner := getattr(model, "_orig_mod", None) or (hasattr(model, "no_sync") and model.module):
-        model = inner
-    return model
-
-
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Run:
     """The state of one run. Plugins read all of it and set what their event is for (`model`, `metrics`, ...)."""
@@ -131,12 +125,18 @@ class Run:
     """Networks beside the model, such as a teacher, by name, as used in the steps: see `add_module`."""
     trained_modules: set[str] = attrs.field(factory=set)
     saved_modules: set[str] = attrs.field(factory=set)
+    unwrap: Callable[[Any], Any] = attrs.field(default=lambda model: model)
+    """From `model` to the one inside of what wraps it; set by the plugin that wraps it."""
     optimizer: Any = None
     """The torch optimizer, set by the stepping plugin in `before_run`."""
     device: Any = "cpu"
     """A torch device, set by the `device` plugin in `setup`."""
     rank: int = 0
     world_size: int = 1
+    processes: Processes = attrs.field(factory=Processes)
+    """How plugins in several processes tell each other what they found out."""
+    launch: Launch = attrs.field(factory=Launch)
+    """How this process was started."""
     metrics: Metrics = attrs.field(
         init=False, default=attrs.Factory(lambda run: Metrics(lambda: run.iter), takes_self=True)
     )
@@ -157,19 +157,19 @@ class Run:
 
     @property
     def bare_model(self) -> Any:
-        """The model without what wraps it for distribution (`.module`) or compiling (`._orig_mod`)."""
-        return bare(self.model)
+        """The model without what wraps it for distribution or compiling."""
+        return self.unwrap(self.model)
 
     @property
     def trained_networks(self) -> dict[str, Any]:
         """The model, by the empty text, and the modules that are trained, by name; all without what wraps them."""
-        modules = {name: bare(module) for name, module in self.modules.items() if name in self.trained_modules}
+        modules = {name: self.unwrap(module) for name, module in self.modules.items() if name in self.trained_modules}
         return {"": self.bare_model, **modules}
 
     @property
     def saved_networks(self) -> dict[str, Any]:
         """The modules beside the model that a checkpoint keeps, by name, without what wraps them."""
-        return {name: bare(module) for name, module in self.modules.items() if name in self.saved_modules}
+        return {name: self.unwrap(module) for name, module in self.modules.items() if name in self.saved_modules}
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """Of the model, and of the modules that are trained: those as `MODULE.PARAMETER`."""

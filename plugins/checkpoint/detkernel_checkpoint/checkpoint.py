@@ -13,7 +13,6 @@ from detkernel.errors import relative
 from detkernel.launch import identity, restarts
 from detkernel.loop import write_config
 from detkernel.metrics import NAN, Better
-from detkernel.processes import from_main, gathered
 
 if TYPE_CHECKING:
     from detkernel_checkpoint._folder import Folder, Lock
@@ -86,10 +85,12 @@ class Checkpoint:
             run.log.warning("no checkpoint will be the best by %s: there are no validations (run.validate)", self.best)
         training = run.mode == "train" and not run.checking
         if training:
-            self._origin = from_main(run, lambda: _origin.origin(run))
-        own = training and from_main(run, lambda: self._hold(run))
+            self._origin = run.processes.from_main(lambda: _origin.origin(run))
+        own = training and run.processes.from_main(lambda: self._hold(run))
         if training or (run.mode == "test" and self.load_from is None):
-            self._found = from_main(run, lambda: _resume.find(run, self._folder(run), self, own, self._infinite))
+            self._found = run.processes.from_main(
+                lambda: _resume.find(run, self._folder(run), self, own, self._infinite)
+            )
         if self._found is None:
             self._load_weights(run)
         elif training:
@@ -108,7 +109,7 @@ class Checkpoint:
         from detkernel_checkpoint import _resume
         from detkernel_checkpoint._writer import Writer
 
-        from_main(run, self._folder(run).prepare)
+        run.processes.from_main(self._folder(run).prepare)
         found, self._found = self._found, None
         if found is not None:
             _resume.apply(run, found, self.accept_changes)
@@ -116,11 +117,11 @@ class Checkpoint:
         folder, safe = self._folder(run), found.entry() if found is not None else None
         self._writer = Writer(folder, self.keep, run.log, safe, self._infinite, step_back=self.asynchronous)
         if found is None or found.path.resolve().parent != folder.path.resolve():
-            from_main(run, lambda: self._take_over(run, after=-1))
+            run.processes.from_main(lambda: self._take_over(run, after=-1))
         if found is not None and found.iteration != run.iter:  # counted in other epochs: what is older may have more
             self._save(run)
             self._writer.settle(wait=True)
-        from_main(run, lambda: self._take_over(run, after=run.iter))
+        run.processes.from_main(lambda: self._take_over(run, after=run.iter))
 
     @hookimpl
     def after_train_iter(self, run: Run) -> None:
@@ -146,7 +147,7 @@ class Checkpoint:
         """
         if self._writer is None or run.iter == 0:
             return
-        due, here = from_main(run, lambda: (self._due_before_validation(run), self._saved == run.state_dict()))
+        due, here = run.processes.from_main(lambda: (self._due_before_validation(run), self._saved == run.state_dict()))
         if not here:
             self._save(run, hold=not due)
 
@@ -156,7 +157,7 @@ class Checkpoint:
             run.metrics.pick(self, "best", self.rule)
         if self._writer is None or self.best is None:
             return
-        better, self._best_value = from_main(run, lambda: self._judge(run))
+        better, self._best_value = run.processes.from_main(lambda: self._judge(run))
         if better:
             self._save(run, best=True)
 
@@ -201,12 +202,14 @@ class Checkpoint:
     def _save_end(self, run: Run) -> None:
         writer = self._writer
         assert writer is not None
-        from_main(run, lambda: writer.settle(wait=True, then=None))  # what could not be written is tried once more
+        run.processes.from_main(
+            lambda: writer.settle(wait=True, then=None)
+        )  # what could not be written is tried once more
         here = self._saved == run.state_dict() and writer.failure is None
-        if not from_main(run, lambda: here):
+        if not run.processes.from_main(lambda: here):
             self._save(run)
         # Everybody waits: a launcher takes down what still runs when the first process has left.
-        from_main(run, lambda: self._finish(run))
+        run.processes.from_main(lambda: self._finish(run))
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
@@ -226,7 +229,7 @@ class Checkpoint:
         from detkernel_checkpoint._folder import Entry
 
         run.bus.publish("before_save", run=run)
-        ranks = gathered(run, own_states(run))
+        ranks = run.processes.gathered(own_states(run))
         if not best and not hold:
             self._saved = run.state_dict()
         if run.is_main and self._writer is not None:

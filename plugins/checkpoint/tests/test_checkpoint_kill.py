@@ -144,6 +144,7 @@ RANKS = """
 import torch.distributed as dist
 import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import UserError
+from detkernel_detection.processes import TorchProcesses
 
 @plugin
 class Gloo:
@@ -155,6 +156,7 @@ class Gloo:
         if not dist.is_initialized():
             dist.init_process_group("gloo")
         run.rank, run.world_size = dist.get_rank(), dist.get_world_size()
+        run.processes = TorchProcesses()
 
 @plugin
 class Stop:

@@ -128,6 +128,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model without any wrapper: neither for several processes nor of `torch.compile(model)`."""
+    while model is not (inner := getattr(unwrapped(model), "_orig_mod", unwrapped(model))):
+        model = inner
+    return model
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's buffers: in training each updates its own running statistics.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Batch, Detections, Losses
+from detkernel_detection.processes import TorchProcesses
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -65,16 +66,18 @@ class Device:
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        from detkernel_distributed import _group, _settings
+        from detkernel_distributed import _group, _settings, _wrap
 
         places = _group.Places.from_environment()
         run.device = _settings.choose(self, places)
         self._cuda = run.device.type == "cuda"
         run.rank, run.world_size = places.rank, places.world_size
+        run.unwrap = _wrap.bare
         self._undo = _settings.apply(self, run.device)
         _settings.seed(run.seed)
         if places.world_size > 1:
             self._group = _group.Group.start(run, places, minutes=self.timeout)
+            run.processes = TorchProcesses()
 
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:

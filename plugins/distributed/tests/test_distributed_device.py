@@ -392,3 +392,15 @@ def test_batch_norm_over_one_value_is_said_and_found_by_check(tmp_path: Path):
     even["data"].size = 6
     tiny_kernel(even, work_dir=tmp_path).check()
     tiny_run(even, until="1 epoch", work_dir=tmp_path)
+
+
+def test_the_bare_model_has_no_wrapper(tmp_path):
+    run = tiny_run({"device": Device(device="cpu")}, until="1 iters", work_dir=tmp_path)
+    model = run.model
+    assert run.bare_model is model
+    run.model = torch.compile(model)
+    assert run.bare_model is model
+    part = torch.nn.Module()
+    part.module = torch.nn.Identity()
+    run.model = part
+    assert run.bare_model is part, "a part that is called `module` is not a wrapper"

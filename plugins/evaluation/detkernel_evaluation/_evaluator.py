@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 from detkernel import Run, hookimpl
-from detkernel.processes import from_main, gathered
 from detkernel_detection import Detections
 
 if TYPE_CHECKING:
@@ -51,9 +50,9 @@ class Evaluator(ABC):
     def after_val_epoch(self, run: Run) -> None:
         from detkernel_evaluation._found import merged, pictures
 
-        found = merged(gathered(run, self._found))
+        found = merged(run.processes.gathered(self._found))
         self._found = {}
-        metrics = from_main(run, lambda: self._measured(run, pictures(run, found)))
+        metrics = run.processes.from_main(lambda: self._measured(run, pictures(run, found)))
         for name, value in metrics.items():
             run.metrics.publish(name, value, better="higher")
 

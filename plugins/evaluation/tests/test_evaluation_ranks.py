@@ -22,6 +22,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import ConfigError, hookimpl, plugin
+from detkernel_detection.processes import TorchProcesses
 
 folder = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
@@ -36,6 +37,7 @@ class Join:
     @hookimpl
     def setup(self, run):
         run.rank, run.world_size = dist.get_rank(), dist.get_world_size()
+        run.processes = TorchProcesses()
 
 def test(parts, case, order):
     first, *more = parts

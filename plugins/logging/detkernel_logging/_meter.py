@@ -9,7 +9,6 @@ import attrs
 import torch
 import torch.distributed as dist
 from detkernel import Run
-from detkernel.processes import gathered
 from detkernel_detection import Losses
 from torch import Tensor
 
@@ -51,7 +50,7 @@ class Meter:
         sums = self._sums()
         self._parts.clear()
         # gathered, and not reduced: the processes' losses may differ in their names
-        return means(part for parts in gathered(run, sums) for part in parts)
+        return means(part for parts in run.processes.gathered(sums) for part in parts)
 
     def _sums(self) -> Sums:
         if not self._parts:

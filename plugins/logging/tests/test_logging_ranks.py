@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # later, its default arguments would hold the group, and its threads abort the process
 from detkernel import hookimpl, option, plugin
+from detkernel_detection.processes import TorchProcesses
 from detkernel_detection.testing import tiny_run
 from detkernel_logging.log import Log
 
@@ -31,6 +32,7 @@ class Ranks:
         run.rank, run.world_size = int(os.environ["RANK"]), 2
         store = f"file://{os.environ['STORE']}"
         dist.init_process_group("gloo", init_method=store, rank=run.rank, world_size=2)
+        run.processes = TorchProcesses()
         run.log.info("rank %d is here", run.rank)
 
     @hookimpl(trylast=True)

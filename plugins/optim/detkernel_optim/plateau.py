@@ -8,7 +8,6 @@ from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.metrics import Better
-from detkernel.processes import from_main
 
 from detkernel_optim.schedules import Schedule
 
@@ -45,7 +44,7 @@ class Plateau(Schedule):
     def after_val_epoch(self, run: Run) -> None:
         if run.mode == "test":
             return
-        better, value = from_main(run, lambda: self._judge(run))
+        better, value = run.processes.from_main(lambda: self._judge(run))
         if run.checking:
             return
         if better:

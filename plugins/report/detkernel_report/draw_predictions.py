@@ -8,7 +8,6 @@ from typing import ClassVar
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.errors import relative
 from detkernel.files import write_atomic
-from detkernel.processes import gathered
 from detkernel_detection import Detections
 
 
@@ -47,7 +46,7 @@ class DrawPredictions:
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
         here = {index: found.to("cpu") for index, found in self._kept.items()} if run.world_size > 1 else self._kept
-        kept = {index: found for part in gathered(run, here) for index, found in part.items()}
+        kept = {index: found for part in run.processes.gathered(here) for index, found in part.items()}
         if not run.is_main or run.checking or not kept:
             return
         from detkernel_report import _sheet

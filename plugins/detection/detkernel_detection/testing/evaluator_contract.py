@@ -13,6 +13,7 @@ import torch
 from detkernel.run import Run
 
 from detkernel_detection import Batch, Detections
+from detkernel_detection.processes import TorchProcesses
 from detkernel_detection.testing.tiny import TinyDataset, TinyLoader, make_batch, tiny_kernel
 
 PICTURES = 6
@@ -104,7 +105,7 @@ def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> floa
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         run = _run(pickle.loads(pickled), folder)
-        run.rank, run.world_size = rank, 2
+        run.rank, run.world_size, run.processes = rank, 2, TorchProcesses()
         return _validate(run, metric, PARTS[rank], _Faults(moved=(1,)))
     finally:
         distributed.destroy_process_group()
