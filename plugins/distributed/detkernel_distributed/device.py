@@ -107,16 +107,20 @@ class Device:
     def before_train_iter(self, run: Run, batch: Batch) -> None:
         self._receive(run, batch)
 
+    @hookimpl(trylast=True, specname="before_train_iter")
+    def _rewrap(self, run: Run) -> None:
+        """Behind all others, who may freeze or thaw: the step is given the model that is there then."""
+        if self._trained is not None and self._trained.has_changed():
+            from detkernel_distributed import _wrap
+
+            run.model = _wrap.rewrapped(self, run)
+
     @hookimpl
     def before_val_iter(self, run: Run, batch: Batch) -> None:
         self._receive(run, batch)
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
-        if self._trained is not None and self._trained.has_changed():
-            from detkernel_distributed import _wrap
-
-            run.model = _wrap.rewrapped(self, run)
         if self._maps is not None:
             self._maps.images = len(batch)
         with self._explaining(run, batch):
