@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detkernel import UserError, option, plugin, state
+from detkernel_data.transforms import mixing
 from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
 from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
 from detkernel_detection.testing import DatasetContract, TinyDataset, TransformContract
@@ -234,6 +235,8 @@ def test_a_broken_transform_fails(transform: Transform, test: str, message: str)
         Crop(),
         MinIouCrop(),
         Expand(probability=1.0),
+        mixing.Mosaic(size=(128, 160)),
+        mixing.Mixup(),
         Color(brightness=1, contrast=1, saturation=1, hue=0.5, probability=1.0),
         Normalize(),
         V2(name="RandomRotation", args={"degrees": 180, "expand": True}),

@@ -3,13 +3,14 @@
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.loader import Loader
 from detkernel_detection.parts import Backbone
-from detkernel_detection.structures import Annotations, Batch, Detections, ImageId, Losses, Sample, Target
+from detkernel_detection.structures import Annotations, Batch, Context, Detections, ImageId, Losses, Sample, Target
 from detkernel_detection.transform import Transform
 
 __all__ = [
     "Annotations",
     "Backbone",
     "Batch",
+    "Context",
     "Dataset",
     "Detections",
     "ImageId",

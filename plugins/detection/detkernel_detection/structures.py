@@ -117,6 +117,25 @@ class Targets(NamedTuple):
         return Targets(change(self.boxes), change(self.labels), change(self.valid), masks, keypoints, fields)
 
 
+@attrs.frozen(eq=False)
+class Context:
+    """What a transform may ask for in training, beside its sample (`Sample.context`)."""
+
+    fetch: Callable[[int], Sample]
+    """The sample at a position of the data set, as it is before the first transform. Nothing random is in it."""
+    indices: Sequence[int]
+    """The positions that are trained on: what to draw another sample from."""
+    classes: Sequence[str]
+    epochs: int | None
+    """How many epochs the run has; `sample.epoch` counts them from 0."""
+
+    def another(self) -> Sample:
+        """A sample drawn from torch's generator."""
+        import torch
+
+        return self.fetch(int(self.indices[int(torch.randint(len(self.indices), ()))]))
+
+
 @attrs.define(eq=False)
 class Sample:
     """One picture on its way through the transforms."""
@@ -134,6 +153,8 @@ class Sample:
     epoch: int = 0
     field_kinds: Mapping[str, str] = attrs.field(factory=dict)
     """How each of the target's fields changes with the image (`Dataset.fields`)."""
+    context: Context | None = None
+    """In training: where other samples come from."""
     extras: dict[str, Any] = attrs.field(factory=dict)
     """Whatever else a transform or a plugin wants to hand on with this image: it is in `Batch.extras`."""
 

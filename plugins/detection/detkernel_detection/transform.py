@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from detkernel.plugin import Part
+import attrs
+from detkernel.plugin import Part, option
 
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.structures import Sample
 
 
+@attrs.define(kw_only=True, eq=False, slots=False)  # not @plugin: it is a kind of parts, and no part itself
 class Transform(Part, ABC):
     """Changes one sample. Random numbers come from torch's, NumPy's or Python's global generator: the loader seeds all
-    three by (seed, epoch, index) before the first transform, so results do not depend on workers or order."""
+    three by (seed, epoch, index) before the first transform, so results do not depend on workers or order.
+
+    `sample.context` gives other samples, the classes and the number of epochs to those that want them.
+    """
 
     scales_only: ClassVar[bool] = False
     """Whether every point stays where it is but for a scaling that `sample.scale` records: what validation may use,
@@ -22,6 +27,19 @@ class Transform(Part, ABC):
     moves_fields: ClassVar[tuple[str, ...]] = ("value",)
     """The kinds of fields (`Dataset.fields`) that stay true through it: it selects objects by `Target.keep`, and
     changes the values of other kinds as the image is changed. "any": it moves nothing. The loader refuses others."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What it needs of the training samples beside boxes, such as "masks"; the model need not be trained on it."""
+
+    active: tuple[int, int] | None = option(
+        default=None,
+        at_least=0,
+        help="training epochs in which it is used, counted from 0: from the first number on, before the second",
+    )
+
+    def is_active(self, epoch: int) -> bool:
+        """Whether it is used in a training epoch, counted from 0."""
+        return self.active is None or self.active[0] <= epoch < self.active[1]
 
     def prepare(self, dataset: Dataset) -> None:
         """Called once before the first sample: the place to check options against the data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -65,15 +66,31 @@ class BatchSampler:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The positions in each batch of an epoch."""
+        return [[index for index, _ in batch] for batch in self.draws(epoch)]
+
+    def draws(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """As `batches`; each position with how often it came before in the epoch: then it gets other random numbers."""
         if not self.training:
             batches = [batch for group in self.groups for batch in self._cut(group, self.batch_size)]
-            return batches[self.rank :: self.world_size]
+            return [[(index, 0) for index in batch] for batch in batches[self.rank :: self.world_size]]
+        seen: Counter[int] = Counter()
+        found = []
+        for batch in self._whole_batches(epoch):
+            counted = []
+            for index in batch:
+                counted.append((index, seen[index]))
+                seen[index] += 1
+            found.append(counted[self.rank * self.batch_size : (self.rank + 1) * self.batch_size])
+        return found
+
+    def _whole_batches(self, epoch: int) -> list[list[int]]:
+        """The positions in each batch over all processes."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         total = self.batch_size * self.world_size
         batches = []
         for group in self.groups:
             order = group[torch.randperm(len(group), generator=generator).numpy()] if self.shuffle else group
-            batches += [self._share(batch, order) for batch in self._cut(order, total)]
+            batches += [self._filled(batch, order) for batch in self._cut(order, total)]
         if not self.shuffle:
             return batches
         return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
@@ -85,12 +102,12 @@ class BatchSampler:
         rounds = self._rounds(group, size)
         return [group[number * size : (number + 1) * size].tolist() for number in range(rounds)]
 
-    def _share(self, batch: list[int], group: NDArray[np.int64]) -> list[int]:
-        """This process's part of a batch over all processes."""
-        if self.world_size > 1:
-            missing = self.batch_size * self.world_size - len(batch)
-            batch = batch + np.resize(group, missing).tolist()
-        return batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+    def _filled(self, batch: list[int], group: NDArray[np.int64]) -> list[int]:
+        """A batch over all processes, of which each gets as many."""
+        if self.world_size == 1:
+            return batch
+        missing = self.batch_size * self.world_size - len(batch)
+        return [*batch, *np.resize(group, missing).tolist()]
 
 
 class Extremes:
@@ -115,6 +132,9 @@ class Extremes:
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    def draws(self, epoch: int) -> list[list[tuple[int, int]]]:
+        return [[(index, 0) for index in batch] for batch in self.batches(epoch)]
 
     def batches(self, epoch: int) -> list[list[int]]:
         batches = self.batch_sampler.batches(epoch)

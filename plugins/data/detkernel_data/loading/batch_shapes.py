@@ -66,7 +66,9 @@ def _output_size(options: Loader, transforms: Sequence[Transform], size: Size) -
     found: Size | None = size
     unknown = ""
     for transform in transforms:
-        found = transform.output_size(found)
+        before, found = found, transform.output_size(found)
+        if transform.active is not None and before != found:
+            found = None  # some epochs are without it
         unknown = unknown or type(transform).__name__ if found is None else ""
     if found is None:
         raise wrong(

@@ -44,7 +44,7 @@ class Batches:
         stopping: Callable[[], bool] = lambda: False,
         purpose: str = "",
     ) -> None:
-        """`samples[epoch, positions]` is a batch; `batch_sampler` says which there are in an epoch."""
+        """`samples[epoch, draws]` is a batch; `batch_sampler.draws(epoch)` says which there are in an epoch."""
         self.samples, self.batch_sampler, self._stopping, self._purpose = samples, batch_sampler, stopping, purpose
         self.dataset: Dataset = samples.dataset
         self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
@@ -88,10 +88,10 @@ class Batches:
         if stream is not None:
             stream.close()  # type: ignore[attr-defined]
 
-    def _positions(self, epoch: int, start: int) -> Iterator[tuple[int, list[int]]]:
+    def _positions(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
         """From a position on: endless in training, one epoch in validation."""
         while True:
-            yield from ((epoch, batch) for batch in self.batch_sampler.batches(epoch)[start:])
+            yield from ((epoch, batch) for batch in self.batch_sampler.draws(epoch)[start:])
             if not self._endless:
                 return
             epoch, start = epoch + 1, 0
@@ -176,10 +176,10 @@ class Batches:
 class _Positions:
     """An endless iterator in the shape of a sampler."""
 
-    def __init__(self, positions: Iterator[tuple[int, list[int]]]) -> None:
+    def __init__(self, positions: Iterator[tuple[int, Any]]) -> None:
         self._positions = positions
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
         return self._positions
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from detkernel import DataError, Run, wrong
 from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
+from detkernel.span import Span
 from detkernel_detection import Annotations, Dataset, Transform
 from torch import Tensor
 
@@ -45,14 +46,16 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         transform.prepare(dataset)
     training = mode == "train"
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
-    masks = training and "masks" in needs
+    trained_masks = training and "masks" in needs
+    masks = trained_masks or (training and any("masks" in each.needs for each in options.transforms(mode)))
     shapes = choose_shapes(options, options.transforms(mode), dataset)
     samples = Samples(
         dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,
         seeded=training, missing_masks=options.missing_masks, shapes=shapes,
+        masks_kept=trained_masks,
     )  # fmt: skip
     batch_sampler = BatchSampler(
-        _groups(options, run, mode, dataset, masks, shapes),
+        _groups(options, run, mode, dataset, trained_masks, shapes),
         options.batch_size if training else options.val_batch_size or options.batch_size,
         run.seed,
         training=training,
@@ -61,6 +64,8 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         rank=run.rank,
         world_size=run.world_size,
     )
+    samples.indices = np.concatenate(batch_sampler.groups)  # type: ignore[assignment]
+    samples.epochs = _epochs(run.options.until, len(batch_sampler)) if training else None
     if len(batch_sampler) == 0 and (training or run.world_size == 1):
         raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {batch_sampler.batch_size}")
     return Batches(
@@ -72,6 +77,11 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
         stopping=lambda: run.stop_reason is not None,
     )
+
+
+def _epochs(until: Span, epoch_length: int) -> int | None:
+    """How many epochs a run has, the last perhaps not whole."""
+    return -(-until.iters(epoch_length) // epoch_length) if epoch_length else None
 
 
 def _check_fields(options: Loader, mode: Mode, transform: Transform, dataset: Dataset) -> None:

@@ -143,7 +143,7 @@ class _Chunks:
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def batches(self, _epoch: int) -> list[list[int]]:
+    def draws(self, _epoch: int) -> list[list[int]]:
         return self._chunks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from detkernel import DataError, UserError
 from detkernel.errors import relative
-from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
+from detkernel_detection import Annotations, Context, Dataset, Sample, Target, Transform
 from detkernel_detection.batching import Packed, pack_samples
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class Failure:
 
 @attrs.define(eq=False)
 class Samples(torch.utils.data.Dataset[Any]):
-    """What torch's loader asks for batches: each item is an epoch and the positions of a batch's pictures."""
+    """What torch's loader asks for batches: each item is an epoch, and a batch's positions with their repetitions."""
 
     dataset: Dataset
     transforms: Sequence[Transform]
@@ -52,21 +53,26 @@ class Samples(torch.utils.data.Dataset[Any]):
     missing_masks: str = "drop"
     shapes: Sequence[tuple[int, int]] = ()
     """(height, width) that batches may have, smallest first; empty: as large as the largest image of each."""
+    indices: Sequence[int] = ()
+    """The positions that are trained on, for transforms that fetch others."""
+    epochs: int | None = None
+    masks_kept: bool = True
+    """False: masks are there for the transforms alone."""
     reading: Any = None
     """In a worker, (array, place) where the position of the image that is being read is told, plus 1."""
 
-    def __getitem__(self, item: tuple[int, list[int]]) -> Packed | Failure:
+    def __getitem__(self, item: tuple[int, list[tuple[int, int]]]) -> Packed | Failure:
         try:
             return self._load(*item)
         finally:
             self._tell(0)
 
-    def _load(self, epoch: int, indices: list[int]) -> Packed | Failure:
+    def _load(self, epoch: int, draws: list[tuple[int, int]]) -> Packed | Failure:
         samples = []
-        for index in indices:
+        for index, repetition in draws:
             self._tell(index + 1)
             try:
-                samples.append(self.sample(epoch, index))
+                samples.append(self.sample(epoch, index, repetition))
             except UserError as error:
                 return Failure(self._told(index, error))
             except Exception as error:
@@ -82,10 +88,10 @@ class Samples(torch.utils.data.Dataset[Any]):
             array, worker = self.reading
             array[worker] = place
 
-    def sample(self, epoch: int, index: int) -> Sample:
-        """One picture, transformed; the same whenever and wherever it is asked for."""
+    def raw(self, epoch: int, index: int) -> Sample:
+        """One image as it is in the data set."""
         notes = self.dataset.annotations(index)
-        sample = Sample(
+        return Sample(
             image=self.dataset.image(index),
             target=self._target(notes),
             index=index,
@@ -94,13 +100,25 @@ class Samples(torch.utils.data.Dataset[Any]):
             epoch=epoch,
             field_kinds=self.dataset.fields,
         )
+
+    def sample(self, epoch: int, index: int, repetition: int = 0) -> Sample:
+        """One image, transformed; the same whenever and wherever it is asked for.
+
+        `repetition`: how often the epoch had it before; each time it gets other random numbers.
+        """
+        sample = self.raw(epoch, index)
         if self.seeded:
-            seed_all(seed_of(self.seed, epoch, index))
+            seed_all(seed_of(self.seed, epoch, index, *([repetition] if repetition else [])))
+            sample.context = Context(partial(self.raw, epoch), self.indices, self.dataset.classes, self.epochs)
         for transform in self.transforms:
+            if self.seeded and not transform.is_active(epoch):
+                continue
             sample = transform(sample)
             problem = _problem(sample)
             if problem:
                 raise UserError(self._named(index, transform, problem))
+        if not self.masks_kept:
+            sample.target.masks = None
         return sample
 
     def _target(self, notes: Annotations) -> Target:

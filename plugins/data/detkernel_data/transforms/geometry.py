@@ -135,6 +135,51 @@ def min_iou_crop(sample: Sample, overlaps: Sequence[float], smallest: float, tri
     return sample
 
 
+def place(sample: Sample, x: int, y: int, size: tuple[int, int], fill: Sequence[int]) -> Sample:
+    """Put the image on a canvas of `size`, its upper left corner at x, y; what lies beyond is cut off."""
+    require_bytes(sample.image, "a canvas")
+    (height, width), (high, wide) = sample.size, size
+    window = (max(0, -x), max(0, -y), min(width, wide - x), min(height, high - y))
+    boxes = sample.target.boxes
+    sample = crop(sample, window, is_valid(clipped(boxes, window)))
+    left, top = max(0, x), max(0, y)
+    (height, width), target = sample.size, sample.target
+    canvas = torch.tensor(fill, dtype=torch.uint8).expand(high, wide, 3).clone().permute(2, 0, 1)
+    canvas[:, top : top + height, left : left + width] = sample.image
+    sample.image = canvas
+    target.boxes = target.boxes + torch.tensor([left, top, left, top])
+    if target.masks is not None:
+        target.masks = torch.nn.functional.pad(target.masks, (left, wide - width - left, top, high - height - top))
+    if target.keypoints is not None:
+        target.keypoints = moved(target.keypoints, left, top, wide, high)
+    return sample
+
+
+def fit(sample: Sample, size: tuple[int, int], share: float = 1.0) -> Sample:
+    """Resize to as large as it can be within `share` of a (height, width), its aspect kept."""
+    height, width = sample.size
+    factor = share * min(size[0] / height, size[1] / width)
+    return resize(sample, (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))), antialias=True)
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """The objects of some targets, one behind the other. All of them have masks, keypoints and fields, or none."""
+    first = targets[0]
+    return Target(
+        torch.cat([target.boxes for target in targets]),
+        torch.cat([target.labels for target in targets]),
+        None if first.masks is None else torch.cat([target.masks for target in targets]),  # type: ignore[misc]
+        None if first.keypoints is None else torch.cat([target.keypoints for target in targets]),  # type: ignore[misc]
+        {name: torch.cat([target.fields[name] for target in targets]) for name in first.fields},
+    )
+
+
+def mask_box(mask: Tensor) -> Tensor:
+    """float32 [4], xyxy: the box around a mask [H, W] that is not empty."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return torch.stack([columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]).float()
+
+
 def valid_objects(target: Target) -> Target:
     """Only the objects whose box is at least a pixel wide and high."""
     return target.keep(is_valid(target.boxes))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detkernel_detection import Sample, Target
+from detkernel_detection import Context, Sample, Target
 from detkernel_detection.testing.boxes import Box
 
 HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axes shows
@@ -36,7 +36,13 @@ def probe(number: int, *, masks: bool = False, keypoints: bool = False, without:
         drawn if masks else None,
         torch.tensor(corners, dtype=torch.float32) if keypoints else None,
     )
-    return Sample(image, target, number % 8, f"probe-{number}", (HEIGHT, WIDTH))
+    context = Context(
+        fetch=lambda index: probe(index, masks=masks, keypoints=keypoints),
+        indices=range(8),
+        classes=("red", "green", "blue"),
+        epochs=None,
+    )
+    return Sample(image, target, number % 8, f"probe-{number}", (HEIGHT, WIDTH), context=context)
 
 
 def seen(whole: Sample, less: Sample) -> Box | None:
