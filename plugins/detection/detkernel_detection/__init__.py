@@ -3,6 +3,7 @@
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.loader import Loader
 from detkernel_detection.parts import Backbone
+from detkernel_detection.sampler import Sampler
 from detkernel_detection.structures import Annotations, Batch, Context, Detections, ImageId, Losses, Sample, Target
 from detkernel_detection.transform import Transform
 
@@ -17,6 +18,7 @@ __all__ = [
     "Loader",
     "Losses",
     "Sample",
+    "Sampler",
     "Target",
     "Transform",
 ]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 import torch
+from detkernel import UserError
 
 if TYPE_CHECKING:
-    from detkernel_detection import Dataset
+    from detkernel_detection import Dataset, Sampler
     from numpy.typing import NDArray
 
 
@@ -41,6 +42,8 @@ class BatchSampler:
     drop_last: bool = False
     rank: int = 0
     world_size: int = 1
+    sampler: Sampler | None = None
+    """What gives the positions of an epoch of the one group; None: each position comes once."""
 
     def __len__(self) -> int:
         """Batches in an epoch, on this process."""
@@ -89,11 +92,23 @@ class BatchSampler:
         total = self.batch_size * self.world_size
         batches = []
         for group in self.groups:
-            order = group[torch.randperm(len(group), generator=generator).numpy()] if self.shuffle else group
+            order = self._order(group, epoch, generator)
             batches += [self._filled(batch, order) for batch in self._cut(order, total)]
-        if not self.shuffle:
+        if not self.shuffle or self.sampler is not None:
             return batches
         return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _order(self, group: NDArray[np.int64], epoch: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """The positions of a group in the order of an epoch."""
+        if self.sampler is None:
+            return group[torch.randperm(len(group), generator=generator).numpy()] if self.shuffle else group
+        order = np.asarray(self.sampler.positions(group.tolist(), epoch, generator), dtype=np.int64)
+        if order.shape != group.shape or not np.isin(order, group).all():
+            raise UserError(
+                f"{type(self.sampler).__name__}: it gives {order.size} positions for epoch {epoch}; expected "
+                f"{len(group)}, as many as there are images to train on, each of them one of those"
+            )
+        return order
 
     def _rounds(self, group: NDArray[np.int64], size: int) -> int:
         return len(group) // size if self.drop_last else -(-len(group) // size)

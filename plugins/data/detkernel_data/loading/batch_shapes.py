@@ -49,7 +49,7 @@ def choose_shapes(options: Loader, transforms: Sequence[Transform], dataset: Dat
     notes = map(dataset.annotations, range(len(dataset)))
     for height, width in {(one.height, one.width) for one in notes}:
         found = _output_size(options, transforms, (height, width))
-        group = options.group_by_aspect and width >= height
+        group = options.group_by_aspect and options.sampler is None and width >= height
         before = largest.get(group, (0, 0))
         largest[group] = max(before[0], found[0]), max(before[1], found[1])
     return by_area(

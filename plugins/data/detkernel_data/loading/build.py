@@ -63,7 +63,10 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         drop_last=training and options.drop_last,
         rank=run.rank,
         world_size=run.world_size,
+        sampler=options.sampler if training else None,
     )
+    if batch_sampler.sampler is not None:
+        batch_sampler.sampler.prepare(dataset, batch_sampler.groups[0].tolist())
     samples.indices = np.concatenate(batch_sampler.groups)  # type: ignore[assignment]
     samples.epochs = _epochs(run.options.until, len(batch_sampler)) if training else None
     if len(batch_sampler) == 0 and (training or run.world_size == 1):
@@ -134,7 +137,7 @@ def _groups(
     if len(chosen) < len(everything):
         left_out = f"{len(everything) - len(chosen)} of {len(everything)} pictures have no object: not trained on"
         _tell(run, mode, [f"{left_out} (data.skip_empty=false trains on them)"])
-    if not options.group_by_aspect:
+    if not options.group_by_aspect or options.sampler is not None:
         return [chosen]
     return by_aspect(chosen, wide)
 

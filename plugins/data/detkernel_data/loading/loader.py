@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.run import Mode
-from detkernel_detection import Dataset, Transform
+from detkernel_detection import Dataset, Sampler, Transform
 
 if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
@@ -40,6 +40,11 @@ class Loader:
     pin_memory: bool = option(default=True, help="page-locked batches for a GPU")
     shuffle: bool = option(default=True, help="another order of the training pictures in every epoch")
     group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait pictures: less padding")
+    sampler: Sampler | None = option(
+        default=None,
+        help="which training images an epoch takes, in which order, in the place of `shuffle` and `group_by_aspect`; "
+        "null: each once",
+    )
     batch_shapes: Literal["auto"] | list[tuple[int, int]] | None = option(
         default=None,
         at_least=1,
