@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from detkernel import CatalogError, Kernel, Run, RunOptions, Span, UserError, hookimpl, option, plugin, state
 from detkernel.bus import Bus
-from detkernel.testing import Recorder
+from detkernel.testing import PlainData, PlainDataset, PlainLoader, Recorder, plain_run
+from detkernel.testing.hook import HookContract
 
 
 class Pictures:
@@ -660,3 +661,87 @@ class TestValidationAtTheStart:
 def test_a_validation_every_nothing_is_refused():
     with pytest.raises(ValueError, match="validate: expected at least 1 epoch or iteration, or null, got '0 epochs'"):
         RunOptions(until=Span(1, "epochs"), validate=Span(0, "epochs"))
+
+
+class Closing(PlainLoader):
+    """One that can be closed."""
+
+
+@plugin
+class Second:
+    """Trains with numbers of a second loader."""
+
+    loaders = ("second",)
+    drawn: list = state(factory=list)
+
+    @hookimpl(wrapper=True)
+    def train_step(self, run):
+        self.drawn.append(run.next_batch("second"))
+        return (yield)
+
+
+class TestFurtherLoaders:
+    def data(self):
+        @plugin
+        class Loaders:
+            """Loaders of two modes."""
+
+            closed: list = state(factory=list)
+
+            @hookimpl
+            def build_loader(self, run, mode):
+                size = {"train": 8, "second": 6}[mode]
+                loader = Closing(PlainDataset([float(number) for number in range(size)]), 2, run.seed)
+                loader.close = lambda: self.closed.append(mode)
+                return loader
+
+        return Loaders()
+
+    def test_it_goes_round_beside_the_training_data_and_is_closed(self, tmp_path: Path):
+        second, data = Second(), self.data()
+        run = plain_run({"data": data, "second": second}, until="7 iters", work_dir=tmp_path)
+        assert list(run.loaders) == ["train", "second"]
+        loader = run.loaders["second"]
+        assert second.drawn == [batch for epoch in range(3) for batch in loader.batches(epoch)][:7]
+        assert sorted(data.closed) == ["second", "train"]
+
+    def test_one_that_nobody_makes_is_an_error(self, tmp_path: Path):
+        @plugin
+        class Train:
+            """Only for training."""
+
+            @hookimpl
+            def build_loader(self, run, mode):
+                return PlainData().build_loader(run, mode) if mode == "train" else None
+
+        with pytest.raises(UserError, match="no plugin made a loader for 'second'"):
+            plain_run({"data": Train(), "second": Second()}, work_dir=tmp_path)
+
+    def test_two_that_make_it_are_an_error(self, tmp_path: Path):
+        @plugin
+        class More:
+            """Makes the second loader, too."""
+
+            @hookimpl
+            def build_loader(self, run, mode):
+                return PlainData().build_loader(run, mode) if mode == "second" else None
+
+        plugins = {"data": self.data(), "more": More(), "second": Second()}
+        with pytest.raises(CatalogError, match="both make a loader for 'second'"):
+            plain_run(plugins, work_dir=tmp_path)
+
+
+class TestAFurtherLoaderResumes(HookContract):
+    name = "second"
+
+    def plugin(self):
+        @plugin
+        class Learns(Second):
+            """Lets the second numbers change what is learned."""
+
+            @hookimpl(wrapper=True, specname="train_step")
+            def _more(self, run):
+                losses = yield
+                return {"loss": type(losses["loss"])(losses["loss"] + sum(self.drawn[-1]))}
+
+        return Learns()

@@ -126,6 +126,12 @@ class Bus:
         """The active plugins of a class (or that have the methods of a runtime protocol), by config key."""
         return ((name, plugin) for name, plugin in self.plugins.items() if isinstance(plugin, kind))
 
+    def loaders(self) -> list[str]:
+        """The names of the further loaders that plugins ask for (`loaders = ("unlabelled",)`), each once."""
+        return list(
+            dict.fromkeys(name for part in self.plugins.values() for name in getattr(type(part), "loaders", ()))
+        )
+
     def stateful(self) -> Iterator[tuple[str, Any]]:
         """The plugins with state that a checkpoint keeps, by config key."""
         for name, plugin in self.plugins.items():

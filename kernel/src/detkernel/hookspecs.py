@@ -1,7 +1,8 @@
 """Every event, in the order in which it fires.
 
     setup(run)                                  seeds, device, process group, log sinks
-    build_loader(run, mode) -> loader           from one plugin; mode is "train", "val" or "test"
+    build_loader(run, mode) -> loader           from one plugin; mode is "train", "val", "test", or a name of
+                                                a plugin's `loaders`
     build_model(run) -> model                   first result; exactly one plugin may provide it
     prepare_model(run)                          move, compile, wrap for distribution
     before_run(run)                             (a resume is applied here, last of all)
@@ -75,8 +76,9 @@ class Events:
     def build_loader(self, run: Run, mode: Mode) -> Loader | None:
         """Make the loader of a mode, or return None if it is not yours to make.
 
-        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". Two
-        plugins that both make the loader of a mode are an error.
+        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". A plugin
+        whose class says `loaders = ("unlabelled",)` has that one made for training as well, and takes its batches by
+        `run.next_batch("unlabelled")`. Two plugins that both make the loader of a mode are an error.
 
         For example:
 

@@ -130,13 +130,15 @@ def prepare(run: Run) -> None:
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
     if run.checking:  # what the run itself does not need, too, where there is such data
         modes = ["train", "val", "test"]
+    if run.mode == "train":
+        modes += run.bus.loaders()
     for mode in modes:
         loader = build_loader(run, mode)
-        if loader is None and mode != "train" and run.checking and not (mode == "val" and run.options.validate):
+        if loader is None and mode in ("val", "test") and run.checking and not (mode == "val" and run.options.validate):
             continue
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
-        if len(loader) == 0 and (mode == "train" or run.world_size == 1):
+        if len(loader) == 0 and (mode not in ("val", "test") or run.world_size == 1):
             raise UserError(f"the loader for '{mode}' has no batches: its data set is empty, or smaller than one batch")
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)

@@ -189,7 +189,12 @@ def _slips(cls: type[Any]) -> Iterator[str]:
     priority = getattr(cls, "priority", "normal")
     if priority not in list(PRIORITIES):
         yield f".priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
-    known = {"requires": None, "needs": NEEDS, "resume_neutral": ("*", *(f.name for f in attrs.fields(cls) if f.init))}
+    known = {
+        "requires": None,
+        "loaders": None,
+        "needs": NEEDS,
+        "resume_neutral": ("*", *(f.name for f in attrs.fields(cls) if f.init)),
+    }
     for name, choices in known.items():
         value = getattr(cls, name, ())
         if isinstance(value, str):
@@ -220,7 +225,7 @@ def _field_slips(field: attrs.Attribute[Any]) -> Iterator[str]:
 def _misspelt(cls: type[Any]) -> Iterator[str]:
     """Attributes of the class that nobody would read, since the name that somebody reads is another."""
     inherited = {name for base in cls.__mro__[1:-1] for name in vars(base)}
-    known = ["priority", "requires", "needs", "events", "resume_neutral", "state_per_rank"]
+    known = ["priority", "requires", "needs", "loaders", "events", "resume_neutral", "state_per_rank"]
     known += [name for name in inherited if not name.startswith("_") and not callable(getattr(cls, name, len))]
     fields = {field.name for field in attrs.fields(cls)}
     for name, value in vars(cls).items():

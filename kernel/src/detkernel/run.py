@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import attrs
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from detkernel.bus import Bus
     from detkernel.hookspecs import Events
 
-Mode = Literal["train", "val", "test"]
+Mode: TypeAlias = str
+"""What a loader is for: "train", "val", "test", or the name of a further loader that a plugin asks for (`loaders`). A
+run's own `mode` is one of the first three."""
 
 
 class Loader(Protocol):
@@ -121,6 +123,8 @@ class Run:
     loaders: dict[str, Loader] = attrs.field(factory=dict)
     model: Any = None
     """The model as used in the steps, wrapped and compiled as plugins please."""
+    _streams: dict[Mode, tuple[int, Iterator[Any]]] = attrs.field(init=False, factory=dict)
+    """Of further loaders: the iteration that the next batch is for, and the batches."""
     modules: dict[str, Any] = attrs.field(factory=dict)
     """Networks beside the model, such as a teacher, by name, as used in the steps: see `add_module`."""
     trained_modules: set[str] = attrs.field(factory=set)
@@ -176,6 +180,24 @@ class Run:
         for network, module in self.trained_networks.items():
             for name, parameter in module.named_parameters():
                 yield f"{network}.{name}" if network else name, parameter
+
+    def next_batch(self, mode: Mode) -> Any:
+        """This iteration's batch of a further loader, which goes round and round beside the training data. Which batch
+        that is follows from `run.iter` alone, so a resumed run goes on where the first one was. Once an iteration, in
+        `before_train_iter` or `train_step`."""
+        due, stream = self._streams.pop(mode, (-1, iter(())))
+        if due != self.iter:
+            stream = self._batches_from(mode, self.iter)
+        batch = next(stream)
+        self._streams[mode] = (self.iter + 1, stream)
+        return batch
+
+    def _batches_from(self, mode: Mode, position: int) -> Iterator[Any]:
+        loader = self.loaders[mode]
+        epoch, start = divmod(position, len(loader))
+        while True:
+            yield from loader.batches(epoch, start=start)
+            epoch, start = epoch + 1, 0
 
     def add_module(self, name: str, module: Any, *, trained: bool, saved: bool) -> None:
         """Keep a network beside the model, such as a teacher: placed and cast with it, and from then on

@@ -44,7 +44,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     for transform in options.transforms(mode):
         _check_fields(options, mode, transform, dataset)
         transform.prepare(dataset)
-    training = mode == "train"
+    training = mode not in ("val", "test")
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
     trained_masks = training and "masks" in needs
     masks = trained_masks or (training and any("masks" in each.needs for each in options.transforms(mode)))
@@ -121,10 +121,11 @@ def _groups(
     if len(dataset) == 0:
         raise DataError(f"{mode} data: no picture is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
     everything = np.arange(len(dataset))
-    if mode != "train" and len(shapes) < 2:
+    labelled = mode == "train"
+    if not labelled and len(shapes) < 2:
         return [everything]
     objects, wide = _survey(dataset)
-    if mode != "train":
+    if not labelled:
         return by_aspect(everything, wide) if options.group_by_aspect else [everything]
     if masks:
         objects = objects - _missing_masks(options, run, dataset, objects)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
+from detkernel.errors import did_you_mean
 from detkernel.run import Mode
 from detkernel_detection import Dataset, Sampler, Transform
 
@@ -27,6 +28,11 @@ class Loader:
     train: Dataset | None = option(default=None, help="what is trained on")
     val: Dataset | None = option(default=None, help="what is validated on during training")
     test: Dataset | None = option(default=None, help="what `detkernel test` evaluates; null: `val`")
+    further: dict[str, Dataset] = option(
+        factory=dict,
+        help="data sets that a plugin trains with beside `train`, by the name of its loader, such as `unlabelled`; "
+        "every image is taken, with or without objects, and `train_transforms` are for them as well",
+    )
     batch_size: int = option(default=2, at_least=1, help="pictures a batch, on each process")
     val_batch_size: int | None = option(default=None, at_least=1, help="the same in validation; null: `batch_size`")
     train_transforms: list[Transform] = option(factory=list, help="what is done to a training picture, in this order")
@@ -73,6 +79,7 @@ class Loader:
                 raise wrong(self, "val", "run.validate asks for a validation, but there is no data set for it")
             return None
         if mode == "train":
+            self._check_further(run)
             self._check_val_transforms()
         self._check_order()
         loader = build_batches(self, run, mode, dataset)
@@ -95,7 +102,16 @@ class Loader:
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":
             return self.train
+        if mode not in ("val", "test"):
+            return self.further.get(mode)
         return self.val if mode == "val" or self.test is None else self.test
+
+    def _check_further(self, run: Run) -> None:
+        asked = run.bus.loaders()
+        for name in self.further:
+            if name not in asked:
+                hint = did_you_mean(name, asked) or f"; asked for are {', '.join(asked) or 'none'}"
+                raise wrong(self, f"further.{name}", f"no active plugin asks for a loader '{name}'{hint}")
 
     def _check_val_transforms(self) -> None:
         for number, transform in enumerate(self.val_transforms):
@@ -116,4 +132,4 @@ class Loader:
                 raise wrong(self, name, problem)
 
     def transforms(self, mode: Mode) -> Sequence[Transform]:
-        return self.train_transforms if mode == "train" else self.val_transforms
+        return self.val_transforms if mode in ("val", "test") else self.train_transforms

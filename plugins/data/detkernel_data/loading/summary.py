@@ -24,7 +24,7 @@ def lines(loaders: Mapping[str, Batches], classes: Sequence[str], *, decoded: bo
     found = {}
     for mode, loader in loaders.items():
         images, _, boxes, empty = counts[mode]
-        unit = "iterations an epoch" if mode == "train" else "batches"
+        unit = "batches" if mode in ("val", "test") else "iterations an epoch"
         found[mode] = (
             f"{counted(images, 'image')}{', all decoded' if decoded else ''}, {counted(int(boxes.sum()), 'box')}, "
             f"{counted(empty, 'image')} without a box, {len(loader):,} {unit}"
