@@ -128,7 +128,9 @@ def test_the_process_that_failed_first_is_the_one_that_is_told(tmp_path: Path) -
     assert status == 1
     assert told.count("Traceback") == 1
     assert told.count("raised in plugin 'act'") == 1
-    assert told.splitlines()[-1].startswith("raised in plugin 'act'")
+    error, hint = told.splitlines()[-2:]
+    assert error.startswith("raised in plugin 'act'")
+    assert hint.startswith("To go on from work/checkpoints/iter_4.pt")
     assert "\nrank 1:\nTraceback" in told
     assert ": rank 1 failed in iteration 5: OSError: the lights went out" in told  # rank 0's log
     assert "gloo" not in told
@@ -137,7 +139,7 @@ def test_the_process_that_failed_first_is_the_one_that_is_told(tmp_path: Path) -
 def test_a_mistake_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
     status, told = end(start(tmp_path, "--nproc-per-node", "2", "act.what=mistake", "--max-restarts", "3"))
     assert status == 2
-    assert told.endswith("\nerror: this one is yours\n")
+    assert "\nerror: this one is yours\nTo go on from work/checkpoints/iter_" in told
     assert told.count("starting again") == 0
     assert "Traceback" not in told
     process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "data.train.bach_size=3")
@@ -224,7 +226,6 @@ def test_nobody_else_can_take_part_and_a_killed_launcher_takes_its_processes_alo
     status, told = end(process)  # once all have closed their ends of the pipes
     assert status == -signal.SIGKILL
     assert "stopped at iteration" in told, told
-    assert "SIGTERM was received" in told
     assert len(list((tmp_path / "work/checkpoints").glob("*.pt"))) > 0
     assert not (tmp_path / "shadowed").exists()
 

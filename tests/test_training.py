@@ -82,7 +82,7 @@ def test_a_checkpoint_is_tested_and_gone_on_from_without_another_file(
     last, middle = (trained / f"work/checkpoints/iter_{number}.pt" for number in (12, 6))
     result = detkernel("test", last, "run.work_dir=tested")
     assert result.returncode == 0, result.stderr
-    assert f"testing the weights of {last}" in result.stderr
+    assert f"tensors from {last}" in result.stderr
     [told] = [line for line in lines(trained) if line["mode"] == "val" and line["step"] == 12]
     assert f"coco/bbox_mAP_50: {told['coco/bbox_mAP_50']:.4f}" in result.stdout
     result = detkernel("run", middle, "run.work_dir=work")

@@ -59,8 +59,8 @@ def is_finite(value: Tensor) -> bool:
 
 def _broken(content: Mapping[str, Any], infinite: Collection[str]) -> Iterator[str]:
     for holder in "model", "training_model":
-        yield from (f"{holder}.{name}" for name in broken_weights(content[holder] or {}, infinite))
-    for module, weights in content["modules"].items():
+        yield from (f"{holder}.{name}" for name in broken_weights(content.get(holder) or {}, infinite))
+    for module, weights in (content.get("modules") or {}).items():
         yield from (f"{module}.{name}" for name in broken_weights(weights, ()))
     for states in (content["plugins"], *content["ranks"]):
         for plugin, state in states.items():

@@ -32,6 +32,10 @@ class DetectorPlugin:
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raise `ConfigError` for images, of (height, width), that the model cannot take."""
 
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """What the model is given beside images, targets and sizes."""
+        return {}
+
     def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
         """Around a forward pass: the place to turn errors that a user can fix into messages."""
         return nullcontext()
@@ -49,7 +53,7 @@ class DetectorPlugin:
     @hookimpl
     def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
         self._check(batch)
-        arguments: dict[str, Any] = {}
+        arguments = self.arguments(batch)
         if model is run.model and run.bus.is_answered("after_forward"):
             arguments["after_forward"] = partial(_further_losses, run, batch)
         with self.explained(run, batch):
@@ -63,7 +67,7 @@ class DetectorPlugin:
 
         self.check_sizes(batch.sizes)
         with self.explained(run, batch):
-            predictions = model(batch.images, None, batch.image_sizes)
+            predictions = model(batch.images, None, batch.image_sizes, **self.arguments(batch))
         return to_detections(predictions, batch, run.bare_model)
 
     @hookimpl

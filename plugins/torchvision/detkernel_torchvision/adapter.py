@@ -72,22 +72,29 @@ class Adapter(Detector):
         return self
 
     def forward(  # type: ignore[override]  # no `after_forward`, since torchvision's have no parts
-        self, images: Tensor, targets: Targets | None = None, sizes: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: Targets | None = None,
+        sizes: Tensor | None = None,
+        *,
+        shapes: Sequence[tuple[int, int]] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor] | Predictions:
-        """As `Detector.forward`. torchvision works on lists of images, so the device is asked for sizes and counts."""
-        height, width = images.shape[-2:]
-        count = len(images)
-        shapes = [(height, width)] * count if sizes is None else [(h, w) for h, w in sizes.tolist()]
+        """As `Detector.forward`. torchvision works on lists of images, so it must know on the host the `shapes` of the
+        images and the `counts` of their objects (`Batch` does); without them the device is asked."""
+        if shapes is None:
+            height, width = images.shape[-2:]
+            shapes = [(height, width)] * len(images) if sizes is None else [(h, w) for h, w in sizes.tolist()]
         given = Images(self.normalize(images, sizes), shapes)
         if targets is None:
             return self._predictions(self.inner(given), images)
-        losses = self.inner(given, self._targets(targets))
+        losses = self.inner(given, self._targets(targets, targets.valid.sum(1).tolist() if counts is None else counts))
         return {LOSSES.get(name, name): loss for name, loss in losses.items()}
 
-    def _targets(self, targets: Targets) -> list[dict[str, Tensor]]:
+    def _targets(self, targets: Targets, counts: Sequence[int]) -> list[dict[str, Tensor]]:
         """torchvision's: a dict an image, without padding; label 0 is the background where the model has one."""
         found = []
-        for number, objects in enumerate(targets.valid.sum(1).tolist()):
+        for number, objects in enumerate(counts):
             columns = targets.map(lambda values, number=number, objects=objects: values[number, :objects])  # type: ignore[misc]
             one = {"boxes": columns.boxes, "labels": columns.labels + int(self.background)}
             for name in ("masks", "keypoints"):

@@ -53,6 +53,9 @@ class TorchvisionDetector(DetectorPlugin):
 
         _detectors.load(self, model, run)
 
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        return {"shapes": batch.sizes, "counts": batch.counts}
+
     def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
         from detkernel_torchvision import _small_maps
 
