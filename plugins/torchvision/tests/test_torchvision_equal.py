@@ -16,7 +16,7 @@ CLASSES = 3  # those of TinyDataset
 FPN_18 = {"backbone": Resnet(depth=18)}
 FEW: Any = {
     "rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 20, "box_batch_size_per_image": 16,
-    "box_detections_per_img": 10,
+    "box_detections_per_img": 4,
 }  # fmt: skip
 """The heads of mask and keypoint R-CNN take seconds for each hundred proposals."""
 
