@@ -58,6 +58,7 @@ def plant(write: Write) -> Plant:
         commands: dict[str, str] | None = None,
         configs: dict[str, str] | None = None,
         templates: dict[str, str] | None = None,
+        launchers: dict[str, str] | None = None,
         requires: tuple[str, ...] = (),
     ) -> Path:
         info = f"site/{name.replace('-', '_')}-{version}.dist-info"
@@ -68,6 +69,7 @@ def plant(write: Write) -> Plant:
             "detkernel.commands": commands or {},
             "detkernel.configs": configs or {},
             "detkernel.templates": templates or {},
+            "detkernel.launchers": launchers or {},
         }
         lines = [
             line

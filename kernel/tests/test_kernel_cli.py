@@ -190,11 +190,6 @@ class TestRun:
         assert "Traceback" not in result.stderr
         assert "Invalid value for '--trace'" in result.stderr
 
-    @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
-    def test_a_number_of_processes_that_is_none(self, detkernel: Detkernel, count: str):
-        result = detkernel("run", f"--nproc-per-node={count}", "c.yaml")
-        assert message(result) == f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{count}'"
-
     def test_a_work_dir_that_is_a_file(self, detkernel: Detkernel):
         result = detkernel("run", "c.yaml", "run.work_dir=c.yaml")
         assert message(result).startswith("run.work_dir: c.yaml cannot be written: ")

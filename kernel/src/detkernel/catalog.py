@@ -1,4 +1,4 @@
-"""What is installed: the entry points of the groups `detkernel.plugins`, `.commands`, `.configs`, `.templates`.
+"""What is installed: the entry points of `detkernel.plugins`, `.commands`, `.configs`, `.templates` and `.launchers`.
 
 Listing imports no plugin: the one line about each is read from its source. A plugin is loaded only when a config names
 it. Two distributions that offer one name, and one that needs another version of the kernel or of another plugin's
@@ -53,7 +53,7 @@ class Entry:
 class Catalog:
     """The installed plugins (or commands, readers of configs in files of other kinds, templates), by name."""
 
-    def __init__(self, kind: Literal["plugin", "command", "config", "template"] = "plugin") -> None:
+    def __init__(self, kind: Literal["plugin", "command", "config", "template", "launcher"] = "plugin") -> None:
         self.kind = kind
         self.group = f"detkernel.{kind}s"
 

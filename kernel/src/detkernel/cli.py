@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from detkernel import __version__, launch
+from detkernel import __version__, launchers
 from detkernel.errors import ConfigError, UserError, did_you_mean, printable, relative
 
 if TYPE_CHECKING:
@@ -68,54 +68,39 @@ def cli() -> None:
 
 CONFIG = click.argument("config", metavar="CONFIG")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-PROCESSES = click.option("--nproc-per-node", metavar="N", help="run N processes (a number, or 'gpu'), as torchrun does")
 
 
-@cli.command()
+@cli.command(cls=launchers.LaunchedCommand)
 @CONFIG
 @OVERRIDES
-@PROCESSES
-@click.option(
-    "--max-restarts",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="with --nproc-per-node: when a process dies, start all again from the last checkpoint, up to N times",
-)
 @click.option(
     "--trace",
     type=click.IntRange(min=1),
     metavar="N",
     help="print every event of the first N iterations, with its times",
 )
-def run(
-    config: str, overrides: tuple[str, ...], nproc_per_node: str | None, max_restarts: int | None, trace: int | None
-) -> None:
+def run(config: str, overrides: tuple[str, ...], trace: int | None) -> None:
     """Train: CONFIG is a YAML file, package:path for one that an installed package ships, or a checkpoint.
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
-    loaded = _load(config, overrides)
-    _launch(nproc_per_node, max_restarts)
-    kernel = _kernel(loaded)
+    kernel = _launched(_load(config, overrides))
     if trace is not None:
         from detkernel.trace import Tracer
 
         Tracer(kernel.state, trace)
     status = kernel.run().exit_status
     if status:
-        launch.report(status)
+        launchers.report(status)
     sys.exit(status)
 
 
-@cli.command()
+@cli.command(cls=launchers.LaunchedCommand)
 @CONFIG
 @OVERRIDES
-@PROCESSES
-def test(config: str, overrides: tuple[str, ...], nproc_per_node: str | None) -> None:
+def test(config: str, overrides: tuple[str, ...]) -> None:
     """Evaluate on the test data (or else the validation data): CONFIG is a checkpoint, or checkpoint.load_from=FILE."""
-    loaded = _load(config, overrides)
-    _launch(nproc_per_node)
-    state = _kernel(loaded).test()
+    state = _launched(_load(config, overrides)).test()
     for name, value in state.metrics.items() if state.is_main else ():
         click.echo(f"{printable(name)}: {value:.4f}")
 
@@ -302,12 +287,12 @@ def _kernel(config: Config) -> Kernel:
     )
 
 
-def _launch(processes: str | None, restarts: int | None = None) -> None:
-    """Start this very command once a process and end as they do; in one that was started so, go on."""
-    if processes is None and restarts is not None:
-        raise UserError("--max-restarts: needs --nproc-per-node (1 will do): one process cannot start itself again")
-    if processes is not None and not launch.is_rank():
-        sys.exit(launch.launch(processes, restarts or 0, sys.argv[1:]))
+def _launched(config: Config) -> Kernel:
+    """The kernel, in a process that is to run it; a launcher may have started several, and ends as they do."""
+    launch = launchers.take_over()
+    kernel = _kernel(config)
+    kernel.state.launch = launch
+    return kernel
 
 
 def _value_places(config: Config) -> dict[str, str]:
@@ -348,7 +333,6 @@ def _shown(text: object) -> str:
 def main() -> None:
     """The entry point `detkernel`."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes to come, loader workers say: no imports from this folder
-    launch.end_with_launcher()
     _open_standard_streams()
     try:
         cli(standalone_mode=False)
@@ -371,7 +355,7 @@ def main() -> None:
 
 def _end(status: int, error: BaseException, text: str) -> NoReturn:
     """Print the text, unless this is one of several processes, whose launcher does."""
-    if not launch.report(status, error, text):
+    if not launchers.report(status, error, text):
         try:
             click.echo(text, err=True)
         except OSError:  # nobody can be told; the status says it

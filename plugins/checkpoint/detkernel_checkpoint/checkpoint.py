@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, hookspec, option, plugin, state
 from detkernel.errors import relative
-from detkernel.launch import identity, restarts
 from detkernel.loop import write_config
 from detkernel.metrics import NAN, Better
 
@@ -293,10 +292,10 @@ class Checkpoint:
         """Keep other runs out of the folder; whether it is this run's own already, from before it was started again."""
         self._lock = self._folder(run).hold()
         if self._lock is None:
-            return restarts() > 0
+            return run.launch.restarts > 0
         before = self._lock.read()[1]
         self._lock.write(before)
-        return restarts() > 0 and before == identity()
+        return run.launch.restarts > 0 and before == run.launch.identity
 
     def _take_over(self, run: Run, after: int) -> None:
         """Make the folder this run's own: what lies beyond an iteration is of another."""
@@ -306,7 +305,7 @@ class Checkpoint:
                 "%d checkpoints that are not of this run's past were moved to %s", aside[0], relative(aside[1])
             )
         if self._lock is not None:
-            self._lock.write(identity())
+            self._lock.write(run.launch.identity)
 
     def _load_weights(self, run: Run) -> None:
         from detkernel_checkpoint import _finite

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin, state
+from detkernel.processes import Launch
 from detkernel.testing import Recorder
 from detkernel_checkpoint import _file
 from detkernel_checkpoint._folder import Folder
@@ -89,6 +90,19 @@ class Leave:
     def _go(self, run: Run, event: str) -> None:
         if (run.iter, event) == (self.at, self.event):
             raise KeyboardInterrupt
+
+
+@plugin
+class Started:
+    """Says how the process was started, as the plugin does that makes several."""
+
+    priority = "highest"
+    resume_neutral = ("*",)
+    launch: Any = option(help="how")
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        run.launch = self.launch
 
 
 def parts(**more: Any) -> dict[str, Any]:
@@ -232,12 +246,12 @@ def test_never_starts_afresh_and_keeps_the_old_ones(tmp_path: Path, undisturbed:
     assert sorted(p.name for p in (tmp_path / "checkpoints" / "aside_1").iterdir()) == ["iter_4.pt", "iter_8.pt"]
 
 
-def test_a_restart_by_torchrun_goes_on_even_with_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_restart_goes_on_even_with_never(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         tiny_run(parts(leave=Leave(at=5)), **LENGTH, work_dir=tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     recorder = Recorder()
-    tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    again = parts(checkpoint=Checkpoint(resume="never"), started=Started(launch=Launch(restarts=1)))
+    tiny_run(again, **LENGTH, work_dir=tmp_path, recorder=recorder)
     assert recorder.names().count("after_train_iter") == 8
 
 
@@ -286,15 +300,15 @@ tiny_run({{"checkpoint": Checkpoint()}}, until="2 iters", work_dir={str(tmp_path
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_restart_takes_only_what_this_run_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool):
+def test_a_restart_takes_only_what_this_run_has_saved(tmp_path: Path, own: bool):
     """An attempt may die before it has made the folder its own."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    first = parts(leave=Leave(at=5), started=Started(launch=Launch(0, "first")))
     with pytest.raises(KeyboardInterrupt):
-        tiny_run(parts(leave=Leave(at=5)), **LENGTH, work_dir=tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first" if own else "second")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        tiny_run(first, **LENGTH, work_dir=tmp_path)
     recorder = Recorder()
-    tiny_run(parts(checkpoint=Checkpoint(resume="never")), **LENGTH, work_dir=tmp_path, recorder=recorder)
+    started = Started(launch=Launch(1, "first" if own else "second"))
+    again = parts(checkpoint=Checkpoint(resume="never"), started=started)
+    tiny_run(again, **LENGTH, work_dir=tmp_path, recorder=recorder)
     assert recorder.names().count("after_train_iter") == (8 if own else 12)
 
 

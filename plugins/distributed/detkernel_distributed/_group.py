@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.distributed.nn  # now: imported once there is a group, its default arguments would hold that for ever
 from detkernel import Run, UserError
 from detkernel.errors import follow
-from detkernel.launch import restarts
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
@@ -83,7 +82,7 @@ class Group:
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
             # torchrun keeps its store over a restart, and with it the addresses of processes that are gone
-            store = PrefixStore(f"detkernel/{restarts()}/{world_size}/{next(_runs)}", store)
+            store = PrefixStore(f"detkernel/{run.launch.restarts}/{world_size}/{next(_runs)}", store)
             device = run.device if backend == "nccl" else None
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device

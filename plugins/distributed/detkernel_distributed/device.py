@@ -67,12 +67,13 @@ class Device:
     @hookimpl
     def setup(self, run: Run) -> None:
         from detkernel_distributed import _group, _settings, _wrap
+        from detkernel_distributed.launch import launched
 
         places = _group.Places.from_environment()
         run.device = _settings.choose(self, places)
         self._cuda = run.device.type == "cuda"
         run.rank, run.world_size = places.rank, places.world_size
-        run.unwrap = _wrap.bare
+        run.unwrap, run.launch = _wrap.bare, launched()
         self._undo = _settings.apply(self, run.device)
         _settings.seed(run.seed)
         if places.world_size > 1:

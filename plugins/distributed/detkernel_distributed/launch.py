@@ -1,4 +1,5 @@
-"""Several processes of one run on this machine: torch's elastic agent starts them, what fails is told once.
+"""`--nproc-per-node`: several processes of one run on this machine. torch's elastic agent starts them, what fails is
+told once. Nothing of torch is imported until then: `detkernel run --help` imports this module.
 
 The agent is the one under torchrun. What is added to it are the ends of a run: a signal reaches every process, which
 then finishes its iteration and saves; the process that failed first is the one whose error is shown; and the exit
@@ -18,10 +19,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -29,9 +28,9 @@ from typing import Any
 
 import attrs
 import click
-
 from detkernel.errors import ResourceError, UserError, followed
 from detkernel.files import write_atomic
+from detkernel.processes import Launch
 
 _REPORTS = "DETKERNEL_REPORTS"
 """The folder where the processes of a launch leave word of how they ended."""
@@ -70,17 +69,13 @@ def is_rank() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def restarts() -> int:
-    """How often the processes of this run have been started again, by this launcher or by torchrun."""
-    return max(int(os.environ.get(name) or 0) for name in (_RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
-
-
-def identity() -> str:
-    """A name for this run that is the same however often its processes are started again; empty for one process."""
+def launched() -> Launch:
+    """How this process was started, by this launcher or by torchrun."""
+    restarts = max(int(os.environ.get(name) or 0) for name in (_RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
     named = os.environ.get("TORCHELASTIC_RUN_ID") or ""
     if named == "none":  # torchrun's word for no name: its own process stands for it
         named = f"torchrun {os.getppid()}"
-    return os.environ.get(_IDENTITY) or named
+    return Launch(restarts, os.environ.get(_IDENTITY) or named)
 
 
 def report(status: int, error: BaseException | None = None, text: str = "") -> bool:
@@ -104,6 +99,40 @@ def report(status: int, error: BaseException | None = None, text: str = "") -> b
     except OSError:
         pass  # the message matters more than who prints it
     return False
+
+
+class Elastic:
+    """The launcher that the command line finds as an entry point of `detkernel.launchers`."""
+
+    def options(self, command: str) -> list[click.Option]:
+        processes = click.Option(
+            ["--nproc-per-node"], metavar="N", help="run N processes (a number, or 'gpu'), as torchrun does"
+        )
+        again = click.Option(
+            ["--max-restarts"],
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="with --nproc-per-node: when a process dies, start all again from the last checkpoint, up to N times",
+        )
+        return [processes, again] if command == "run" else [processes]
+
+    def take_over(self, given: Mapping[str, Any], arguments: Sequence[str]) -> int | None:
+        processes, restarts = given["nproc_per_node"], given.get("max_restarts")
+        if processes is None and restarts is not None:
+            raise UserError("--max-restarts: needs --nproc-per-node (1 will do): one process cannot start itself again")
+        if processes is not None and not is_rank():
+            return launch(processes, restarts or 0, arguments)
+        end_with_launcher()
+        return None
+
+    def launch(self) -> Launch:
+        return launched()
+
+    def report(self, status: int, error: BaseException | None, text: str) -> bool:
+        return report(status, error, text)
+
+
+launcher = Elastic()
 
 
 def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
@@ -136,10 +165,10 @@ def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
 def _count(processes: str) -> int:
     if not re.fullmatch("[1-9][0-9]*|gpu|cpu|auto", processes):
         raise UserError(f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{processes}'")
-    if find_spec("torch") is None:
-        raise UserError("--nproc-per-node: needs torch, which is not installed")
+    from torch.distributed.run import determine_local_world_size
+
     try:
-        return int(import_module("torch.distributed.run").determine_local_world_size(processes))
+        return int(determine_local_world_size(processes))
     except ValueError as error:
         raise UserError(f"--nproc-per-node: got '{processes}', but {error}") from None
 
@@ -167,24 +196,25 @@ def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signa
 
 def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
     """torch's agent for processes that meet in a store of this one, which answers on the loopback interface only."""
-    server = import_module("torch.distributed.elastic.agent.server.api")
-    local = import_module("torch.distributed.elastic.agent.server.local_elastic_agent")
-    logs = import_module("torch.distributed.elastic.multiprocessing").DefaultLogsSpecs(log_dir=str(folder))
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+
     if count > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the device's `threads` says otherwise
     for backend in ("GLOO", "NCCL"):  # whatever a cluster's profile says: nobody else takes part
         os.environ[f"{backend}_SOCKET_IFNAME"] = _loopback()
-    specification = server.WorkerSpec(
+    specification = WorkerSpec(
         role="default",
         local_world_size=count,
         entrypoint=sys.executable,
         args=("-u", "-P", "-m", "detkernel", *arguments),  # -P: without the current folder on the path
-        rdzv_handler=_Meeting(folder.parent.name),
+        rdzv_handler=_Meeting(folder.parent.name),  # type: ignore[arg-type]  # no base class of torch: the module is light
         max_restarts=0,
         monitor_interval=_POLL,
         local_addr=_HERE,
     )
-    return local.LocalElasticAgent(specification, logs_specs=logs)
+    return LocalElasticAgent(specification, logs_specs=DefaultLogsSpecs(log_dir=str(folder)))
 
 
 def _loopback() -> str:
@@ -209,13 +239,13 @@ class _Meeting:
         return self._run_id
 
     def next_rendezvous(self) -> Any:
-        api = import_module("torch.distributed.elastic.rendezvous.api")
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
+
         listening = socket.create_server((_HERE, 0))
         port = listening.getsockname()[1]
-        store = import_module("torch.distributed").TCPStore(
-            _HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
-        )
-        return api.RendezvousInfo(store, 0, 1, api.RendezvousStoreInfo(_HERE, port))
+        store = TCPStore(_HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_HERE, port))
 
     def num_nodes_waiting(self) -> int:
         return 0

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from detkernel import UserError, launch
+from detkernel import UserError
 from detkernel.errors import follow
-from detkernel.launch import Report
+from detkernel.processes import Launch
+from detkernel_distributed import launch
+from detkernel_distributed.launch import Report
 
 MISTAKE = Report(0, 2, "error: yours", mended=True)
 BUG = Report(1, 1, "Traceback: bug")
@@ -70,8 +76,39 @@ def test_torchrun_gets_the_error_of_the_process_that_failed_first(tmp_path: Path
 
 
 def test_restarts_are_counted_whoever_made_them(monkeypatch: pytest.MonkeyPatch):
-    assert launch.restarts() == 0
+    assert launch.launched() == Launch(0, "")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert launch.restarts() == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "theirs")
+    assert launch.launched() == Launch(2, "theirs")
     monkeypatch.setenv("DETKERNEL_RESTARTS", "3")
-    assert launch.restarts() == 3
+    monkeypatch.setenv("DETKERNEL_RUN", "ours")
+    assert launch.launched() == Launch(3, "ours")
+    monkeypatch.delenv("DETKERNEL_RUN")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launch.launched().identity == f"torchrun {os.getppid()}"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
+def test_a_number_of_processes_that_is_not_one(count: str):
+    wanted = f"--nproc-per-node: expected a number, 'gpu', 'cpu' or 'auto', got '{count}'"
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        launch.launcher.take_over({"nproc_per_node": count}, [])
+
+
+def test_restarts_need_a_launcher():
+    with pytest.raises(UserError, match="--max-restarts: needs --nproc-per-node"):
+        launch.launcher.take_over({"nproc_per_node": None, "max_restarts": 1}, [])
+
+
+def test_a_process_that_was_started_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert launch.launcher.take_over({"nproc_per_node": "2"}, []) is None
+
+
+def test_the_command_line_offers_it_and_imports_no_torch():
+    code = "import sys; from detkernel.cli import cli; cli(['run', '--help'], standalone_mode=False); "
+    code += "assert not {'torch', 'numpy', 'detkernel_distributed.device'} & set(sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "--nproc-per-node N" in shown.stdout
+    assert "--max-restarts N" in shown.stdout
