@@ -1,0 +1,71 @@
+"""The house stands as `docs/architecture.md` says: who may import whom. `python docs/house.py` prints the rooms."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("house", Path(__file__).parent.parent / "docs" / "house.py")
+assert _spec is not None
+assert _spec.loader is not None
+house = sys.modules["house"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(house)
+
+PACKAGES = house.packages()
+PLUGINS = [name for name in PACKAGES if name != "detkernel"]
+
+
+def test_the_kernel_names_no_torch_and_no_plugin():
+    found = [
+        f"{name}:{made.line}: {made.name}"
+        for name, path in house.modules(PACKAGES["detkernel"]).items()
+        for made in house.imports(path)
+        if made.name.partition(".")[0] in (*house.HEAVY, *PLUGINS)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", PLUGINS)
+def test_a_plugin_imports_the_kernel_the_detection_library_and_itself(package: str):
+    allowed = {"detkernel", "detkernel_detection", package}
+    found = [
+        f"{name}:{made.line}: {made.name}"
+        for name, path in house.modules(PACKAGES[package]).items()
+        for made in house.imports(path)
+        if made.name.startswith("detkernel") and made.name.partition(".")[0] not in allowed
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str):
+    assert house.cycles(PACKAGES[package]) == []
+
+
+def test_imports_are_found_wherever_they_are(tmp_path: Path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text("import p.b\ndef f():\n    from torch import nn\n    import_module('numpy.random')\n")
+    (folder / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import a\nfrom p.c import x\n"
+    )
+    (folder / "c.py").write_text('"""torch is a word here."""\nx = 1\ndef f():\n    from p import a\n')
+    assert [(made.name, made.line, made.at_import) for made in house.imports(folder / "a.py")] == [
+        ("p.b", 1, True),
+        ("torch.nn", 3, False),
+        ("numpy.random", 4, False),
+    ]
+    assert house.cycles(folder) == []
+    (folder / "c.py").write_text("try:\n    from p import a\nexcept ImportError: ...\n")
+    assert house.cycles(folder) == [["p.a", "p.b", "p.c", "p.a"]]
+
+
+def test_the_rooms_are_printed(capsys: pytest.CaptureFixture[str]):
+    house.main()
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}: " in f"\n{printed}" for name in PACKAGES)
+    assert "\n    detkernel_detection.structures\n" in printed
