@@ -627,3 +627,39 @@ class TestIntercept:
         bus.events.setup(run=None)
         assert seen == ["setup ['run']", "w", "a", "b", "/setup"]
         assert said == ["w in", "a", "b", "w out"] * 2
+
+
+class TestDeprecatedArguments:
+    def test_one_who_takes_it_is_warned_with_the_place(self):
+        class NewEvents:
+            @hookspec(warn_on_impl_args={"loss": DeprecationWarning("`loss` of new_best goes with 0.2; take `value`")})
+            def new_best(self, value, loss):
+                """The loss has reached a new low."""
+
+        @plugin
+        class Best:
+            """Publishes it."""
+
+            events: ClassVar[type] = NewEvents
+
+        @plugin
+        class Old:
+            """Takes the argument of before."""
+
+            @hookimpl
+            def new_best(self, loss):
+                return loss
+
+        @plugin
+        class Today:
+            """Takes the one of today."""
+
+            @hookimpl
+            def new_best(self, value):
+                return value
+
+        with pytest.warns(DeprecationWarning, match="`loss` of new_best goes with 0.2; take `value`") as warned:
+            bus = Bus({"best": Best(), "old": Old()})
+        assert warned[0].filename == __file__
+        assert bus.publish("new_best", value=1, loss=2) == [2]
+        assert Bus({"best": Best(), "today": Today()}).publish("new_best", value=1, loss=2) == [1]

@@ -346,3 +346,14 @@ class TestSpan:
     def test_in_words(self):
         assert [str(Span(n, "epochs")) for n in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
         assert str(Span(1, "iters")) == "1 iter"
+
+
+def test_an_option_cannot_have_been_what_another_is():
+    with pytest.raises(DefinitionError, match=r"Odd\.new: was='old' is an option today"):
+
+        @plugin
+        class Odd:
+            """Has both."""
+
+            old: int = option(default=1, help="one")
+            new: int = option(default=1, was="old", help="another")

@@ -79,11 +79,14 @@ def option(
     below: float | None = None,
     choices: Collection[Any] | None = None,
     output: bool = False,
+    was: str | None = None,
 ) -> Any:
     """A field that a config can set. Bounds and choices hold for the value, or for each element of a list of them.
 
     `output`: it says where something is written, relative to the work dir. A config that comes out of a checkpoint may
     then only name a place below that (a user may name any).
+
+    `was`: its name in earlier versions. A config may still have that one, and is told the new one in a warning.
 
     `None` passes every bound: whether it is allowed at all is said by the type. Everything is given by keyword, since
     that is how type checkers tell a field with a default from one without (PEP 681).
@@ -91,7 +94,7 @@ def option(
     if factory is not None and (default is not attrs.NOTHING or not callable(factory)):
         raise DefinitionError("option(): give either a `default` or a `factory`, a function that makes one")
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, "output": output, **bounds}
+    metadata = {"help": help, "choices": choices, "output": output, "was": was, **bounds}
     if factory is not None:
         return attrs.field(factory=factory, validator=_check_bounds, metadata=metadata)
     return attrs.field(default=default, validator=_check_bounds, metadata=metadata)
@@ -201,6 +204,10 @@ def _slips(cls: type[Any]) -> Iterator[str]:
             yield f".{name}: expected a tuple of names, got {value!r}; write ({value!r},)"
         elif choices is not None:
             yield from (f".{name}: there is no '{x}'{did_you_mean(x, choices)}" for x in value if x not in choices)
+    names = [field.name for field in attrs.fields(cls) if field.init]
+    for field in attrs.fields(cls):
+        if field.metadata.get("was") in names:
+            yield f".{field.name}: was='{field.metadata['was']}' is an option today"
     yield from _misspelt(cls)
 
 

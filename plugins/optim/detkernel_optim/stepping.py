@@ -48,8 +48,9 @@ class Stepping:
     priority = "above_normal"
 
     lr: float = option(above=0, help="learning rate, before the schedule")
-    base_batch: int | None = option(
+    base_batch_size: int | None = option(
         default=None,
+        was="base_batch",
         at_least=1,
         help="images a step that `lr` is meant for: it is multiplied by the images a step of this run (batch size x "
         "processes x `accumulate`) over this; null: `lr` as it is",
@@ -167,7 +168,7 @@ class Stepping:
         from detkernel_optim import _groups
 
         name = type(run.optimizer).__name__
-        scaled = f" ({self.lr:g} for {self.base_batch} images a step)" if self.base_batch is not None else ""
+        scaled = f" ({self.lr:g} for {self.base_batch_size} images a step)" if self.base_batch_size is not None else ""
         text = f"{name}, lr {self._rate(run):g}{scaled}, {self.precision}"
         return {"optimizer": text, "parameter groups": _groups.described(run.optimizer)}
 
@@ -218,13 +219,13 @@ class Stepping:
 
     def _rate(self, run: Run) -> float:
         """`lr`, for the images a step that this run has."""
-        if self.base_batch is None:
+        if self.base_batch_size is None:
             return self.lr
         batch_size = getattr(run.loaders["train"], "batch_size", None)
         if batch_size is None:
             loader = type(run.loaders["train"]).__name__
-            raise wrong(self, "base_batch", f"the train loader, {loader}, does not say its `batch_size`")
-        return self.lr * float(batch_size) * run.world_size * self.accumulate / self.base_batch
+            raise wrong(self, "base_batch_size", f"the train loader, {loader}, does not say its `batch_size`")
+        return self.lr * float(batch_size) * run.world_size * self.accumulate / self.base_batch_size
 
     def _completes(self, run: Run, iteration: int) -> bool:
         """Whether there is a step behind an iteration, counted from 1."""

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from detkernel import ConfigError, UserError, hookimpl, plugin, state
+from detkernel.config import load
 from detkernel_detection.testing import HookContract, TinyDetector, TinyLoader, tiny_kernel, tiny_run
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine
@@ -148,9 +149,9 @@ def test_what_is_frozen_at_first_is_trained_once_it_is_not(tmp_path):
 
 
 def test_a_base_batch_scales_the_rate_with_the_images_a_step(tmp_path):
-    run, _ = settings(Sgd(lr=0.1, base_batch=16, accumulate=3), tmp_path)  # two images a batch
+    run, _ = settings(Sgd(lr=0.1, base_batch_size=16, accumulate=3), tmp_path)  # two images a batch
     assert shown(run) == {"lr": pytest.approx(0.1 * 2 * 3 / 16)}
-    kernel = tiny_kernel({"optimizer": Sgd(lr=0.1, base_batch=1)}, work_dir=tmp_path)
+    kernel = tiny_kernel({"optimizer": Sgd(lr=0.1, base_batch_size=1)}, work_dir=tmp_path)
     kernel.state.world_size = 4
     kernel.state.loaders["train"] = TinyLoader(None, 2, 0, shuffle=False)
     assert kernel.state.bus["optimizer"]._rate(kernel.state) == pytest.approx(0.8)
@@ -175,8 +176,8 @@ def test_a_base_batch_needs_a_loader_that_says_its_batch_size(tmp_path):
             dataset.load()
             return Mute(dataset, 2, 0, shuffle=False)
 
-    with pytest.raises(ConfigError, match="base_batch: the train loader, Mute, does not say its `batch_size`"):
-        tiny_run({"optimizer": Sgd(lr=0.1, base_batch=1), "data": Data()}, work_dir=tmp_path)
+    with pytest.raises(ConfigError, match="base_batch_size: the train loader, Mute, does not say its `batch_size`"):
+        tiny_run({"optimizer": Sgd(lr=0.1, base_batch_size=1), "data": Data()}, work_dir=tmp_path)
 
 
 def test_rates_fall_by_layer_towards_the_input(tmp_path):
@@ -281,7 +282,7 @@ def test_a_frozen_model_is_not_trained_but_tested(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_summary_says_what_is_stepped(precision, tmp_path):
-    options = {"lr": 0.1, "base_batch": 4, "weight_decay": 0.5, "bias_weight_decay": 0, "precision": precision}
+    options = {"lr": 0.1, "base_batch_size": 4, "weight_decay": 0.5, "bias_weight_decay": 0, "precision": precision}
     summary = tiny_kernel({"optimizer": Sgd(**options)}, work_dir=tmp_path).check()
     assert summary["optimizer"] == f"SGD, lr 0.05 (0.1 for 4 images a step), {precision}"
     assert summary["parameter groups"] == "lr 0.05, decay 0.5: 3 tensors; lr 0.05, decay 0: 3 tensors"
@@ -291,9 +292,21 @@ class TestScaledRatesResume(HookContract):
     name = "optimizer"
 
     def plugin(self):
-        return Adamw(lr=0.05, base_batch=3, layer_decay=LayerDecay(decay=0.5, layers=["0.0"]))
+        return Adamw(lr=0.05, base_batch_size=3, layer_decay=LayerDecay(decay=0.5, layers=["0.0"]))
 
 
 def test_the_model_is_one_whose_parameters_have_these_names(tmp_path):
     run = tiny_run({"model": TinyDetector()}, work_dir=tmp_path, until="1 iters")
     assert [name for name, _ in run.model.named_parameters()] == NAMES
+
+
+def test_the_name_of_before_is_taken_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "config.yaml"
+    file.write_text("run: {until: 1 iters}\noptimizer: {use: sgd, lr: 0.1, base_batch: 16}\n")
+    loaded = load(str(file))
+    assert loaded.plugins["optimizer"].base_batch_size == 16
+    assert loaded.plain["optimizer"]["base_batch_size"] == 16
+    assert "config.yaml:2:" in caplog.text
+    assert "optimizer.base_batch: this option is called 'base_batch_size' now; rename it" in caplog.text
+    with pytest.raises(ConfigError, match=r"optimizer.base_batch: .* 'base_batch_size' now, which is given as well"):
+        load(str(file), ["optimizer.base_batch_size=8"])

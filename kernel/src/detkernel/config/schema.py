@@ -77,6 +77,9 @@ class _Builder:
         properties: Schema = {}
         for name, field in option_fields(cls).items():
             properties[name] = {"description": field.metadata["help"], **self._option(cls, name, field)}
+            was = field.metadata.get("was")
+            if was:
+                properties[was] = {**properties[name], "deprecated": True, "description": f"now called {name}"}
         if use:
             properties["use"] = {"const": use}
         if top:

@@ -6,8 +6,9 @@ problems are collected: a list, a map and a class each go on past a wrong member
 
 from __future__ import annotations
 
+import logging
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from detkernel.config.types import expected, has_origin, is_base, members, optio
 from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, printable
 from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
 from detkernel.span import Span
+
+_LOG = logging.getLogger("detkernel")
 
 
 class Structurer:
@@ -88,6 +91,9 @@ class Structurer:
         fields = option_fields(cls)
         problems: list[Problem] = []
         values: dict[str, Any] = {}
+        node = self._renamed(node, fields)
+
+        assert isinstance(node.value, dict)
         for key, child in node.value.items():
             if key in RESERVED:
                 continue
@@ -105,6 +111,20 @@ class Structurer:
         if problems:
             raise ConfigError(problems)
         return self._build(node, cls, values, use)
+
+    def _renamed(self, node: Node, fields: Mapping[str, attrs.Attribute[Any]]) -> Node:
+        """The map with today's names of its options; one under its earlier name (`option(was=...)`) is warned of."""
+        assert isinstance(node.value, dict)
+        today = {field.metadata["was"]: name for name, field in fields.items() if field.metadata.get("was")}
+        for old in today.keys() & node.value.keys():
+            new, where = today[old], node.keys.get(old, node.value[old].where)
+            if new in node.value:
+                message = f"this option is called '{new}' now, which is given as well; remove '{old}'"
+                raise ConfigError([Problem(where, self._dotted(old), message)])
+            _LOG.warning("%s: %s: this option is called '%s' now; rename it", where, self._dotted(old), new)
+            values = {today.get(key, key): child for key, child in node.value.items()}
+            node = attrs.evolve(node, value=values, keys={today.get(key, key): at for key, at in node.keys.items()})
+        return node
 
     def _option(self, node: Node, cls: type[Any], field: attrs.Attribute[Any]) -> Any:
         value = self._converter.structure(node, option_type(cls, field.name))
