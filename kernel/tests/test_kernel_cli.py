@@ -320,6 +320,17 @@ class TestOtherCommands:
         result = detkernel("test", "c.yaml")
         assert (result.returncode, result.stdout, result.stderr) == (0, "toy/ap: 0.2500\n", "")
 
+    def test_a_test_of_random_weights_is_refused(self, detkernel: Detkernel, write: Write):
+        text = (
+            "from detkernel import plugin\nfrom toy_one import ToyModel\n\n\n"
+            '@plugin\nclass Own(ToyModel):\n    """Own."""\n\n    loads_weights = {}\n'
+        )
+        for answer, refused in (("False", True), ("True", False)):
+            write("own.py", text.format(answer))
+            result = detkernel("test", "c.yaml", "model={use: ./own.py:Own}")
+            told = result.stderr.startswith("error: there are no weights to test: the config has no `checkpoint: {}`")
+            assert (result.returncode, told) == (2 * refused, refused)
+
     def test_config(self, detkernel: Detkernel, write: Write):
         write("d.yaml", "base: c.yaml\nmodel: {width: 7}\n")
         result = detkernel("config", "d.yaml", "data.length=5")

@@ -100,9 +100,24 @@ def run(config: str, overrides: tuple[str, ...], trace: int | None) -> None:
 @OVERRIDES
 def test(config: str, overrides: tuple[str, ...]) -> None:
     """Evaluate on the test data (or else the validation data): CONFIG is a checkpoint, or checkpoint.load_from=FILE."""
-    state = _launched(_load(config, overrides)).test()
+    kernel = _launched(_load(config, overrides))
+    _require_weights(kernel.state.bus.plugins)
+    state = kernel.test()
     for name, value in state.metrics.items() if state.is_main else ():
         click.echo(f"{printable(name)}: {value:.4f}")
+
+
+def _require_weights(plugins: Mapping[str, object]) -> None:
+    """Raise UserError where the parts say that none of them loads weights: random ones are not worth a test.
+
+    A plugin says whether it does by `loads_weights`; one that has no such attribute may load some or not.
+    """
+    said = [getattr(plugin, "loads_weights", None) for plugin in plugins.values()]
+    if False in said and True not in said:
+        raise UserError(
+            "there are no weights to test: the config has no `checkpoint: {}`, and its model loads none. Give a "
+            "checkpoint in place of the config, or add `checkpoint: {}` to test the run of its work dir"
+        )
 
 
 @cli.command()

@@ -108,7 +108,13 @@ class Folder:
         return sorted(self._entries(), key=lambda entry: (entry.iteration, entry.best), reverse=True)
 
     def _entries(self) -> Iterator[Entry]:
-        for path in self.path.glob("*.pt"):
+        try:
+            names = os.listdir(self.path)  # noqa: PTH208 - names alone are wanted
+        except (FileNotFoundError, NotADirectoryError):  # told where it is made
+            return
+        except OSError as error:
+            raise CheckpointError(f"{relative(self.path)}: cannot be listed: {error.strerror}") from None
+        for path in (self.path / name for name in names):
             match = _NAME.fullmatch(path.name)
             if match:
                 yield Entry(path, int(match[2]), bool(match[1]))

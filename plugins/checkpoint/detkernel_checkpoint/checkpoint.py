@@ -34,6 +34,7 @@ class Checkpoint:
     priority = "lowest"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
     events: ClassVar[type] = CheckpointEvents
+    loads_weights: ClassVar[bool] = True
 
     every: Span | None = option(
         default=Span(1, "epochs"), help="how often to save: 'every 1 epoch', '500 iters'; the end is always saved"

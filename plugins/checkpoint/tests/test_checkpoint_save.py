@@ -330,6 +330,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path:
         tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path)
 
 
+def test_a_work_dir_whose_name_is_too_long(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"checkpoints: cannot be listed: File name too long"):
+        tiny_run({"checkpoint": Checkpoint()}, work_dir=tmp_path / ("a" * 300))
+
+
 @pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_best_that_cannot_be_saved_is_told_though_the_end_is(

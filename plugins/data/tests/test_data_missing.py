@@ -285,6 +285,8 @@ def test_images_alone_are_refused_with_what_is_missing(yolo: Callable[..., Yolo]
     (here / "labels/other").mkdir(parents=True)
     (here / "label/a.txt").rename(here / "labels/other/a.txt")
     assert "there is" not in refusal(dataset)
+    (here / "labels").rename(here / "Labels")
+    assert "; there is Labels/other/a.txt; training" in refusal(dataset)
 
 
 def test_boxes_are_those_of_the_upright_image(yolo: Callable[..., Yolo], picture: Picture, here: Path) -> None:

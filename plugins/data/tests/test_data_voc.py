@@ -164,7 +164,8 @@ def test_classes_follow_the_given_order(folder: Folder) -> None:
         ),
         (
             {"split_folder": "ImageSets/Layout"},
-            "VOC/ImageSets/Layout: there is no such folder of split lists; VOC/ImageSets has Main/",
+            "VOC/ImageSets/Layout: there is no such folder of split lists; VOC/ImageSets has Main/; `split: null` "
+            "takes every annotation file",
         ),
         ({"root": Path("VOC/ImageSets/Main"), "annotation_folder": "Annotations"}, "VOC/ImageSets/Main has no folders"),
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +21,11 @@ class DetectorPlugin:
     needs: ClassVar[tuple[str, ...]] = ()
     """What the loader must give beside boxes: "masks", "keypoints"."""
 
+    @property
+    def loads_weights(self) -> bool | None:
+        """Whether its options make `load` load weights of the whole model; None: nobody can know."""
+        return None
+
     def build(self, run: Run) -> Detector:
         """Make the model for `run.classes`, with random weights; generators are seeded."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
@@ -35,10 +39,6 @@ class DetectorPlugin:
     def arguments(self, batch: Batch) -> dict[str, Any]:
         """What the model is given beside images, targets and sizes."""
         return {}
-
-    def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
-        """Around a forward pass: the place to turn errors that a user can fix into messages."""
-        return nullcontext()
 
     @hookimpl
     def build_model(self, run: Run) -> Detector:
@@ -56,9 +56,8 @@ class DetectorPlugin:
         arguments = self.arguments(batch)
         if model is run.model and run.bus.is_answered("after_forward"):
             arguments["after_forward"] = partial(_further_losses, run, batch)
-        with self.explained(run, batch):
-            # One call of the model, also where it is taken in parts: a wrapper for several processes must see it.
-            losses: Losses = model(batch.images, batch.targets, batch.image_sizes, **arguments)
+        # One call of the model, also where it is taken in parts: a wrapper for several processes must see it.
+        losses: Losses = model(batch.images, batch.targets, batch.image_sizes, **arguments)
         return losses
 
     @hookimpl
@@ -66,8 +65,7 @@ class DetectorPlugin:
         from detkernel_detection.predictions import to_detections
 
         self.check_sizes(batch.sizes)
-        with self.explained(run, batch):
-            predictions = model(batch.images, None, batch.image_sizes, **self.arguments(batch))
+        predictions = model(batch.images, None, batch.image_sizes, **self.arguments(batch))
         return to_detections(predictions, batch, run.bare_model)
 
     @hookimpl

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import traceback
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from detkernel import Run, UserError, wrong
 from detkernel.errors import ResourceError
 from detkernel_detection import Batch
-from torch import nn
 
 if TYPE_CHECKING:
     from detkernel_distributed.device import Device
@@ -20,11 +18,6 @@ _UNREDUCED = "Expected to have finished reduction in the prior iteration"
 _INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")
 _VARYING = re.compile(r"(\S+) does not have a deterministic implementation")
 _SHOWN = 12
-_ALONE = "Expected more than 1 value per channel when training"
-_ONE_VALUE = (
-    "Use larger images, leave a last batch of one image out (data.drop_last: true) or take another data.batch_size, or "
-    "norms that need no batch"
-)
 _VIEW = "view size is not compatible with input tensor's size and stride"
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -33,17 +26,6 @@ def explained(options: Device, run: Run, batch: Batch, error: Exception) -> User
     """The message for an error of torch that a user can mend; None for any other."""
     if _UNREDUCED in str(error):
         return _unused(options, run, error)
-    if _ALONE in str(error):
-        height, width = batch.images.shape[-2:]
-        names = ", ".join(map(str, batch.image_ids[:_SHOWN]))
-        shape, images = (
-            str(error).partition("torch.Size(")[2].rstrip(")"),
-            f"{len(batch)} image{'s' * (len(batch) != 1)}",
-        )
-        return UserError(
-            f"iteration {run.iter + 1}: a batch norm layer got a single value for each channel, and cannot normalise "
-            f"it (its input is {shape}), with {images} of {width}x{height} ({names}). {_ONE_VALUE}"
-        )
     if _VIEW in str(error):
         return wrong(
             options,
@@ -103,29 +85,3 @@ def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None
         f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
         f"{smaller}, smaller pictures{advice}"
     )
-
-
-class SmallestMaps:
-    """Under `detkernel check`: how few values of one image a batch norm layer in training is given."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.images = 1
-        self._fewest: dict[str, int] = {}
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.register_forward_pre_hook(partial(self._look, name))
-
-    def _look(self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if layer.training and inputs[0].ndim > 1 and inputs[0].shape[1]:
-            values = inputs[0].numel() // inputs[0].shape[1] // self.images
-            self._fewest[name] = min(values, self._fewest.get(name, values))
-
-    def check(self, run: Run) -> None:
-        """Raise UserError if the smallest batch of the run has a single value for a layer."""
-        smallest = getattr(run.loaders["train"], "smallest_batch", 0)
-        layer = next((name for name, values in self._fewest.items() if values == 1), None)
-        if layer is not None and smallest == 1 and run.world_size == 1:
-            raise UserError(
-                f"batch norm {layer} gets maps of 1x1, and the smallest batch of an epoch has 1 image: a mean over one "
-                f"value is no mean, and training fails there. {_ONE_VALUE}"
-            )

@@ -14,7 +14,6 @@ from detkernel_detection.processes import TorchProcesses
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from detkernel_distributed._explain import SmallestMaps
     from detkernel_distributed._group import Group
     from detkernel_distributed._wrap import Trained
 
@@ -56,7 +55,6 @@ class Device:
     _wrapped: Any = state(default=None)
     _trained: Trained | None = state(default=None)
     """With several processes: which parameters the wrapper knows."""
-    _maps: SmallestMaps | None = state(default=None)
     _run: Any = state(default=None)
     _cuda: bool = state(default=False)
 
@@ -83,13 +81,12 @@ class Device:
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
-        from detkernel_distributed import _explain, _wrap
+        from detkernel_distributed import _wrap
 
         self._run, run.model = run, _wrap.prepare(self, run, self._group)
         _wrap.place_modules(self, run, self._group)
         many = self._group is not None and run.mode == "train"
         self._trained = _wrap.Trained(run.model) if many else None
-        self._maps = _explain.SmallestMaps(run.bare_model) if run.checking and run.mode == "train" else None
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -122,9 +119,9 @@ class Device:
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
-        if self._maps is not None:
-            self._maps.images = len(batch)
-        with self._explaining(run, batch):
+        from detkernel_detection import small_maps
+
+        with self._explaining(run, batch), small_maps.explained(run, batch):
             return (yield)
 
     @hookimpl(wrapper=True, specname="after_train_iter")
@@ -137,8 +134,9 @@ class Device:
     def val_step(self, run: Run, batch: Batch) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
         # Not inference_mode: a tensor made there and kept (a cached anchor, say) could not be trained with.
         import torch
+        from detkernel_detection import small_maps
 
-        with torch.no_grad(), self._explaining(run, batch):
+        with torch.no_grad(), self._explaining(run, batch), small_maps.explained(run, batch):
             return (yield)
 
     @hookimpl(trylast=True)
@@ -199,8 +197,6 @@ class Device:
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_distributed import _settings
 
-        if self._maps is not None:
-            self._maps.check(run)
         return {"device": _settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
 
     def state_dict(self) -> dict[str, Any]:

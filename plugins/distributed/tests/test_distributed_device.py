@@ -291,8 +291,8 @@ class Model:
         return model
 
     @hookimpl
-    def train_step(self, run: Run, batch: Batch) -> Any:
-        return self._tiny.train_step(run, run.model, batch)
+    def train_step(self, run: Run, model: Any, batch: Batch) -> Any:
+        return self._tiny.train_step(run, model, batch)
 
 
 class View(torch.nn.Module):
@@ -381,12 +381,12 @@ def test_batch_norm_over_one_value_is_said_and_found_by_check(tmp_path: Path):
         return {"device": Device(), "data": UnevenData(), "m": model(norm_of_one_value())}
 
     message = (
-        r"iteration 3: a batch norm layer got a single value for each channel, and cannot normalise it \(its input is "
-        r"\[1, 4, 1, 1\]\), with 1 image of 32x32 \(4\). Use larger images, leave a last batch .*data.drop_last: true"
+        "the model cannot take one image of 32x32: in iteration 3, a normalisation gets a single value a channel, in a "
+        "batch of one image. Give the model larger images; .* a loader with drop_last: true"
     )
     with pytest.raises(UserError, match=message):
         tiny_run(plugins(), work_dir=tmp_path)
-    with pytest.raises(UserError, match=r"batch norm 0\.1 gets maps of 1x1, and the smallest batch of an epoch has 1"):
+    with pytest.raises(UserError, match=r"0\.1, a batch norm, gets maps of 1x1, and the data makes a batch"):
         tiny_kernel(plugins(), work_dir=tmp_path).check()
     even = plugins()
     even["data"].size = 6

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, option, plugin, state
-from detkernel_detection import Backbone, Batch
+from detkernel_detection import Backbone
 from detkernel_detection.model_plugin import DetectorPlugin
 
 from detkernel_torchvision.backbones import Norm, Resnet
@@ -43,6 +42,10 @@ class TorchvisionDetector(DetectorPlugin):
     image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..1")
     image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..1")
 
+    @property
+    def loads_weights(self) -> bool:
+        return self.weights is not None
+
     def build(self, run: Run) -> Adapter:
         from detkernel_torchvision import _detectors
 
@@ -55,11 +58,6 @@ class TorchvisionDetector(DetectorPlugin):
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         return {"shapes": batch.sizes, "counts": batch.counts}
-
-    def explained(self, run: Run, batch: Batch) -> AbstractContextManager[None]:
-        from detkernel_torchvision import _small_maps
-
-        return _small_maps.explained(run, batch)
 
     def _build(self, num_classes: int) -> nn.Module:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from detkernel import Run, UserError
-from detkernel_detection import Batch, Target, batching
+from detkernel_detection import Batch, Target, batching, small_maps
 from detkernel_detection.detector import Detector
 from detkernel_detection.predictions import Predictions, to_detections
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
@@ -163,18 +163,29 @@ def test_sizes_that_a_norm_cannot_take_are_found_by_a_check_and_told_by_a_run(mo
     assert len(batch) == 2
     run.loaders["train"].smallest_batch = 1
     with pytest.raises(UserError, match=message):
-        run.hook.train_step(run=run, model=run.model, batch=batch)
+        explained_step(run, batch)
     run.checking = False
-    assert run.hook.train_step(run=run, model=run.model, batch=batch)
+    assert explained_step(run, batch)
     last = list(run.loaders["train"].batches(0))[-1]
     with pytest.raises(UserError, match="a normalisation gets a single value a channel, in a batch of one image"):
-        run.hook.train_step(run=run, model=run.model, batch=last)
+        explained_step(run, last)
+
+
+def explained_step(run: Run, batch: Batch) -> Any:
+    """As the device plugin has it."""
+    with small_maps.explained(run, batch):
+        return run.hook.train_step(run=run, model=run.model, batch=batch)
 
 
 def test_batches_of_two_are_no_problem_to_batch_norm(tmp_path: Path):
     run = run_of(Ssdlite(size=64), tmp_path, 64, checking=True)
     run.loaders["train"].smallest_batch = 2
-    assert run.hook.train_step(run=run, model=run.model, batch=next(iter(run.loaders["train"].batches(0))))
+    assert explained_step(run, next(iter(run.loaders["train"].batches(0))))
+
+
+def test_a_model_says_whether_it_loads_weights():
+    assert not Fcos().loads_weights
+    assert Fcos(weights="COCO_V1").loads_weights
 
 
 FIELDS = {

@@ -206,7 +206,8 @@ def _read_list(path: Path) -> list[str]:
         raise DataError(f"{relative(path)}: expected a list of names in UTF-8, got {error.reason}") from None
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise DataError(missing_folder(path.parent, "split lists")) from None
+            where = missing_folder(path.parent, "split lists")
+            raise DataError(f"{where}; `split: null` takes every annotation file") from None
         there = sorted(entry.stem for entry in path.parent.glob("*.txt"))
         near = did_you_mean(path.stem, there)
         raise DataError(

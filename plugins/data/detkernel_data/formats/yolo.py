@@ -82,7 +82,9 @@ def read(data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing:
 def _no_labels(source: str, pictures: Sequence[str]) -> str:
     """The message for a split without labels."""
     labels = label_file(pictures[0])
-    found = Near(os.path.dirname(labels), "", frozenset({".txt"})).find(os.path.basename(labels))  # noqa: PTH119, PTH120
+    expected = Path(labels).parent
+    folder = next((above for above in (expected, *expected.parents) if above.is_dir()), Path())
+    found = Near(folder, "", frozenset({".txt"})).find(str(Path(labels).relative_to(folder)))
     of_another_split = f"{os.sep}labels{os.sep}" in f"{os.sep}{found}"
     hint = f"; there is {relative(found)}" if found and not of_another_split else ""
     return (

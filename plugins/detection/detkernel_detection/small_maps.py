@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from detkernel import Run, UserError
-from detkernel_detection import Batch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from detkernel_detection.structures import Batch
 
 _TORCHS = "Expected more than 1 value per channel"
 _ADVICE = (
@@ -23,12 +24,14 @@ def explained(run: Run, batch: Batch) -> Iterator[None]:
     """Around a forward pass: torch's error becomes one that says what to do.
 
     Under `detkernel check`, what would fail in another batch is found too: in a group of one value, which becomes 0
-    whatever is seen, and in batch norm where the training data makes a batch of a single image.
+    whatever is seen, and in batch norm where the training data makes a batch of a single image. Batch norm over several
+    processes sees the images of all.
     """
     found: list[str] = []
     with ExitStack() as stack:
         if run.checking:
             smallest = getattr(run.loaders.get(run.mode), "smallest_batch", None) or len(batch)
+            smallest *= run.world_size
             for name, module in run.bare_model.named_modules():
                 if isinstance(module, (nn.GroupNorm, _BatchNorm)):
                     stack.callback(module.register_forward_pre_hook(_look(name, smallest, found)).remove)
@@ -38,7 +41,9 @@ def explained(run: Run, batch: Batch) -> Iterator[None]:
             if _TORCHS not in str(error):
                 raise
             count = "one image" if len(batch) == 1 else f"{len(batch)} images"
-            found.append(f"a normalisation gets a single value a channel, in a batch of {count}")
+            found.append(
+                f"in iteration {run.iter + 1}, a normalisation gets a single value a channel, in a batch of {count}"
+            )
     if found:
         height, width = batch.images.shape[-2:]
         raise UserError(
