@@ -135,7 +135,7 @@ def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
         "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
         "classes": f"{len(state.classes)}: {', '.join(state.classes[:12])}{', ...' if len(state.classes) > 12 else ''}",
         **lines,
-        **_missing(loaded.plugins, validated=loaded.options.validate is not None),
+        **_missing(loaded.plugins, trained=state.optimizer is not None, validated=loaded.options.validate is not None),
     }
     width = max(map(len, rows))
     for name, text in rows.items():
@@ -146,11 +146,13 @@ def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
     click.echo("ready to run")
 
 
-def _missing(plugins: Mapping[str, object], *, validated: bool) -> dict[str, str]:
+def _missing(plugins: Mapping[str, object], *, trained: bool, validated: bool) -> dict[str, str]:
     """What a run without some common plugins will not leave, for `detkernel check`."""
     names = {*plugins, *(type(part).__name__.lower() for part in plugins.values())}
     keys = {getattr(type(part), "key", None) for part in plugins.values()}
     lacking = []
+    if not trained:
+        lacking.append("nothing is trained: no plugin makes an optimizer, such as `optimizer: {use: sgd, lr: 0.01}`")
     if "checkpoint" not in names:
         lacking.append("nothing is saved: the config has no `checkpoint: {}`")
     if "log" not in names:
