@@ -130,10 +130,11 @@ def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
     kernel = _kernel(loaded)
     lines = kernel.check(fast=fast)
     state = kernel.state
+    classes = ", ".join(map(printable, state.classes[:12])) + (", ..." if len(state.classes) > 12 else "")
     rows = {
         "config": f"{config}: {len(loaded.plugins)} plugins, every option sound",
         "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
-        "classes": f"{len(state.classes)}: {', '.join(state.classes[:12])}{', ...' if len(state.classes) > 12 else ''}",
+        "classes": f"{len(state.classes)}: {classes}",
         **lines,
         **_missing(loaded.plugins, trained=state.optimizer is not None, validated=loaded.options.validate is not None),
     }

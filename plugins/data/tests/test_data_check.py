@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detkernel import DataError, hookimpl, plugin
@@ -14,6 +15,7 @@ from detkernel_data.formats.yolo import Yolo
 from detkernel_data.loading import check_images
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
 from detkernel_data.loading.loader import Loader
+from detkernel_data.loading.summary import table
 from detkernel_data.wrappers import Repeat
 from detkernel_detection import Detections
 from detkernel_detection.testing import TinyDataset, tiny_kernel
@@ -190,6 +192,14 @@ def test_a_bad_image_is_an_error_that_names_the_option(data):
 
 
 # what check tells, and leaves
+
+
+def test_names_of_classes_keep_to_their_rows():
+    counts = {"train": (1, np.array([1, 0]), np.array([2, 0]), 0)}
+    assert [line.split()[0] for line in table(counts, ["a\nb\x1b[31m", "c"]).splitlines()[1:]] == [
+        "a\\nb\\x1b[31m",
+        "c",
+    ]
 
 
 def test_the_table_has_the_boxes_and_images_of_every_split(data):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from detkernel.errors import printable
 
 from detkernel_data.loading.batch_shapes import describe, known_shapes
 from detkernel_data.report import counted
@@ -52,7 +53,7 @@ def count(dataset: Dataset, classes: int) -> Count:
 
 def table(counts: Mapping[str, Count], classes: Sequence[str]) -> str:
     """For each class, the boxes and the images that have one, in each split."""
-    names = [name if len(name) <= 24 else f"{name[:23]}~" for name in classes]
+    names = [name if len(name) <= 24 else f"{name[:23]}~" for name in map(printable, classes)]
     rows = [["", *(f"{mode}: boxes  images" for mode in counts)]]
     for number, name in list(enumerate(names))[:_ROWS]:
         cells = [f"{boxes[number]:,}  {images[number]:>6,}" for _, images, boxes, _ in counts.values()]
