@@ -224,6 +224,13 @@ def test_broken_files(write: Write, refusal: Refusal, text: str, message: str) -
     assert "\n" not in told
 
 
+def test_a_file_that_no_memory_holds_is_not_read(write: Write, here: Path, refusal: Refusal) -> None:
+    dataset = write()
+    with (here / "labels.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    assert refusal(dataset) == "labels.json: the annotations cannot be read (it has more than 17,179,869,184 bytes)"
+
+
 def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> None:
     dataset = write()
     (here / "labels.json").write_bytes(b'{"images": "\xff"}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,6 +24,9 @@ from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.images import SUFFIXES, Listing, scan
 from detkernel_data.report import Problems, counted, note
+
+_LARGEST = 2**34
+"""Bytes: several times the largest published annotations. They are read into memory."""
 
 
 class Category(NamedTuple):
@@ -83,6 +87,8 @@ def _parse(path: Path, masks: bool) -> Any:
 
     try:
         with open_regular(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig") as file:
+            if os.fstat(binary.fileno()).st_size > _LARGEST:
+                raise OSError(errno.EFBIG, f"it has more than {_LARGEST:,} bytes")
             return json.load(file, object_hook=pack)
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
