@@ -157,7 +157,7 @@ def test_a_test_takes_the_newest_weights(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level("INFO", "detkernel"):
         tested = tiny_kernel({"checkpoint": Checkpoint()}, work_dir=tmp_path).test()
     assert torch.equal(tested.model[3].weight, trained.model[3].weight)
-    assert "testing the weights of" in caplog.text
+    assert "testing 9 of 9 tensors from" in caplog.text
 
 
 @pytest.mark.parametrize(("made", "what"), [(False, "no such folder"), (True, "holds no checkpoint")])
