@@ -12,6 +12,7 @@ from detkernel_detection.model_plugin import DetectorPlugin
 from detkernel_torchvision.backbones import Norm, Resnet
 
 if TYPE_CHECKING:
+    from detkernel_detection import Batch
     from torch import nn
 
     from detkernel_torchvision.adapter import Adapter
