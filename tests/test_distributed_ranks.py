@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from detkernel import Run, hookimpl, plugin
 from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_run
-from detkernel_distributed.device import Device
 from detkernel_optim.stepping import Sgd
+from detkernel_runtime.device import Device
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from detkernel import hookimpl, option, plugin, state
 from detkernel_detection.testing import TinyDataset, TinyDetector, make_batch, tiny_kernel
-from detkernel_distributed.device import Device
+from detkernel_runtime.device import Device
 
 out = Path(sys.argv[1])
 

@@ -18,12 +18,12 @@ from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_detection.testing import TinyDataset, tiny_run
-from detkernel_distributed.device import Device
 from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_logging.log import Log
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine
 from detkernel_optim.stepping import Adamw, Sgd, Stepping
+from detkernel_runtime.device import Device
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -20,7 +20,7 @@ from detkernel_detection.testing import TinyDataset, tiny_run
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_data.transforms.standard import Color, Flip
-from detkernel_distributed.device import Device
+from detkernel_runtime.device import Device
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_logging.log import Log
 from detkernel_optim.ema import Ema

@@ -13,12 +13,12 @@ from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection import Losses
 from detkernel_detection.testing import tiny_kernel, tiny_run
-from detkernel_distributed.device import Device
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
 from detkernel_logging.log import Log
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine, Multistep
 from detkernel_optim.stepping import Group, Sgd
+from detkernel_runtime.device import Device
 
 
 def names(work_dir: Path) -> list[str]:

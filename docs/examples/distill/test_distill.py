@@ -6,8 +6,8 @@ from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection.detector import Detector
 from detkernel_detection.model_plugin import DetectorPlugin
 from detkernel_detection.testing import tiny_kernel, tiny_run
-from detkernel_distributed.device import Device
 from detkernel_optim.stepping import Sgd
+from detkernel_runtime.device import Device
 from distill import Distill
 from torch import nn
 from torch.nn import functional

@@ -8,8 +8,8 @@ from detkernel_detection.detector import Detector
 from detkernel_detection.model_plugin import DetectorPlugin
 from detkernel_detection.predictions import Predictions
 from detkernel_detection.testing import TinyDataset, tiny_kernel
-from detkernel_distributed.device import Device
 from detkernel_optim.stepping import Sgd
+from detkernel_runtime.device import Device
 from mean_teacher import MeanTeacher
 from torch import nn
 from torch.nn import functional

@@ -14,7 +14,7 @@ from detkernel.errors import CatalogError, UserError
 from detkernel.processes import Launch
 
 _GIVEN = "detkernel.launchers"
-_STANDARD = "detkernel-distributed"
+_STANDARD = "detkernel-runtime"
 _OPTIONS = ("--nproc-per-node", "--max-restarts")
 """Of the standard launcher, for who does not have it."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from detkernel_distributed._group import Group
+    from detkernel_runtime.parallel.group import Group
 
 _peers: weakref.ref[Group] | None = None
 """Whose sums the layers add up. A process has one group at a time, and no layer keeps it alive."""

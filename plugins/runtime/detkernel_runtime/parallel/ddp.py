@@ -12,11 +12,11 @@ from detkernel import Run
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkernel_distributed._batchnorm import over_all_processes
+from detkernel_runtime.parallel.sync_batchnorm import over_all_processes
 
 if TYPE_CHECKING:
-    from detkernel_distributed._group import Group
-    from detkernel_distributed.device import Device
+    from detkernel_runtime.device import Device
+    from detkernel_runtime.parallel.group import Group
 
 
 _LOCAL_BUFFERS: dict[str, Any] = (

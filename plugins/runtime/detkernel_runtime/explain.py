@@ -12,7 +12,7 @@ from detkernel.errors import ResourceError
 from detkernel_detection import Batch
 
 if TYPE_CHECKING:
-    from detkernel_distributed.device import Device
+    from detkernel_runtime.device import Device
 
 _UNREDUCED = "Expected to have finished reduction in the prior iteration"
 _INDICES = re.compile(r"did not receive grad for rank (\d+): ([\d ]+)")

@@ -14,8 +14,8 @@ import torch
 from detkernel import Run, wrong
 
 if TYPE_CHECKING:
-    from detkernel_distributed._group import Places
-    from detkernel_distributed.device import Device
+    from detkernel_runtime.device import Device
+    from detkernel_runtime.parallel.group import Places
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")

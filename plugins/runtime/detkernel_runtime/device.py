@@ -14,8 +14,8 @@ from detkernel_detection.processes import TorchProcesses
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from detkernel_distributed._group import Group
-    from detkernel_distributed._wrap import Trained
+    from detkernel_runtime.parallel.ddp import Trained
+    from detkernel_runtime.parallel.group import Group
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -64,36 +64,37 @@ class Device:
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        from detkernel_distributed import _group, _settings, _wrap
-        from detkernel_distributed.launch import launched
+        from detkernel_runtime import settings
+        from detkernel_runtime.parallel import ddp, group
+        from detkernel_runtime.parallel.launch import launched
 
-        places = _group.Places.from_environment()
-        run.device = _settings.choose(self, places)
+        places = group.Places.from_environment()
+        run.device = settings.choose(self, places)
         self._cuda = run.device.type == "cuda"
         run.rank, run.world_size = places.rank, places.world_size
-        run.unwrap, run.launch = _wrap.bare, launched()
-        self._undo = _settings.apply(self, run.device)
-        _settings.seed(run.seed)
+        run.unwrap, run.launch = ddp.bare, launched()
+        self._undo = settings.apply(self, run.device)
+        settings.seed(run.seed)
         if places.world_size > 1:
-            self._group = _group.Group.start(run, places, minutes=self.timeout)
+            self._group = group.Group.start(run, places, minutes=self.timeout)
             run.processes = TorchProcesses()
 
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
-        from detkernel_distributed import _wrap
+        from detkernel_runtime.parallel import ddp
 
-        self._run, run.model = run, _wrap.prepare(self, run, self._group)
-        _wrap.place_modules(self, run, self._group)
+        self._run, run.model = run, ddp.prepare(self, run, self._group)
+        ddp.place_modules(self, run, self._group)
         many = self._group is not None and run.mode == "train"
-        self._trained = _wrap.Trained(run.model) if many else None
+        self._trained = ddp.Trained(run.model) if many else None
 
     @hookimpl
     def before_run(self, run: Run) -> None:
         """Models are built alike everywhere; from here on, each process draws numbers of its own."""
-        from detkernel_distributed import _settings
+        from detkernel_runtime import settings
 
-        _settings.seed(run.seed + run.rank)
+        settings.seed(run.seed + run.rank)
         self._training(run, True)
         run.scalars["memory"] = self._memory
         if self._cuda:
@@ -109,9 +110,9 @@ class Device:
     def _rewrap(self, run: Run) -> None:
         """Behind all others, who may freeze or thaw: the step is given the model that is there then."""
         if self._trained is not None and self._trained.has_changed():
-            from detkernel_distributed import _wrap
+            from detkernel_runtime.parallel import ddp
 
-            run.model = _wrap.rewrapped(self, run)
+            run.model = ddp.rewrapped(self, run)
 
     @hookimpl
     def before_val_iter(self, run: Run, batch: Batch) -> None:
@@ -153,10 +154,10 @@ class Device:
         """
         self._training(run, False)
         if self._group is not None:
-            from detkernel_distributed import _wrap
+            from detkernel_runtime.parallel import ddp
 
-            self._wrapped, run.model = run.model, _wrap.unwrapped(run.model)
-            _wrap.share_buffers(run.model)
+            self._wrapped, run.model = run.model, ddp.unwrapped(run.model)
+            ddp.share_buffers(run.model)
 
     @hookimpl(wrapper=True)
     def after_val_epoch(self, run: Run) -> Generator[None, None, None]:
@@ -184,10 +185,10 @@ class Device:
     def after_run(self, run: Run) -> None:
         """Behind all others: the wrapper goes too, since the threads of a group live as long as something holds it."""
         if self._group is not None:
-            from detkernel_distributed import _wrap
+            from detkernel_runtime.parallel import ddp
 
-            run.model, self._wrapped = _wrap.unwrapped(run.model), None
-            run.modules = {name: _wrap.unwrapped(module) for name, module in run.modules.items()}
+            run.model, self._wrapped = ddp.unwrapped(run.model), None
+            run.modules = {name: ddp.unwrapped(module) for name, module in run.modules.items()}
             self._group.close()
             self._group = None
         if self._undo is not None:
@@ -195,26 +196,28 @@ class Device:
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
-        from detkernel_distributed import _settings
+        from detkernel_runtime import settings
 
-        return {"device": _settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
+        return {"device": settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
 
     def state_dict(self) -> dict[str, Any]:
         """The generators of Python, NumPy, torch and the GPU, of this process, and its buffers where the checkpoint has
         the first one's."""
-        from detkernel_distributed import _random, _wrap
+        from detkernel_runtime import generators
+        from detkernel_runtime.parallel import ddp
 
-        state = _random.state_dict(self._cuda)
+        state = generators.state_dict(self._cuda)
         if self._run is None or self._run.is_main:
             return state
-        return {**state, "buffers": _wrap.own_buffers(self._run)}
+        return {**state, "buffers": ddp.own_buffers(self._run)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        from detkernel_distributed import _random, _wrap
+        from detkernel_runtime import generators
+        from detkernel_runtime.parallel import ddp
 
-        _random.load_state_dict(state, self._cuda)
+        generators.load_state_dict(state, self._cuda)
         if "buffers" in state:
-            _wrap.load_own_buffers(self._run, state["buffers"])
+            ddp.load_own_buffers(self._run, state["buffers"])
 
     @contextmanager
     def _explaining(self, run: Run, batch: Batch) -> Iterator[None]:
@@ -222,9 +225,9 @@ class Device:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            from detkernel_distributed import _explain
+            from detkernel_runtime import explain
 
-            explained = _explain.explained(self, run, batch, error)
+            explained = explain.explained(self, run, batch, error)
             if explained is None:
                 raise
             raise explained from None
@@ -242,6 +245,6 @@ class Device:
             self._group.watch.beats += 1
 
     def _memory(self) -> float:
-        from detkernel_distributed import _settings
+        from detkernel_runtime import settings
 
-        return _settings.peak_memory(self._cuda)
+        return settings.peak_memory(self._cuda)

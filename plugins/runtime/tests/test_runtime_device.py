@@ -13,8 +13,8 @@ import torch
 from detkernel import ConfigError, Run, UserError, hookimpl, plugin, state
 from detkernel_detection import Batch
 from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_kernel, tiny_run
-from detkernel_distributed import _wrap
-from detkernel_distributed.device import Device
+from detkernel_runtime.device import Device
+from detkernel_runtime.parallel import ddp
 
 
 @plugin
@@ -325,7 +325,7 @@ def model(body: torch.nn.Module) -> Model:
 
 def test_weights_of_convolutions_alone_are_channels_last():
     plain, excepted = View(), Excepted()
-    _wrap.turn(torch.nn.ModuleList([plain, excepted]))
+    ddp.turn(torch.nn.ModuleList([plain, excepted]))
     assert plain.conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert not plain.conv.weight.is_contiguous()
     assert plain.place.is_contiguous()
@@ -334,7 +334,7 @@ def test_weights_of_convolutions_alone_are_channels_last():
 
 def test_a_view_of_what_is_channels_last_is_said_with_the_line_and_the_option(tmp_path: Path):
     message = (
-        r"channels_last: the model calls .view on a tensor that is channels-last .*test_distributed_device.py:\d+ in "
+        r"channels_last: the model calls .view on a tensor that is channels-last .*test_runtime_device.py:\d+ in "
         r"forward\). Call .reshape or .flatten there; or set device.channels_last: false"
     )
     with pytest.raises(ConfigError, match=message):

@@ -13,8 +13,8 @@ import pytest
 from detkernel import UserError
 from detkernel.errors import follow
 from detkernel.processes import Launch
-from detkernel_distributed import launch
-from detkernel_distributed.launch import Report
+from detkernel_runtime.parallel import launch
+from detkernel_runtime.parallel.launch import Report
 
 MISTAKE = Report(0, 2, "error: yours", mended=True)
 BUG = Report(1, 1, "Traceback: bug")
@@ -107,7 +107,7 @@ def test_a_process_that_was_started_goes_on(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_command_line_offers_it_and_imports_no_torch():
     code = "import sys; from detkernel.cli import cli; cli(['run', '--help'], standalone_mode=False); "
-    code += "assert not {'torch', 'numpy', 'detkernel_distributed.device'} & set(sys.modules)"
+    code += "assert not {'torch', 'numpy', 'detkernel_runtime.device'} & set(sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "--nproc-per-node N" in shown.stdout

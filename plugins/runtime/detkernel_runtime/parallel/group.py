@@ -20,7 +20,7 @@ from detkernel.errors import follow
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from detkernel_distributed._watch import Watch
+from detkernel_runtime.parallel.hang_watchdog import Watch
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from detkernel_distributed._batchnorm import over_all_processes
+from detkernel_runtime.parallel.sync_batchnorm import over_all_processes
 from torch import nn
 
 

@@ -1,0 +1,1 @@
+"""Several processes of one run: how they are started, meet, train side by side, and end."""
