@@ -161,7 +161,8 @@ def test_load_from_is_not_passed_over_where_there_is_something_to_resume(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     def again(load_from: str | None, resume: str = "auto") -> Run:
-        checkpoint = Checkpoint(load_from=tmp_path / load_from if load_from else None, resume=resume)
+        path = tmp_path / load_from if load_from else None
+        checkpoint = Checkpoint(load_from=path, load_from_classes="same_order", resume=resume)
         return tiny_run({"checkpoint": checkpoint}, until="1 epoch", work_dir=tmp_path / "run")
 
     torch.save(tiny_run({}, until="1 iter", work_dir=tmp_path / "other").model.state_dict(), tmp_path / "a.pt")

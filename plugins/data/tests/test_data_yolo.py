@@ -238,6 +238,7 @@ def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal:
     (here / "labels").rename(here / "label")
     assert refusal(yolo()) == (
         "data.yaml: train: none of 3 pictures has labels; expected labels/train/a.txt and so on; "
+        "there is label/train/a.txt; "
         "training and evaluation need them"
     )
 
