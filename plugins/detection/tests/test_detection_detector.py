@@ -90,6 +90,7 @@ def test_what_a_model_needs_must_be_in_the_data(tmp_path):
         tiny_run({"model": Masks()}, work_dir=tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_it_compiles_and_exports_whole():
     model = OneBox(("a", "b"))
     images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
