@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,16 +37,19 @@ SWAPS: dict[type, type] = {
 }  # fmt: skip
 
 
-def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, what was changed, the whole changed source), one for each place that can be changed."""
+def changeable(source: str) -> list[tuple[int, int]]:
+    """(number of a node, kind of change) of each place that can be changed."""
+    nodes = enumerate(ast.walk(ast.parse(source)))
+    return [(number, kind) for number, node in nodes for kind in range(2) if _change(copy.deepcopy(node), kind)]
+
+
+def mutant(source: str, number: int, kind: int) -> tuple[int, str, str]:
+    """(line, what was changed, the whole changed source)."""
     tree = ast.parse(source)
-    for number, node in enumerate(ast.walk(tree)):
-        for kind in range(2):
-            changed = copy.deepcopy(tree)
-            target = next(item for position, item in enumerate(ast.walk(changed)) if position == number)
-            before = _shown(target)
-            if _change(target, kind):
-                yield getattr(node, "lineno", 0), f"{before}  ->  {_shown(target)}", ast.unparse(changed)
+    node = next(node for position, node in enumerate(ast.walk(tree)) if position == number)
+    line, before = getattr(node, "lineno", 0), _shown(node)
+    _change(node, kind)
+    return line, f"{before}  ->  {_shown(node)}", ast.unparse(tree)
 
 
 def _shown(node: ast.AST) -> str:
@@ -159,8 +161,9 @@ def main() -> None:
         for name in ("torch", "torchvision", "pytest", "numpy") if given.plugin != "kernel" else ("pytest",):
             importlib.import_module(name)
         files = [path for path in sorted(package.rglob("*.py")) if given.only in str(path)]
-        every = [(path, *mutant) for path in files for mutant in mutants(path.read_text())]
-        chosen = random.Random(given.seed).sample(every, min(given.sample, len(every)))
+        every = [(path, *place) for path in files for place in changeable(path.read_text())]
+        drawn = random.Random(given.seed).sample(every, min(given.sample, len(every)))
+        chosen = [(path, *mutant(path.read_text(), *place)) for path, *place in drawn]
         print(f"{len(every)} mutants, {len(chosen)} tried", flush=True)
         counts: dict[str, int] = defaultdict(int)
         for path, line, what, source in sorted(chosen, key=lambda item: (str(item[0]), item[1])):
