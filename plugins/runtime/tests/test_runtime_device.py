@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from detkernel import ConfigError, Run, UserError, hookimpl, plugin, state
 from detkernel_detection import Batch
 from detkernel_detection.testing import TinyDataset, TinyDetector, TinyLoader, tiny_kernel, tiny_run
+from detkernel_runtime import settings as settings_of_process
 from detkernel_runtime.device import Device
 from detkernel_runtime.parallel import ddp
 
@@ -404,3 +407,70 @@ def test_the_bare_model_has_no_wrapper(tmp_path):
     part.module = torch.nn.Identity()
     run.model = part
     assert run.bare_model is part, "a part that is called `module` is not a wrapper"
+
+
+@pytest.mark.parametrize(("tf32", "precision"), [(True, "high"), (False, "highest")])
+def test_tf32_is_for_gpus_alone_and_set_back(tf32: bool, precision: str):
+    """The settings need no GPU to be made."""
+
+    def precisions() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = precisions()
+    for device, expected in (("cuda", (precision, tf32)), ("cpu", before)):
+        with settings_of_process.apply(Device(tf32=tf32), torch.device(device)):
+            assert precisions() == expected
+        assert precisions() == before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_operation_has_as_many_threads_as_asked_for(threads: int, tmp_path: Path):
+    seen = []
+
+    @plugin
+    class Look:
+        """Counts them within a step."""
+
+        @hookimpl
+        def train_step(self):
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    tiny_run({"device": Device(threads=threads), "look": Look()}, until="1 iter", work_dir=tmp_path)
+    assert seen == [threads]
+    assert torch.get_num_threads() == before
+
+
+def test_a_model_is_compiled_if_asked_for(tmp_path: Path):
+    with torch.compiler.set_stance("force_eager"):  # wrapped for the compiler, which is not called: it takes seconds
+        for wanted in (True, False):
+            run = tiny_run({"device": Device(compile=wanted)}, until="1 iter", work_dir=tmp_path)
+            assert (run.model._compiled_call_impl is not None) is wanted
+
+
+def test_a_process_waits_for_the_others_as_long_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other of two never comes: 0.6 seconds, and not the half hour of the default."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"rank 0: the 2 processes did not meet at 127.0.0.1:\d+: .*imed out"):
+        tiny_run({"device": Device(device="cpu", timeout=0.01)}, work_dir=tmp_path)
+    assert 0.5 < time.monotonic() - start < 60
+
+
+def test_options_of_the_wrapper_for_several_processes_reach_it(monkeypatch: pytest.MonkeyPatch):
+    """What they do to a run is seen with two processes in `tests/test_distributed_ranks.py`."""
+    run: Any = type("Run", (), {"device": torch.device("cpu")})()
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for unused, static in ((True, False), (False, True)):
+            options = Device(find_unused_parameters=unused, static_graph=static)
+            wrapper: Any = ddp.distributed(options, run, torch.nn.Linear(2, 1))
+            assert (wrapper.find_unused_parameters, wrapper.static_graph) == (unused, static)
+    finally:
+        torch.distributed.destroy_process_group()

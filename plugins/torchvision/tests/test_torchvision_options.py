@@ -188,68 +188,6 @@ def test_a_model_says_whether_it_loads_weights():
     assert Fcos(weights="COCO_V1").loads_weights
 
 
-FIELDS = {
-    FasterRcnn: {
-        "rpn_pre_nms_top_n_train": (77, "rpn._pre_nms_top_n", "training"),
-        "rpn_pre_nms_top_n_test": (78, "rpn._pre_nms_top_n", "testing"),
-        "rpn_post_nms_top_n_train": (79, "rpn._post_nms_top_n", "training"),
-        "rpn_post_nms_top_n_test": (80, "rpn._post_nms_top_n", "testing"),
-        "rpn_nms_thresh": (0.61, "rpn.nms_thresh", None),
-        "rpn_fg_iou_thresh": (0.62, "rpn.proposal_matcher.high_threshold", None),
-        "rpn_bg_iou_thresh": (0.23, "rpn.proposal_matcher.low_threshold", None),
-        "rpn_batch_size_per_image": (24, "rpn.fg_bg_sampler.batch_size_per_image", None),
-        "rpn_positive_fraction": (0.25, "rpn.fg_bg_sampler.positive_fraction", None),
-        "rpn_score_thresh": (0.26, "rpn.score_thresh", None),
-        "roi_sampling_ratio": (3, "roi_heads.box_roi_pool.sampling_ratio", None),
-        "box_score_thresh": (0.27, "roi_heads.score_thresh", None),
-        "box_nms_thresh": (0.28, "roi_heads.nms_thresh", None),
-        "box_detections_per_img": (29, "roi_heads.detections_per_img", None),
-        "box_fg_iou_thresh": (0.63, "roi_heads.proposal_matcher.high_threshold", None),
-        "box_bg_iou_thresh": (0.31, "roi_heads.proposal_matcher.low_threshold", None),
-        "box_batch_size_per_image": (32, "roi_heads.fg_bg_sampler.batch_size_per_image", None),
-        "box_positive_fraction": (0.33, "roi_heads.fg_bg_sampler.positive_fraction", None),
-        "bbox_reg_weights": ((1.0, 2.0, 3.0, 4.0), "roi_heads.box_coder.weights", None),
-    },
-    Retinanet: {
-        "score_thresh": (0.11, "score_thresh", None),
-        "nms_thresh": (0.12, "nms_thresh", None),
-        "detections_per_img": (13, "detections_per_img", None),
-        "topk_candidates": (14, "topk_candidates", None),
-        "fg_iou_thresh": (0.65, "proposal_matcher.high_threshold", None),
-        "bg_iou_thresh": (0.16, "proposal_matcher.low_threshold", None),
-    },
-    Fcos: {
-        "score_thresh": (0.11, "score_thresh", None),
-        "nms_thresh": (0.12, "nms_thresh", None),
-        "detections_per_img": (13, "detections_per_img", None),
-        "topk_candidates": (14, "topk_candidates", None),
-        "center_sampling_radius": (2.5, "center_sampling_radius", None),
-    },
-    Ssdlite: {
-        "score_thresh": (0.11, "score_thresh", None),
-        "nms_thresh": (0.12, "nms_thresh", None),
-        "detections_per_img": (13, "detections_per_img", None),
-        "topk_candidates": (14, "topk_candidates", None),
-        "iou_thresh": (0.65, "proposal_matcher.high_threshold", None),
-        "positive_fraction": (0.2, "neg_to_pos_ratio", None),
-    },
-}
-
-
-@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
-def test_options_of_torchvisions_reach_the_part_that_goes_by_them(kind: type, tmp_path: Path):
-    """That the parts do what they say is torchvision's own, and shown equal on the whole."""
-    options = {name: value for name, (value, _, _) in FIELDS[kind].items()}
-    small = {"size": 64} if kind is Ssdlite else SMALL
-    model = run_of(kind(**small, **options), tmp_path).model.inner
-    for name, (value, path, key) in FIELDS[kind].items():
-        found: Any = model
-        for part in path.split("."):
-            found = getattr(found, part)
-        found = found[key] if key else found
-        assert found == ((1 - value) / value if name == "positive_fraction" else value), name
-
-
 def shapes(model: nn.Module, prefix: str) -> list[tuple[int, ...]]:
     return [tuple(value.shape) for name, value in model.state_dict().items() if name.startswith(prefix)]
 
