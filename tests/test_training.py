@@ -99,7 +99,9 @@ def test_a_terminated_run_goes_on_where_it_was(trained: Path, tmp_path: Path, de
     while not (log.exists() and log.read_text().count("\n") >= 1):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    while process.poll() is None:  # to the last moment, when Python shuts down
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     process.communicate(timeout=120)
     assert process.returncode in (75, 0)  # 0: it was at its end already
     result = detkernel("run", "config.yaml")

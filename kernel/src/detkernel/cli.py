@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -309,7 +310,7 @@ def _launched(config: Config) -> Kernel:
     """The kernel, in a process that is to run it; a launcher may have started several, and ends as they do."""
     launch = launchers.take_over()
     kernel = _kernel(config)
-    kernel.state.launch = launch
+    kernel.state.launch, kernel.state.ends_process = launch, True
     return kernel
 
 
@@ -360,6 +361,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python shuts down, would change the exit status
         _end(130, error, "interrupted")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

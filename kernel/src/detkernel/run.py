@@ -153,6 +153,8 @@ class Run:
     stop_reason: str | None = None
     exit_status: int = 0
     """What `detkernel run` ends with: 0, or what a plugin gave with its `stop`."""
+    ends_process: bool = False
+    """Whether this process ends when the run does, as under the command line."""
 
     @property
     def hook(self) -> Events:

@@ -18,7 +18,8 @@ STOPPED = 75
 class Signals:
     """On SIGTERM, SIGINT (Ctrl-C) or a batch system's SIGUSR1, finish the iteration, save, and exit with status 75.
 
-    A second SIGINT leaves at once. A validation that is running is finished first.
+    A second SIGINT leaves at once. A validation that is running is finished first. Once the run is saved, further
+    signals change nothing.
     """
 
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
@@ -28,6 +29,7 @@ class Signals:
 
     _before: dict[int, Any] = state(factory=dict)
     _run: Any = state(default=None)
+    _told: bool = state(default=False)
 
     @hookimpl
     def setup(self, run: Run) -> None:
@@ -40,16 +42,20 @@ class Signals:
                 raise wrong(self, "names", f"no program is told of {name}; it takes effect at once")
         if threading.current_thread() is not threading.main_thread() or run.checking or run.mode == "test":
             return  # in a test there is nothing to save: a signal ends it at once, as it does any program
-        self._run = run
+        self._run, self._told = run, False
         for name in self.names:
             number = signal.Signals[name]
             self._before[number] = signal.signal(number, self._receive)
 
     @hookimpl(trylast=True)
     def after_run(self) -> None:
-        """Behind all others: a signal that comes while the last checkpoint is saved must not end the process."""
+        """Behind all others: a signal that comes while the last checkpoint is saved must not end the process.
+
+        Nor one that comes while it leaves: Python resets its handlers when it shuts down, but not what is ignored.
+        """
+        leaves = self._told and self._run.ends_process
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if leaves else handler)
         self._before.clear()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -57,6 +63,7 @@ class Signals:
         again = "; once more leaves at once" if number == signal.SIGINT else ""
         if self._run.is_main:  # a launcher tells them all
             self._run.log.warning("%s: stopping after this iteration%s", name, again)
+        self._told = True
         self._run.stop(f"{name} was received", self.exit_status)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)

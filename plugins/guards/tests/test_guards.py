@@ -341,6 +341,19 @@ def test_handlers_are_put_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_process_that_ends_with_the_run_hears_no_signal_on_its_way_out(told, tmp_path):
+    before = signal.getsignal(signal.SIGUSR2)
+    kernel = tiny_kernel({"signals": Signals(names=["SIGUSR2"]), "raise": Raise(name="SIGUSR2" if told else "SIGCONT")},
+                         work_dir=tmp_path)  # fmt: skip
+    kernel.state.ends_process = True
+    try:
+        kernel.run()
+        assert signal.getsignal(signal.SIGUSR2) == (signal.SIG_IGN if told else before)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_a_signal_while_the_end_is_saved_ends_nothing(tmp_path):
     @plugin
     class SaveSlowly:

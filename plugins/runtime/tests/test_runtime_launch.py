@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,17 @@ def test_the_command_line_offers_it_and_imports_no_torch():
     assert shown.returncode == 0, shown.stderr
     assert "--nproc-per-node N" in shown.stdout
     assert "--max-restarts N" in shown.stdout
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_launcher_that_was_told_to_stop_hears_no_signal_on_its_way_out(told: bool):
+    before, signals = signal.getsignal(signal.SIGUSR2), launch._Signals()
+    try:
+        with signals.held():
+            if told:
+                signal.raise_signal(signal.SIGUSR2)
+        assert signal.getsignal(signal.SIGUSR2) == (signal.SIG_IGN if told else before)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

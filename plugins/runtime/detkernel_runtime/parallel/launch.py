@@ -323,6 +323,8 @@ class _Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Behind it, where signals were received, further ones are ignored until the process has left: one more, while
+        Python shuts down and its handlers are gone, would change the exit status."""
         numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
         wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
         before = {number: signal.signal(number, self._receive) for number in wanted}
@@ -330,7 +332,7 @@ class _Signals:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self.received else handler)
 
     def pass_on(self, processes: Sequence[int]) -> None:
         while processes and self._waiting:
