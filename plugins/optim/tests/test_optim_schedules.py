@@ -354,3 +354,9 @@ def test_schedules_are_parts_of_chain_for_the_config():
     from detkernel_optim.schedules import Curve
 
     assert issubclass(Schedule, Curve)
+
+
+def test_one_cycle_starts_at_the_share_that_is_asked_for():
+    found = curve(OneCycle(rise=0.5, start=0.2))
+    assert found[0] == pytest.approx(0.2)
+    assert found[10] == pytest.approx(0.6), "half of the way up"
