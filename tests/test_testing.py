@@ -273,7 +273,7 @@ class Recall:
     _found: dict[int, tuple[int, int]] = state(factory=dict)
 
     @hookimpl
-    def before_val_epoch(self) -> None:
+    def before_val_set(self) -> None:
         if self.fault != "keeps":
             self._found = {}
 
@@ -289,7 +289,7 @@ class Recall:
             self._found[key] = int(hits.any(1).sum()), len(truth)
 
     @hookimpl
-    def after_val_epoch(self, run: Run) -> None:
+    def after_val_set(self, run: Run) -> None:
         parts: list[Any] = [self._found]
         if run.world_size > 1:
             parts = [None] * run.world_size
@@ -298,7 +298,12 @@ class Recall:
             figure = sum(recall(list(part.values())) for part in parts) / len(parts)
         else:
             figure = recall([counts for part in parts for counts in part.values()])
-        run.metrics["recall"] = torch.tensor(figure) if self.fault == "tensor" else figure  # type: ignore[assignment]
+        if self.fault == "tensor":
+            run.metrics["recall"] = torch.tensor(figure)  # type: ignore[assignment]
+        elif self.fault == "assigns":
+            run.metrics["recall"] = figure
+        else:
+            run.metrics.publish("recall", figure, better="higher")
 
 
 def recall(counts: list[tuple[int, int]]) -> float:
@@ -309,7 +314,8 @@ def recall(counts: list[tuple[int, int]]) -> float:
     ("fault", "test", "message"),
     [
         ("ignores labels", "test_wrong_labels_are_worse", "as good with wrong labels in two pictures"),
-        ("keeps", "test_every_validation_starts_anew", "forget what was collected in before_val_epoch"),
+        ("assigns", "test_each_validation_set_is_measured_for_itself", "and publish in after_val_set"),
+        ("keeps", "test_every_validation_starts_anew", "forget what was collected in before_val_set"),
         ("needs detections", "test_pictures_without_detections_count", "raised IndexError.*finds nothing in many pic"),
         ("tensor", "test_perfect_detections_are_best", r"run.metrics\['recall'\] is Tensor, expected a float"),
         ("averages", "test_merges_over_processes", "the mean of their figures is not the figure of all"),

@@ -11,9 +11,13 @@ import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin
 from detkernel_checkpoint import _file
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_data.loading.loader import Loader
 from detkernel_detection import Losses
-from detkernel_detection.testing import tiny_kernel, tiny_run
+from detkernel_detection.testing import TinyDataset, tiny_kernel, tiny_run
+from detkernel_evaluation.coco import CocoMap
+from detkernel_evaluation.voc import VocMap
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
+from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_logging.log import Log
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine, Multistep
@@ -205,3 +209,80 @@ def test_a_validation_that_fails_costs_nothing(tmp_path: Path, every: Span | Non
     assert run.state_dict() == undisturbed.state_dict()
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, run.model.state_dict()[name])
+
+
+def sets(*names: str, seed: int = 3) -> dict[str, TinyDataset]:
+    return {name: TinyDataset(size=6, seed=seed + number) for number, name in enumerate(names)}
+
+
+def with_sets(folder: Path, until: str = "12 iters", **plugins: Any) -> Any:
+    """Validated on `val` and `night`, by two evaluators; the best is by `night`."""
+    data = Loader(train=TinyDataset(size=8), val=TinyDataset(size=4, seed=1), further_val=sets("night"), workers=0)
+    standard = {
+        "device": Device(device="cpu"),
+        "data": data,
+        "coco": CocoMap(save=Path("found.json")),
+        "voc": VocMap(sets=("night",), per_class=False),
+        "checkpoint": Checkpoint(best="night/coco/bbox_mAP"),
+        "stop": EarlyStopping(metric="night/pascal_voc/mAP", patience=3),
+    }
+    active = {name: part for name, part in {**standard, **plugins}.items() if part is not None}
+    return tiny_kernel(active, until=until, validate="2 iters", work_dir=folder)
+
+
+def test_validation_sets_have_metrics_of_their_own_that_others_choose_by(tmp_path: Path):
+    run = with_sets(tmp_path / "both").run()
+    measured = {name.rsplit("/", 1)[0] for name in run.metrics}
+    assert measured == {"coco", "night/coco", "night/pascal_voc"}
+    alone = Loader(train=TinyDataset(size=8), val=TinyDataset(size=6, seed=3), workers=0)
+    by_itself = with_sets(
+        tmp_path / "alone", data=alone, voc=VocMap(per_class=False), checkpoint=Checkpoint(),
+        stop=EarlyStopping(metric="pascal_voc/mAP", patience=3),
+    ).run()  # fmt: skip
+    assert {f"night/{name}": str(value) for name, value in by_itself.metrics.items()} == {
+        name: str(value) for name, value in run.metrics.items() if name.startswith("night/")
+    }
+    assert run.stop_reason == str(by_itself.stop_reason).replace("pascal", "night/pascal")
+    [best] = [name for name in names(tmp_path / "both") if "best" in name]
+    history = dict(run.metrics.history("night/coco/bbox_mAP"))
+    assert best == f"best_iter_{max(history, key=lambda at: history[at])}.pt"
+    assert {path.name for path in (tmp_path / "both").glob("found*")} == {"found.json", "found.night.json"}
+
+
+def test_a_run_with_validation_sets_resumes_bit_for_bit_and_is_tested_and_checked_on_all(tmp_path: Path):
+    whole = with_sets(tmp_path / "whole", until="6 iters").run()
+    with_sets(tmp_path / "parts", until="4 iters").run()
+    run = with_sets(tmp_path / "parts", until="6 iters").run()
+    assert str(run.state_dict()) == str(whole.state_dict())
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, run.model.state_dict()[name])
+    tested = with_sets(tmp_path / "parts").test()
+    assert {name: str(value) for name, value in tested.metrics.items()} == {
+        name: str(value) for name, value in run.metrics.items()
+    }
+    lines = with_sets(tmp_path / "parts").check()
+    assert lines["night"].startswith("6 images, all decoded, 6 boxes, 0 images without a box, 3 batches")
+    assert "night" in lines["boxes by class"]
+
+
+@pytest.mark.parametrize(
+    ("plugins", "message"),
+    [
+        ({"voc": VocMap(sets=("nigth",))}, "sets: no validation set is named 'nigth', did you mean 'night'?"),
+        ({"voc": VocMap(sets=("val", "dawn"))}, "is named 'dawn' (expected one of: night, val)"),
+        ({"voc": CocoMap(sets=("night",))}, "'coco' names its metrics of night 'coco/...' too; give one of them"),
+        ({"voc": VocMap(prefix="coco")}, "prefix: 'coco' names its metrics of val 'coco/...' too"),
+        ({"coco": None, "voc": VocMap(sets=("val",))}, "no evaluator measures the validation set 'night'; add it"),
+        ({"data": Loader(train=TinyDataset(), val=TinyDataset(), further_val=sets("val"))}, "'val': a loader has this"),
+        ({"data": Loader(train=TinyDataset(), val=TinyDataset(), further_val=sets("a/b"))}, "the name 'a/b': expected"),
+        ({"data": Loader(train=TinyDataset(), further_val=sets("night"))}, "there is no `val`, which these are beside"),
+    ],
+)
+def test_mistakes_with_validation_sets_are_told_before_data_is_loaded(
+    tmp_path: Path, plugins: dict[str, Any], message: str
+):
+    kernel = with_sets(tmp_path, **plugins)
+    with pytest.raises(UserError) as caught:
+        kernel.run()
+    assert message in str(caught.value)
+    assert not kernel.state.loaders

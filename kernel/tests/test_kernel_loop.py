@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from detkernel import CatalogError, Kernel, Run, RunOptions, Span, UserError, hookimpl, option, plugin, state
 from detkernel.bus import Bus
-from detkernel.testing import PlainData, PlainDataset, PlainLoader, Recorder, plain_run
+from detkernel.testing import PlainData, PlainDataset, PlainLoader, Recorder, plain_kernel, plain_run
 from detkernel.testing.hook import HookContract
 
 
@@ -138,7 +138,8 @@ SETUP = ["setup", "build_loader", "build_model", "prepare_model", "before_run"]
 SETUP_VAL = ["setup", "build_loader", "build_loader", "build_model", "prepare_model", "before_run"]
 CHECK = ["setup", *["build_loader"] * 3, "build_model", "prepare_model", "before_run"]
 ITER = ["before_train_iter", "train_step", "after_train_iter"]
-VAL = ["before_val_epoch", *["before_val_iter", "val_step", "after_val_iter"] * 2, "after_val_epoch"]
+SET = ["before_val_set", *["before_val_iter", "val_step", "after_val_iter"] * 2, "after_val_set"]
+VAL = ["before_val_epoch", *SET, "after_val_epoch"]
 BEGIN, END = ["before_train_epoch"], ["after_train_epoch"]
 
 
@@ -177,7 +178,7 @@ class TestOrder:
         assert recorder.names()[-4:] == [*ITER, "after_run"]
         kernel, recorder = make("4 iters", validate="2 iters", at_end=False)
         kernel.run()
-        assert recorder.names()[-9:] == [*VAL, "after_run"]
+        assert recorder.names()[-11:] == [*VAL, "after_run"]
 
     def test_a_validation_at_the_end_is_not_done_twice(self, make: Make):
         kernel, recorder = make("4 iters", validate="2 iters")
@@ -631,6 +632,48 @@ class TestLoaders:
         with pytest.raises(OSError, match="train does not close") as caught:
             self.kernel(tmp_path, model=self.Model(), data=Stuck()).run()
         assert "val does not close" in caught.value.__notes__[0]
+
+
+@plugin
+class Sets:
+    """Two validation sets beside `val`, and a metric."""
+
+    @hookimpl
+    def setup(self, run: Run) -> None:
+        run.val_sets = ("night", "rain")
+
+    @hookimpl
+    def after_val_set(self, run: Run) -> None:
+        run.metrics.publish("mine/count", len(run.loader) + len(run.val_set), better="higher")
+
+
+class TestValidationSets:
+    def test_each_is_validated_at_every_validation_with_metrics_of_its_own(self):
+        recorder, batches = Recorder(), ["before_val_iter", "val_step", "after_val_iter"] * 4
+        run = plain_run({"sets": Sets()}, until="8 iters", validate="4 iters", recorder=recorder)
+        one = ["before_val_set", *batches, "after_val_set"]
+        assert recorder.names("val") == ["before_val_epoch", *one * 3, "after_val_epoch"] * 2
+        assert run.metrics == {"mine/count": 4, "night/mine/count": 9, "rain/mine/count": 8}
+        assert run.metrics.better("night/mine/count") == "higher"
+        assert run.metrics.history("rain/mine/count") == [(4, 8.0), (8, 8.0)]
+        assert (run.mode, run.val_set) == ("train", "")
+
+    def test_each_is_tested(self):
+        recorder = Recorder()
+        run = plain_kernel({"sets": Sets()}, recorder=recorder).test()
+        assert list(run.loaders) == ["test", "night", "rain"]
+        assert list(run.metrics) == ["mine/count", "night/mine/count", "rain/mine/count"]
+
+    def test_none_is_loaded_where_nothing_is_validated(self):
+        assert list(plain_run({"sets": Sets()}).loaders) == ["train"]
+
+    def test_a_check_looks_at_each_once(self):
+        recorder = Recorder()
+        kernel = plain_kernel({"sets": Sets()}, recorder=recorder)
+        kernel.check()
+        assert list(kernel.state.loaders) == ["train", "val", "test", "night", "rain"]
+        assert len(recorder.of("before_val_set")) == 4
+        assert len(recorder.of("before_val_iter")) == 8
 
 
 class TestValidationAtTheStart:

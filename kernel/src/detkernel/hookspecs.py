@@ -20,11 +20,14 @@
                 after_optimizer_step(run)       only when a step was taken
             when a validation is due:
                 before_val_epoch(run)
-                for batch in the val loader:
-                    before_val_iter(run, batch)
-                    val_step(run, model, batch) -> detections      first result
-                    after_val_iter(run, batch, detections)
-                after_val_epoch(run)            metrics are published
+                for `val`, and each further validation set:
+                    before_val_set(run)         `run.val_set`, `run.loader`
+                    for batch in its loader:
+                        before_val_iter(run, batch)
+                        val_step(run, model, batch) -> detections  first result
+                        after_val_iter(run, batch, detections)
+                    after_val_set(run)          evaluators publish metrics
+                after_val_epoch(run)            all metrics are there
         after_train_epoch(run)
     summary(run) -> lines                       under `detkernel check` only, after two batches of each split
     after_run(run)
@@ -228,12 +231,24 @@ class Events:
 
     @hookspec
     def before_val_epoch(self, run: Run) -> None:
-        """A validation begins.
+        """A validation begins, of one set of data or several.
 
         For example:
 
             @hookimpl
-            def before_val_epoch(self):
+            def before_val_epoch(self, run):
+                run.log.info("validating behind %d iterations", run.iter)
+        """
+
+    @hookspec
+    def before_val_set(self, run: Run) -> None:
+        """One of the sets of a validation begins: `run.val_set` is its name, empty for `val` (and `test`), and
+        `run.loader` its loader. Where no plugin names further sets (`run.val_sets`), there is one a validation.
+
+        For example:
+
+            @hookimpl
+            def before_val_set(self):
                 self._found = 0
         """
 
@@ -272,14 +287,27 @@ class Events:
         """
 
     @hookspec
+    def after_val_set(self, run: Run) -> None:
+        """One of the sets of a validation is complete; evaluators publish their metrics here. What is published for a
+        further set is named by it: `night/mine/boxes`.
+
+        For example:
+
+            @hookimpl
+            def after_val_set(self, run):
+                run.metrics.publish("mine/boxes", self._found, better="higher")
+        """
+
+    @hookspec
     def after_val_epoch(self, run: Run) -> None:
-        """A validation is complete; evaluators (`high`) publish their metrics, others read them in `run.metrics`.
+        """A validation is complete, of all its sets; `run.metrics` has what the evaluators found.
 
         For example:
 
             @hookimpl
             def after_val_epoch(self, run):
-                run.metrics.publish("mine/boxes", self._found, better="higher")
+                if run.metrics["mine/boxes"] == 0:
+                    run.log.warning("nothing was detected")
         """
 
     @hookspec

@@ -47,7 +47,7 @@ class Kernel:
         """Evaluate the model on the test data."""
         self.state.bus.require_providers(["val_step"])
         with self._session("test") as run:
-            evaluate(run, "test")
+            evaluate(run, "test", run.val_sets)
         return self.state
 
     def check(self, *, fast: bool = False) -> dict[str, str]:
@@ -79,9 +79,10 @@ class Kernel:
         level = run.log.level
         run.log.setLevel("WARNING")
         try:
-            for mode in ("val", "test"):
-                if mode in run.loaders:
-                    evaluate(run, mode, limit=2)
+            if "val" in run.loaders:
+                evaluate(run, "val", run.val_sets, limit=2)
+            if "test" in run.loaders:
+                evaluate(run, "test", limit=2)
         finally:
             run.log.setLevel(level)
 
@@ -130,15 +131,18 @@ def prepare(run: Run) -> None:
     modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
     if run.checking:  # what the run itself does not need, too, where there is such data
         modes = ["train", "val", "test"]
+    validated = ("val", "test", *run.val_sets)
+    if run.mode == "test" or "val" in modes:
+        modes += run.val_sets
     if run.mode == "train":
         modes += run.bus.loaders()
     for mode in modes:
         loader = build_loader(run, mode)
-        if loader is None and mode in ("val", "test") and run.checking and not (mode == "val" and run.options.validate):
+        if loader is None and mode in validated and run.checking and not (mode == "val" and run.options.validate):
             continue
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
-        if len(loader) == 0 and (mode not in ("val", "test") or run.world_size == 1):
+        if len(loader) == 0 and (mode not in validated or run.world_size == 1):
             raise UserError(f"the loader for '{mode}' has no batches: its data set is empty, or smaller than one batch")
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)
@@ -176,7 +180,7 @@ def write_config(run: Run) -> None:
 def train(run: Run) -> None:
     """Epoch after epoch, from wherever the run stands. What is told to stop when all is done has not been stopped."""
     if run.validation_due:  # a checkpoint saved just before a validation owes it
-        evaluate(run, "val")
+        evaluate(run, "val", run.val_sets)
     while not run.done or run.batch == run.epoch_length:  # or one saved just before the end of the last epoch
         train_epoch(run)
     if run.iter >= run.max_iters and not run.validation_due:
@@ -196,7 +200,7 @@ def train_epoch(run: Run, limit: int | None = None) -> None:
         if run.batch == limit:
             return
         if run.validation_due:
-            evaluate(run, "val")
+            evaluate(run, "val", run.val_sets)
         if run.done:
             break
     else:
@@ -207,17 +211,27 @@ def train_epoch(run: Run, limit: int | None = None) -> None:
         hook.after_train_epoch(run=run)
 
 
-def evaluate(run: Run, mode: Literal["val", "test"], limit: int | None = None) -> None:
-    """One pass over the validation or test data."""
-    hook, before = run.hook, run.mode
-    run.mode = mode
-    hook.before_val_epoch(run=run)
-    for number, batch in enumerate(run.loaders[mode].batches(epoch=0), start=1):
+def evaluate(run: Run, mode: Literal["val", "test"], further: Sequence[str] = (), limit: int | None = None) -> None:
+    """One pass over the validation or test data, and over each of the further validation sets."""
+    before, run.mode = run.mode, mode
+    run.hook.before_val_epoch(run=run)
+    for name in ("", *further):
+        run.val_set = name
+        evaluate_set(run, limit)
+    run.val_set = ""
+    run.validated = run.iter
+    run.hook.after_val_epoch(run=run)
+    run.mode = before
+
+
+def evaluate_set(run: Run, limit: int | None = None) -> None:
+    """One pass over one set."""
+    hook = run.hook
+    hook.before_val_set(run=run)
+    for number, batch in enumerate(run.loader.batches(epoch=0), start=1):
         hook.before_val_iter(run=run, batch=batch)
         detections = hook.val_step(run=run, model=run.model, batch=batch)
         hook.after_val_iter(run=run, batch=batch, detections=detections)
         if number == limit:
             break
-    run.validated = run.iter
-    hook.after_val_epoch(run=run)
-    run.mode = before
+    hook.after_val_set(run=run)

@@ -21,19 +21,23 @@ class Metrics(dict[str, float]):
     be given a rule.
     """
 
-    def __init__(self, iteration: Callable[[], int]) -> None:
+    def __init__(self, iteration: Callable[[], int], val_set: Callable[[], str] = lambda: "") -> None:
         super().__init__()
-        self._iteration = iteration
+        self._iteration, self._val_set = iteration, val_set
         self._better: dict[str, Better] = {}
         self._history: dict[str, list[tuple[int, float]]] = {}
 
     def publish(self, name: str, value: float, better: Better | None = None) -> None:
         """Set a metric, and say whether a "higher" or a "lower" value is better; None where neither is.
 
+        While a further validation set is validated, the name is put behind that set's: `night/coco/bbox_mAP`.
+
         `value`: anything that `float` takes, such as a NumPy scalar or a tensor with one element.
         """
         if better is not None and better not in get_args(Better):
             raise ValueError(f"metric '{name}': better is {better!r}, expected 'higher' or 'lower'")
+        if self._val_set():
+            name = f"{self._val_set()}/{name}"
         self[name] = number = float(value)
         if better is None:
             self._better.pop(name, None)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from detkernel.hookspecs import Events
 
 Mode: TypeAlias = str
-"""What a loader is for: "train", "val", "test", or the name of a further loader that a plugin asks for (`loaders`). A
-run's own `mode` is one of the first three."""
+"""What a loader is for: "train", "val", "test", the name of a further loader that a plugin asks for (`loaders`), or of
+a further validation set (`Run.val_sets`). A run's own `mode` is one of the first three."""
 
 
 class Loader(Protocol):
@@ -120,6 +120,11 @@ class Run:
     validated: int = 0
     """The iteration of the last validation."""
 
+    val_sets: tuple[str, ...] = ()
+    """Names of validation sets beside `val`, set in `setup` by the plugin that makes their loaders, which have the same
+    names. Each is validated behind `val`, and tested behind `test`."""
+    val_set: str = ""
+    """The further set that is being validated; empty for `val` and `test`."""
     loaders: dict[str, Loader] = attrs.field(factory=dict)
     model: Any = None
     """The model as used in the steps, wrapped and compiled as plugins please."""
@@ -142,10 +147,12 @@ class Run:
     launch: Launch = attrs.field(factory=Launch)
     """How this process was started."""
     metrics: Metrics = attrs.field(
-        init=False, default=attrs.Factory(lambda run: Metrics(lambda: run.iter), takes_self=True)
+        init=False,
+        default=attrs.Factory(lambda run: Metrics(lambda: run.iter, lambda: run.val_set), takes_self=True),
     )
     """The metrics of the last validation, such as `coco/bbox_mAP`: a mapping of floats. Evaluators set them by
-    `run.metrics.publish(name, value, better="higher")`."""
+    `run.metrics.publish(name, value, better="higher")`. Those of a further set begin with its name:
+    `night/coco/bbox_mAP`."""
     scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
     """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
     log: logging.Logger = attrs.field(factory=_logger)
@@ -182,6 +189,11 @@ class Run:
         for network, module in self.trained_networks.items():
             for name, parameter in module.named_parameters():
                 yield f"{network}.{name}" if network else name, parameter
+
+    @property
+    def loader(self) -> Loader:
+        """The loader that batches come from at this moment: the training's, or that of the set being validated."""
+        return self.loaders[self.val_set or self.mode]
 
     def next_batch(self, mode: Mode) -> Any:
         """This iteration's batch of a further loader, which goes round and round beside the training data. Which batch

@@ -30,7 +30,7 @@ def explained(run: Run, batch: Batch) -> Iterator[None]:
     found: list[str] = []
     with ExitStack() as stack:
         if run.checking:
-            smallest = getattr(run.loaders.get(run.mode), "smallest_batch", None) or len(batch)
+            smallest = getattr(run.loaders.get(run.val_set or run.mode), "smallest_batch", None) or len(batch)
             smallest *= run.world_size
             for name, module in run.bare_model.named_modules():
                 if isinstance(module, (nn.GroupNorm, _BatchNorm)):

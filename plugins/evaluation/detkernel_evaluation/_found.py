@@ -69,7 +69,7 @@ def pictures(run: Run, found: Mapping[int, Found]) -> list[Picture]:
 
     Those that no process saw count as empty-handed, and that is said; in a check only those seen are there at all.
     """
-    dataset = run.loaders[run.mode].dataset
+    dataset = run.loader.dataset
     missing = len(dataset) - len(found)
     if missing and not run.checking:
         run.log.warning("%d of %d pictures were not seen: their objects count as missed", missing, len(dataset))

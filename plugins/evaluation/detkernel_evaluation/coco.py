@@ -29,6 +29,7 @@ class CocoMap(Evaluator):
 
     resume_neutral: ClassVar[tuple[str, ...]] = ("save",)
 
+    prefix: str = option(default="coco", help="what the names of its metrics begin with, before a slash")
     kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own figures")
     iou_thresholds: tuple[float, ...] | None = option(
         default=None,
@@ -76,11 +77,12 @@ class CocoMap(Evaluator):
     @hookimpl
     def before_run(self, run: Run) -> None:
         """See that the data has what is to be evaluated, and that it can be saved, before hours are spent."""
-        for path in self._files(run).values():
-            refuse_links(path, run.work_dir)
+        for name in ("", *run.val_sets):
+            for path in self._files(run, name).values():
+                refuse_links(path, run.work_dir)
         self._compare_limits(run)
-        for mode in ("val", "test"):
-            if mode in run.loaders:
+        for mode in ("val", "test", *run.val_sets):
+            if mode in run.loaders and self.measures("" if mode == "test" else mode):
                 dataset = run.loaders[mode].dataset
                 notes = (dataset.truth(index) for index in range(len(dataset)))
                 self._check(next((note for note in notes if len(note)), None))
@@ -127,13 +129,13 @@ class CocoMap(Evaluator):
         check_sizes(pictures)
         if not run.checking:
             self._write(run, pictures)
-        categories = _categories(run.loaders[run.mode].dataset)
+        categories = _categories(run.loader.dataset)
         labels = sorted(range(len(categories)), key=lambda label: categories[label])
         rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
         metrics: dict[str, float] = {}
         for kind in self.kinds:
             evaluation = Evaluation(kind, pictures, labels, rules)
-            metrics |= {f"coco/{name}": value for name, value in figures(evaluation).items()}
+            metrics |= figures(evaluation)
             if self.per_class:
                 metrics |= self._classes(run, evaluation)
         return metrics
@@ -145,17 +147,19 @@ class CocoMap(Evaluator):
         from detkernel_evaluation._coco_figures import by_class
         from detkernel_evaluation._table import shown, table
 
-        values, names = by_class(evaluation), shown(run.loaders[run.mode].dataset.classes)
+        values, names = by_class(evaluation), shown(run.loader.dataset.classes)
         rows = list(zip(names, evaluation.counts(), values, strict=True))
         columns = ("AP", f"AP{next(iter(evaluation.named_thresholds))}")
-        run.log.info("%s", table(f"coco/{evaluation.kind} by class", columns, rows))
-        return {f"coco/{evaluation.kind}_AP/{name}": ap for name, (ap, _) in zip(names, values, strict=True)}
+        run.log.info("%s", table(f"{self._title(run, evaluation.kind)} by class", columns, rows))
+        return {f"{evaluation.kind}_AP/{name}": ap for name, (ap, _) in zip(names, values, strict=True)}
 
-    def _files(self, run: Run) -> dict[Kind, Path]:
+    def _files(self, run: Run, val_set: str) -> dict[Kind, Path]:
         """The file of each kind: where one has several, pycocotools takes the area of a mask from its box."""
         if self.save is None:
             return {}
         path = run.work_dir / self.save
+        if val_set:
+            path = path.with_suffix(f".{val_set}{path.suffix}")
         if len(self.kinds) == 1:
             return {self.kinds[0]: path}
         return {kind: path.with_suffix(f".{kind}{path.suffix}") for kind in self.kinds}
@@ -163,8 +167,8 @@ class CocoMap(Evaluator):
     def _write(self, run: Run, pictures: Sequence[Picture]) -> None:
         from detkernel_evaluation._coco_results import write
 
-        categories = _categories(run.loaders[run.mode].dataset)
-        for kind, path in self._files(run).items():
+        categories = _categories(run.loader.dataset)
+        for kind, path in self._files(run, run.val_set).items():
             try:
                 write(path, kind, pictures, categories, run.work_dir)
                 run.log.info("wrote the detections to %s", relative(path))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class VocMap(Evaluator):
     """Pascal VOC average precision of boxes: 11 points as in 2007, or the area as from 2010 on."""
 
+    prefix: str = option(default="pascal_voc", help="what the names of its metrics begin with, before a slash")
     iou: float | list[float] = option(
         default=0.5, above=0, at_most=1, help="the overlap that makes a hit; of a list, mAP is the mean"
     )
@@ -49,7 +50,7 @@ class VocMap(Evaluator):
         from detkernel_evaluation._table import shown
         from detkernel_evaluation._voc_ap import average_precision, match
 
-        classes = shown(run.loaders[run.mode].dataset.classes)
+        classes = shown(run.loader.dataset.classes)
         matches = [match(pictures, label, self.legacy_widths) for label in range(len(classes))]
         aps = np.array([[average_precision(one, iou, self.metric) for iou in self.thresholds] for one in matches])
         there = np.array([one.positives > 0 for one in matches])
@@ -59,7 +60,7 @@ class VocMap(Evaluator):
         if self.per_class:
             self._log(run, classes, [one.positives for one in matches], aps)
             metrics |= {f"AP/{name}": float(row.mean()) for name, row in zip(classes, aps, strict=True)}
-        return {f"pascal_voc/{name}": value for name, value in metrics.items()}
+        return metrics
 
     def _columns(self) -> list[str]:
         return [f"AP{100 * iou:g}" for iou in self.thresholds]
@@ -68,4 +69,4 @@ class VocMap(Evaluator):
         from detkernel_evaluation._table import table
 
         rows = list(zip(classes, counts, aps.tolist(), strict=True))
-        run.log.info("%s", table("pascal_voc by class", self._columns(), rows))
+        run.log.info("%s", table(f"{self._title(run, '')} by class", self._columns(), rows))

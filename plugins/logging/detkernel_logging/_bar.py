@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from detkernel_logging._lines import duration, is_rate
+from detkernel_logging._lines import duration, is_rate, val_batches
 from detkernel_logging.progress import Progress
 from detkernel_logging.sink import Entry
 
@@ -84,10 +84,11 @@ class Bar:
 
     def _validation(self) -> tuple[str, int, int, list[str]]:
         run, done = self._run, self._progress.val_batches
-        total = len(run.loaders[run.mode])
+        total = val_batches(run)
+        title = f"{run.mode} {run.val_set}".strip().capitalize()
         seconds = time.perf_counter() - self._progress.val_began
         facts = [_speed(done / seconds), f"eta {duration(seconds / done * (total - done))}"] if done else []
-        return run.mode.capitalize(), done, total, facts
+        return title, done, total, facts
 
 
 def _speed(rate: float) -> str:

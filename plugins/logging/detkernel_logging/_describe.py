@@ -17,7 +17,10 @@ _PURPOSES = {"train": "train on", "val": "validate on", "test": "test on"}
 
 def described(run: Run) -> str:
     """`work dir runs/voc07, device cpu, 20 classes, 5011 pictures to train on, 41.30 M parameters, ...`."""
-    pictures = [f"{len(loader.dataset)} pictures to {_PURPOSES[mode]}" for mode, loader in run.loaders.items()]
+    pictures = [
+        f"{len(loader.dataset)} pictures to {_PURPOSES.get(mode, f'load as {mode}')}"
+        for mode, loader in run.loaders.items()
+    ]
     parameters = list(run.bare_model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     parts = [

@@ -25,7 +25,7 @@ def train_line(run: Run, figures: Figures, seconds_left: float | None) -> str:
 
 def val_line(run: Run, figures: Figures) -> str:
     """`Epoch(val) [1][16/16]  coco/bbox_mAP: 0.3740  coco/bbox_mAP_50: 0.5810`."""
-    batches = f"[{figures.iter}/{len(run.loaders[figures.mode])}]"
+    batches = f"[{figures.iter}/{val_batches(run)}]"
     if figures.mode == "test":
         head = f"Epoch(test) {batches}"
     elif run.options.until.unit == "epochs":
@@ -33,6 +33,11 @@ def val_line(run: Run, figures: Figures) -> str:
     else:
         head = f"Iter(val) [{figures.step}]{batches}"
     return "  ".join([head, *(_said(name, value) for name, value in figures.values.items())])
+
+
+def val_batches(run: Run) -> int:
+    """Those of a whole validation, or test."""
+    return sum(len(run.loaders[name]) for name in (run.mode, *run.val_sets))
 
 
 def ordered(losses: Mapping[str, float], times: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,8 @@ from detkernel_detection import Detections
 class DrawPredictions:
     """After each validation, draw detections of some pictures, beside their annotations, on one sheet.
 
-    The sheet is `<work_dir>/predictions.png`; detections are coloured by class, annotations are thin white lines.
+    The sheet is `<work_dir>/predictions.png`, for a further validation set `predictions_NAME.png`. Detections are
+    coloured by class, annotations are thin white lines.
     """
 
     priority = "low"
@@ -31,9 +32,9 @@ class DrawPredictions:
     _wanted: frozenset[int] = state(default=frozenset())
 
     @hookimpl
-    def before_val_epoch(self, run: Run) -> None:
+    def before_val_set(self, run: Run) -> None:
         self._kept.clear()
-        total = len(run.loaders[run.mode].dataset)
+        total = len(run.loader.dataset)
         count = min(self.count, total)
         self._wanted = frozenset(number * total // count for number in range(count))
 
@@ -44,18 +45,18 @@ class DrawPredictions:
                 self._kept[found.index] = found
 
     @hookimpl
-    def after_val_epoch(self, run: Run) -> None:
+    def after_val_set(self, run: Run) -> None:
         here = {index: found.to("cpu") for index, found in self._kept.items()} if run.world_size > 1 else self._kept
         kept = {index: found for part in run.processes.gathered(here) for index, found in part.items()}
         if not run.is_main or run.checking or not kept:
             return
         from detkernel_report import _sheet
 
-        dataset = run.loaders[run.mode].dataset
+        dataset = run.loader.dataset
         tiles = [_sheet.tile(self, dataset, kept[index]) for index in sorted(kept)]
+        path = run.work_dir / f"predictions{'_' * bool(run.val_set)}{run.val_set}.png"
         try:
-            write_atomic(run.work_dir / "predictions.png", _sheet.encode(tiles, self.columns), within=run.work_dir)
+            write_atomic(path, _sheet.encode(tiles, self.columns), within=run.work_dir)
         except OSError as error:
-            path = relative(run.work_dir / "predictions.png")
-            run.log.warning("%s could not be written: %s; the run goes on", path, error.strerror or error)
+            run.log.warning("%s could not be written: %s; the run goes on", relative(path), error.strerror or error)
         self._kept.clear()

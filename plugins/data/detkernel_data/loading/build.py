@@ -44,7 +44,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     for transform in options.transforms(mode):
         _check_fields(options, mode, transform, dataset)
         transform.prepare(dataset)
-    training = mode not in ("val", "test")
+    training = options.trains(mode)
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
     trained_masks = training and "masks" in needs
     masks = trained_masks or (training and any("masks" in each.needs for each in options.transforms(mode)))
@@ -95,7 +95,7 @@ def _check_fields(options: Loader, mode: Mode, transform: Transform, dataset: Da
                 f"{type(transform).__name__} cannot move the field '{name}' of kind '{kind}' (it moves "
                 f"{', '.join(transform.moves_fields) or 'none'}); leave out the transform or the field"
             )
-            raise wrong(options, "train_transforms" if mode == "train" else "val_transforms", message)
+            raise wrong(options, "train_transforms" if options.trains(mode) else "val_transforms", message)
 
 
 def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:

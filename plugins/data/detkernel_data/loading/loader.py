@@ -28,6 +28,11 @@ class Loader:
     train: Dataset | None = option(default=None, help="what is trained on")
     val: Dataset | None = option(default=None, help="what is validated on during training")
     test: Dataset | None = option(default=None, help="what `detkernel test` evaluates; null: `val`")
+    further_val: dict[str, Dataset] = option(
+        factory=dict,
+        help="validation sets beside `val`, by name, such as `night`: each is validated behind it, and tested behind "
+        "`test`; the names of its metrics begin with its own, as in `night/coco/bbox_mAP`",
+    )
     further: dict[str, Dataset] = option(
         factory=dict,
         help="data sets that a plugin trains with beside `train`, by the name of its loader, such as `unlabelled`; "
@@ -68,6 +73,17 @@ class Loader:
     _made: dict[str, Batches] = state(factory=dict)
 
     @hookimpl
+    def setup(self, run: Run) -> None:
+        for name in self.further_val:
+            taken = name in ("train", "val", "test", *self.further, *run.bus.loaders())
+            if taken or not name.isidentifier():
+                why = "a loader has this name already" if taken else "expected letters, digits and underscores"
+                raise wrong(self, f"further_val.{name}", f"the name '{name}': {why}")
+        if self.further_val and self.val is None:
+            raise wrong(self, "further_val", "there is no `val`, which these are beside; name one of them `val`")
+        run.val_sets = tuple(self.further_val)
+
+    @hookimpl
     def build_loader(self, run: Run, mode: Mode) -> Any:
         from detkernel_data.loading.build import build_batches
 
@@ -97,13 +113,13 @@ class Loader:
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_data.loading.summary import lines
 
-        return lines(self._made, run.classes, decoded=run.check_images)
+        return lines(self._made, run.classes, trained=self.trains, decoded=run.check_images)
 
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":
             return self.train
         if mode not in ("val", "test"):
-            return self.further.get(mode)
+            return {**self.further, **self.further_val}.get(mode)
         return self.val if mode == "val" or self.test is None else self.test
 
     def _check_further(self, run: Run) -> None:
@@ -131,5 +147,9 @@ class Loader:
             if problem:
                 raise wrong(self, name, problem)
 
+    def trains(self, mode: Mode) -> bool:
+        """Whether a mode's images are trained on."""
+        return mode not in ("val", "test", *self.further_val)
+
     def transforms(self, mode: Mode) -> Sequence[Transform]:
-        return self.val_transforms if mode in ("val", "test") else self.train_transforms
+        return self.train_transforms if self.trains(mode) else self.val_transforms

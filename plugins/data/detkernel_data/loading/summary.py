@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 _ROWS = 30
 
 
-def lines(loaders: Mapping[str, Batches], classes: Sequence[str], *, decoded: bool) -> dict[str, str]:
+def lines(
+    loaders: Mapping[str, Batches], classes: Sequence[str], *, trained: Callable[[str], bool], decoded: bool
+) -> dict[str, str]:
     """A line for each split, and a table of the classes."""
     counts = {mode: count(loader.dataset, len(classes)) for mode, loader in loaders.items()}
     found = {}
     for mode, loader in loaders.items():
         images, _, boxes, empty = counts[mode]
-        unit = "batches" if mode in ("val", "test") else "iterations an epoch"
+        unit = "iterations an epoch" if trained(mode) else "batches"
         found[mode] = (
             f"{counted(images, 'image')}{', all decoded' if decoded else ''}, {counted(int(boxes.sum()), 'box')}, "
             f"{counted(empty, 'image')} without a box, {len(loader):,} {unit}"

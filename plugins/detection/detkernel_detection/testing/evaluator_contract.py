@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,22 @@ class EvaluatorContract:
     def test_every_validation_starts_anew(self, tmp_path: Path) -> None:
         run = _run(self.plugin(), tmp_path)
         for faults in (_Faults(moved=(1,)), _Faults(), _Faults(moved=(1,))):
-            figure, alone = _validate(run, self.metric, range(PICTURES), faults), self._figure(tmp_path, faults)
+            figure, alone = _validate(run, self.metric, range(PICTURES), {"": faults}), self._figure(tmp_path, faults)
             assert figure == alone, (
                 f"{self.metric} is {figure} after another validation, but {alone} on its own: forget what was "
-                "collected in before_val_epoch"
+                "collected in before_val_set"
+            )
+
+    def test_each_validation_set_is_measured_for_itself(self, tmp_path: Path) -> None:
+        run = _run(self.plugin(), tmp_path)
+        run.val_sets, run.loaders["further"] = ("further",), run.loaders["val"]
+        sets = {"": _Faults(), "further": _Faults(moved=(1,))}
+        _validate(run, self.metric, range(PICTURES), sets)
+        for name, faults in sets.items():
+            full, alone = f"{name}/{self.metric}".lstrip("/"), self._figure(tmp_path, faults)
+            assert run.metrics.get(full) == alone, (
+                f"{full} is {run.metrics.get(full)} in a validation of two sets, but {alone} on its own: forget what "
+                "was collected in before_val_set, and publish in after_val_set"
             )
 
     def test_merges_over_processes(self, tmp_path: Path) -> None:
@@ -96,7 +108,7 @@ class EvaluatorContract:
         )
 
     def _figure(self, folder: Path, faults: _Faults) -> float:
-        return _validate(_run(self.plugin(), folder), self.metric, range(PICTURES), faults)
+        return _validate(_run(self.plugin(), folder), self.metric, range(PICTURES), {"": faults})
 
 
 def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> float:
@@ -106,7 +118,7 @@ def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> floa
     try:
         run = _run(pickle.loads(pickled), folder)
         run.rank, run.world_size, run.processes = rank, 2, TorchProcesses()
-        return _validate(run, metric, PARTS[rank], _Faults(moved=(1,)))
+        return _validate(run, metric, PARTS[rank], {"": _Faults(moved=(1,))})
     finally:
         distributed.destroy_process_group()
 
@@ -121,12 +133,16 @@ def _run(evaluator: Any, folder: Path) -> Run:
     return run
 
 
-def _validate(run: Run, metric: str, indices: Sequence[int], faults: _Faults) -> float:
+def _validate(run: Run, metric: str, indices: Sequence[int], sets: Mapping[str, _Faults]) -> float:
     run.metrics.clear()
     run.hook.before_val_epoch(run=run)
-    for index in indices:
-        batch = make_batch(run.loaders["val"].dataset, [index])
-        run.hook.after_val_iter(run=run, batch=batch, detections=[_detections(batch, index, faults)])
+    for run.val_set, faults in sets.items():
+        run.hook.before_val_set(run=run)
+        for index in indices:
+            batch = make_batch(run.loader.dataset, [index])
+            run.hook.after_val_iter(run=run, batch=batch, detections=[_detections(batch, index, faults)])
+        run.hook.after_val_set(run=run)
+    run.val_set = ""
     run.hook.after_val_epoch(run=run)
     assert metric in run.metrics, f"{metric} is not in run.metrics after after_val_epoch: {sorted(run.metrics)}"
     for name, value in run.metrics.items():
