@@ -14,7 +14,7 @@ from detkernel_detection.detector import Detector
 from detkernel_detection.predictions import Predictions, to_detections
 from detkernel_detection.testing import ModelContract, TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import MobilenetV3, Resnet, TorchvisionBackbone
-from detkernel_torchvision.models import FasterRcnn, Fcos, Retinanet, Ssdlite
+from detkernel_torchvision.models import FasterRcnn, Fcos, Retinanet, Ssd, Ssdlite
 from torch import nn
 
 
@@ -225,3 +225,27 @@ class TestFcos(ModelContract):
 
     def plugin(self):
         return Fcos(backbone=Resnet(depth=18, stages=2, norm="group"), neck_channels=32, levels=[8], score_thresh=0)
+
+
+def test_the_args_of_a_backbone_by_name_are_its_builders():
+    plain, reduced = (
+        TorchvisionBackbone(name="mobilenet_v3_small", args=args).build() for args in ({}, {"reduced_tail": True})
+    )
+    assert (plain.channels[-1], reduced.channels[-1]) == (576, 288)
+
+
+def test_weights_of_the_backbone_of_ssd(tmp_path):
+    """Of a classification model, from a file; the classifier in it is passed over."""
+    body = torchvision.models.mobilenet_v3_large()
+    torch.save(body.state_dict(), tmp_path / "mobilenet.pt")
+    found = Ssdlite(size=64, backbone_weights=str(tmp_path / "mobilenet.pt"))._build(4).backbone.features
+    assert torch.equal(found[0][0][0].weight, body.features[0][0].weight)
+    with torch.device("meta"):
+        features = nn.Sequential(*torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"]))
+    state = {f"features.{name}": torch.full(one.shape, 0.5) for name, one in features.state_dict().items()}
+    torch.save({**state, "classifier.0.weight": torch.zeros(2)}, tmp_path / "vgg.pt")
+    model = Ssd(backbone_weights=str(tmp_path / "vgg.pt"))._build(4)
+    assert bool((model.backbone.features[0].weight == 0.5).all())
+    assert [parameter.requires_grad for parameter in model.backbone.features.parameters()][:6] == [False] * 4 + [
+        True
+    ] * 2
