@@ -82,6 +82,8 @@ def torchrun(
 SCENES = """
 from detkernel import Span
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_data.loading.loader import Loader
+from detkernel_detection import Sampler
 from detkernel_optim.stepping import Adamw, Sgd
 @plugin
 class Saw:
@@ -188,6 +190,40 @@ def resumed():
         shutil.copy(out / "through" / "checkpoints" / "iter_4.pt", out / "again" / "checkpoints")
     return [through, run("again")]
 
+@plugin
+class Worst(Sampler):
+    '''The images with the highest losses of the epoch before, twice.'''
+
+    heard: dict = state(factory=dict)
+
+    def update(self, indices, losses):
+        self.heard = dict(zip(map(str, indices.tolist()), losses.tolist(), strict=True))
+
+    def positions(self, indices, epoch, generator):
+        worst = sorted(indices, key=lambda index: -self.heard.get(str(index), 0))[: len(indices) // 2]
+        return [*worst, *worst] if self.heard else indices
+
+    def state_dict(self):
+        return {"heard": self.heard}
+
+    def load_state_dict(self, state):
+        self.heard = state["heard"]
+
+def sampled():
+    '''The images of each process: of a run through, and of one that goes on in the midst of an epoch.'''
+    def run(folder):
+        saw, sampler = Saw(), Worst()
+        data = Loader(train=TinyDataset(size=12), sampler=sampler, workers=0)
+        plugins = {"device": Device(device="cpu"), "data": data, "checkpoint": Checkpoint(every=Span(2, "iters"))}
+        kernel = tiny_kernel(plugins, until="3 epochs", work_dir=out / folder)
+        kernel.state.bus._manager.register(saw)
+        return saw.pictures, kernel.run() and sampler.heard
+    through = run("sampled")
+    if os.environ["RANK"] == "0":
+        (out / "sampled_again" / "checkpoints").mkdir(parents=True)
+        shutil.copy(out / "sampled" / "checkpoints" / "iter_4.pt", out / "sampled_again" / "checkpoints")
+    return [*through, *run("sampled_again")]
+
 saw = Saw()
 trained = kernel(Device(device="cpu"), until="2 epochs", validate="1 epoch", saw=saw).run()
 asked = kernel(Device(device="cpu"), until="100 iters", stop=StopAfterThree()).run()
@@ -199,8 +235,8 @@ synchronised, alone = normed(sync_batchnorm=True), normed()
 tested = kernel(Device(device="cpu")).test()
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]  # none where there is no /proc
 report(trained, counts=[counted(), counted(accumulate=2)], frozen=[frozen(True), frozen(False)],
-       accumulated=[accumulated(), accumulated(static_graph=True)], resumed=resumed(), weights=weights(trained),
-       pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
+       accumulated=[accumulated(), accumulated(static_graph=True)], resumed=resumed(), sampled=sampled(),
+       weights=weights(trained), pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
        size=trained.world_size, group_left=not torch.distributed.is_initialized(),
        stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
        synchronised=numbers(synchronised), alone=numbers(alone), spare=weights(spare), tested=tested.mode,
@@ -295,6 +331,17 @@ def test_a_resume_in_the_midst_of_an_accumulation_is_exact_on_every_process(scen
         through, again = rank["resumed"]
         assert again == through
     assert scenes[0]["resumed"][0] != scenes[1]["resumed"][0]  # in their running statistics
+
+
+def test_a_sampler_with_state_hears_the_losses_of_all_processes(scenes: list[dict]):
+    (first, heard, again, _), (second, other, again_there, _) = (rank["sampled"] for rank in scenes)
+    assert heard == other
+    assert len(heard) == 6
+    assert sorted(first[:6] + second[:6]) == list(range(12))
+    epochs = [set(first[n : n + 6] + second[n : n + 6]) for n in (6, 12)]
+    assert [len(epoch) for epoch in epochs] == [6, 6]
+    assert again == first[8:]
+    assert again_there == second[8:]
 
 
 def test_parameters_are_frozen_and_thawed_in_the_midst_of_a_run(scenes: list[dict]):

@@ -19,10 +19,10 @@ def test_the_table_is_read():
 
 @pytest.mark.parametrize(("name", "row"), [row for row in ROWS if row[0] not in WITH_FILES])
 def test_a_row_works_with_the_demo(name, row, tmp_path, monkeypatch):
-    small = "run: {until: 2 iters, validate: null}\ndata: {train: {size: 16}, val: {size: 2}, workers: 0}\n"
+    small = ["run.until=2 iters", "run.validate=null", "data.train.size=16", "data.val.size=2", "data.workers=0"]
     without = "schedule: null\n" if name == "two_optimizers" else ""
-    (tmp_path / "config.yaml").write_text(f"base: {ROOT}/configs/shapes.yaml\n{small}{without}{row}\n")
+    (tmp_path / "config.yaml").write_text(f"base: {ROOT}/configs/shapes.yaml\n{without}{row}\n")
     monkeypatch.chdir(tmp_path)
-    loaded = load("config.yaml")
+    loaded = load("config.yaml", small)
     run = Kernel(loaded.plugins, loaded.options, priorities=loaded.priorities, config=loaded.plain).run()
     assert run.iter == 2

@@ -81,6 +81,10 @@ class Concat(Dataset):
     def fingerprint(self) -> str:
         return _join([*self.classes, *(part.fingerprint() for part in self.datasets)])
 
+    def source(self, index: int) -> int:
+        """Which of the data sets an image is of."""
+        return self._find(index)[0]
+
     def _find(self, index: int) -> tuple[int, int]:
         index = _position(index, len(self))
         number = bisect_right(self._ends, index)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from detkernel_detection import Dataset, Sampler
     from numpy.typing import NDArray
 
+    from detkernel_data.loading.history import History
+
 
 def seed_of(*numbers: int) -> int:
     """A 63-bit seed from some numbers: neighbours get unrelated ones."""
@@ -42,7 +44,7 @@ class BatchSampler:
     drop_last: bool = False
     rank: int = 0
     world_size: int = 1
-    sampler: Sampler | None = None
+    sampler: Sampler | History | None = None
     """What gives the positions of an epoch of the one group; None: each position comes once."""
 
     def __len__(self) -> int:
@@ -104,8 +106,9 @@ class BatchSampler:
             return group[torch.randperm(len(group), generator=generator).numpy()] if self.shuffle else group
         order = np.asarray(self.sampler.positions(group.tolist(), epoch, generator), dtype=np.int64)
         if order.shape != group.shape or not np.isin(order, group).all():
+            name = type(getattr(self.sampler, "sampler", self.sampler)).__name__
             raise UserError(
-                f"{type(self.sampler).__name__}: it gives {order.size} positions for epoch {epoch}; expected "
+                f"{name}: it gives {order.size} positions for epoch {epoch}; expected "
                 f"{len(group)}, as many as there are images to train on, each of them one of those"
             )
         return order

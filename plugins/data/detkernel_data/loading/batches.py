@@ -18,6 +18,7 @@ from detkernel_detection import Batch, Dataset
 from detkernel_detection.batching import Packed
 from torch.utils.data import DataLoader
 
+from detkernel_data.loading.history import History
 from detkernel_data.loading.samples import Failure
 from detkernel_data.loading.workers import Setup, Watch, dismiss, opened, share_folder
 
@@ -29,7 +30,8 @@ class Batches:
     """The loader that a run sees (`detkernel_detection.Loader`).
 
     In training one stream of batches goes on from epoch to epoch, so that no epoch begins with idle workers; asked for
-    another position (a resume), it starts a new stream there, which reads nothing of what lies before.
+    another position (a resume), it starts a new stream there, which reads nothing of what lies before. Where the order
+    of an epoch follows from the one before (`history`), each epoch has a stream of its own.
     """
 
     def __init__(
@@ -37,17 +39,20 @@ class Batches:
         samples: Any,
         batch_sampler: Any,
         *,
-        endless: bool,
+        training: bool,
         workers: int,
         prefetch: int,
         pin_memory: bool,
         stopping: Callable[[], bool] = lambda: False,
         purpose: str = "",
+        history: History | None = None,
     ) -> None:
         """`samples[epoch, draws]` is a batch; `batch_sampler.draws(epoch)` says which there are in an epoch."""
         self.samples, self.batch_sampler, self._stopping, self._purpose = samples, batch_sampler, stopping, purpose
         self.dataset: Dataset = samples.dataset
-        self._endless, self._workers, self._prefetch, self._pin = endless, workers, prefetch, pin_memory
+        self.history = history
+        self._training, self._endless = training, training and history is None
+        self._workers, self._prefetch, self._pin = workers, prefetch, pin_memory
         self._stream: Iterator[Batch] | None = None
         self._next = (0, 0)
 
@@ -89,7 +94,7 @@ class Batches:
             stream.close()  # type: ignore[attr-defined]
 
     def _positions(self, epoch: int, start: int) -> Iterator[tuple[int, Any]]:
-        """From a position on: endless in training, one epoch in validation."""
+        """From a position on: endless, or to the end of the epoch."""
         while True:
             yield from ((epoch, batch) for batch in self.batch_sampler.draws(epoch)[start:])
             if not self._endless:
@@ -143,7 +148,7 @@ class Batches:
             received: Packed | Failure = next(iterator)
         except (RuntimeError, OSError, EOFError) as error:
             if watch.gave_up:
-                if self._endless and self.batch_sampler.world_size == 1:
+                if self._training and self.batch_sampler.world_size == 1:
                     return None
                 raise ResourceError(self._given_up(watch.gave_up)) from None
             if _DEAD not in str(error) and not _somebody_died(iterator, error):
@@ -152,7 +157,7 @@ class Batches:
         return received
 
     def _given_up(self, waited_for: str) -> str:
-        where = "training" if self._endless else "the validation"
+        where = "training" if self._training else "the validation"
         return f"data: {where} was told to stop while it waited for a batch: {waited_for}"
 
     def _obituary(self, iterator: Any, epoch: int, reading: Callable[[int], str]) -> str:
@@ -162,7 +167,7 @@ class Batches:
         codes = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers)]
         number, code = next(((number, code) for number, code in codes if code is not None), (0, None))
         reason = f"exit status {code}" if code is None or code >= 0 else _signal_name(-code)
-        when = self._purpose or (f"around epoch {epoch + 1}" if self._endless else "in a validation")
+        when = self._purpose or (f"around epoch {epoch + 1}" if self._training else "in a validation")
         advice = "data.workers=0 loads in the main process and shows an error at its place"
         if code == -signal.SIGKILL:
             advice = "most often memory ran out: lower data.workers, data.prefetch or data.batch_size"

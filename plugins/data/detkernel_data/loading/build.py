@@ -18,6 +18,7 @@ from detkernel_data.cleaning.clean import validate
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
 from detkernel_data.loading.batch_shapes import Size, choose_shapes
 from detkernel_data.loading.batches import Batches
+from detkernel_data.loading.history import History
 from detkernel_data.loading.samples import Samples
 from detkernel_data.loading.workers import worker_count
 from detkernel_data.masks import MISSING, trainable, without_mask
@@ -54,8 +55,14 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         seeded=training, missing_masks=options.missing_masks, shapes=shapes,
         masks_kept=trained_masks,
     )  # fmt: skip
+    groups = _groups(options, run, mode, dataset, trained_masks, shapes)
+    sampler = options.sampler if mode == "train" else None
+    history = None
+    if sampler is not None:
+        sampler.prepare(dataset, groups[0].tolist())
+        history = History(sampler, run, groups[0].tolist()) if History.is_needed(sampler) else None
     batch_sampler = BatchSampler(
-        _groups(options, run, mode, dataset, trained_masks, shapes),
+        groups,
         options.batch_size if training else options.val_batch_size or options.batch_size,
         run.seed,
         training=training,
@@ -63,10 +70,8 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         drop_last=training and options.drop_last,
         rank=run.rank,
         world_size=run.world_size,
-        sampler=options.sampler if training else None,
+        sampler=history or sampler,
     )
-    if batch_sampler.sampler is not None:
-        batch_sampler.sampler.prepare(dataset, batch_sampler.groups[0].tolist())
     samples.indices = np.concatenate(batch_sampler.groups)  # type: ignore[assignment]
     samples.epochs = _epochs(run.options.until, len(batch_sampler)) if training else None
     if len(batch_sampler) == 0 and (training or run.world_size == 1):
@@ -74,7 +79,8 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     return Batches(
         samples,
         Extremes(batch_sampler, dataset) if run.checking else batch_sampler,
-        endless=training,
+        training=training,
+        history=history,
         workers=worker_count(options.workers),
         prefetch=options.prefetch,
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",

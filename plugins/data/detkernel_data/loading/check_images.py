@@ -72,7 +72,7 @@ def find_invalid(
     loader: Any = Batches(
         trials,
         chunks,
-        endless=False,
+        training=False,
         workers=workers,
         prefetch=2,
         pin_memory=False,

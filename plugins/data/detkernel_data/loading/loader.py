@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
 from detkernel.run import Mode
-from detkernel_detection import Dataset, Sampler, Transform
+from detkernel_detection import Batch, Dataset, Losses, Sampler, Transform
 
 if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
+    from detkernel_data.loading.history import History
 
 
 @plugin
@@ -71,6 +72,7 @@ class Loader:
     )
 
     _made: dict[str, Batches] = state(factory=dict)
+    _history: History | None = state(default=None)
 
     @hookimpl
     def setup(self, run: Run) -> None:
@@ -102,7 +104,28 @@ class Loader:
         if mode in self._made:
             self._made[mode].close()
         self._made[mode] = loader
+        if mode == "train":
+            self._history = loader.history
         return loader
+
+    @hookimpl
+    def after_train_iter(self, batch: Batch, losses: Losses) -> None:
+        if self._history is not None:
+            self._history.hear(batch.indices, losses)
+
+    @hookimpl(optionalhook=True)
+    def before_save(self) -> None:
+        if self._history is not None:
+            self._history.gather()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._history is None else {"sampler": self._history.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if ("sampler" in state) != (self._history is not None):
+            raise ValueError("it is of another sampler")
+        if self._history is not None:
+            self._history.load_state_dict(state["sampler"])
 
     @hookimpl
     def after_run(self) -> None:
