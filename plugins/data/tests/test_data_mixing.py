@@ -1,9 +1,10 @@
 """Mosaic, mixup and copy-paste: what they show is annotated, and it follows from (seed, epoch, position) alone."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
-from detkernel import UserError, option, plugin
+from detkernel import ConfigError, UserError, option, plugin
 from detkernel_data.loading.batch_sampler import BatchSampler
 from detkernel_data.loading.batch_shapes import known_shapes
 from detkernel_data.loading.loader import Loader
@@ -214,3 +215,69 @@ def test_a_repeated_position_gets_other_random_numbers():
     first, again = (samples.sample(0, 1, repetition).extras["drawn"] for repetition in (0, 1))
     assert first != again
     assert samples.sample(0, 1).extras["drawn"] == first
+
+
+@plugin
+class Weighted:
+    """A model whose losses go by the weight of an object."""
+
+    uses_fields = ("weight",)
+
+
+def weighted(*transforms, **options):
+    loader = Loader(
+        **{"train": Blocks(), "batch_size": 2, "workers": 0, "train_transforms": list(transforms), **options}
+    )
+    return loader.build_loader(tiny_kernel({"data": loader, "weighted": Weighted()}, until="4 epochs").state, "train")
+
+
+def test_the_weight_of_an_object_is_the_share_of_its_image_where_that_is_asked_for():
+    found = weighted(Mixup(probability=1, ratio=(0.75, 0.75), weights=True)).samples.sample(0, 0).target
+    assert found.fields["weight"].tolist() == [0.75, 0.25]
+    twice = weighted(*[Mixup(probability=1, ratio=(0.75, 0.75), weights=True)] * 2).samples.sample(0, 0).target
+    assert twice.fields["weight"].tolist() == [0.5625, 0.1875, 0.25]
+    assert "weight" not in weighted(Mixup(probability=1)).samples.sample(0, 0).target.fields
+    batch = next(weighted(Mixup(probability=0.5, weights=True, active=(0, 1)), batch_size=4).batches(0))
+    assert {1.0, 0.5} == {weight for one in batch.each_target() for weight in one.fields["weight"].tolist()}
+    batch = next(weighted(Mixup(probability=1, weights=True, active=(0, 1)), batch_size=4).batches(1))
+    assert [one.fields["weight"].tolist() for one in batch.each_target()] == [[1.0]] * 4
+
+
+@pytest.mark.parametrize("mosaic_first", [True, False])
+def test_weights_go_with_their_objects_through_a_mosaic(mosaic_first):
+    parts = [Mosaic(size=(80, 96), visible=0), Mixup(probability=1, ratio=(0.75, 0.75), weights=True)]
+    loader = weighted(*(parts if mosaic_first else parts[::-1]))
+    found = [loader.samples.sample(epoch, 0).target for epoch in range(4)]
+    for target in found:
+        assert len(target.fields["weight"]) == len(target)
+        assert set(target.fields["weight"].tolist()) <= ({0.75, 0.25} if mosaic_first else {0.75, 0.25, 1.0})
+    assert any(len(target) > 2 for target in found)
+
+
+@plugin
+class Certain(Blocks):
+    """How sure an annotator was is a weight that the data has already."""
+
+    kind: str = option(default="value", help="how it changes")
+
+    def load(self):
+        super().load()
+        self.fields = {"weight": self.kind}
+
+    def annotations(self, index):
+        return attrs.evolve(super().annotations(index), fields={"weight": np.array([2])})
+
+
+def test_the_weight_that_the_data_has_is_multiplied():
+    mixup = Mixup(probability=1, ratio=(0.75, 0.75), weights=True)
+    found = weighted(mixup, train=Certain()).samples.sample(0, 0).target
+    assert found.fields["weight"].tolist() == [1.5, 0.5]
+    with pytest.raises(ConfigError, match="'weight' of the objects, which is of kind 'angle' in the data"):
+        weighted(mixup, train=Certain(kind="angle"))
+
+
+def test_weights_that_no_loss_goes_by_are_an_error():
+    with pytest.raises(
+        ConfigError, match=r"Mixup changes the field 'weight' of the objects, but no active plugin says"
+    ):
+        made(Mixup(weights=True))

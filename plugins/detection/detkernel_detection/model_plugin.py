@@ -21,6 +21,9 @@ class DetectorPlugin:
     needs: ClassVar[tuple[str, ...]] = ()
     """What the loader must give beside boxes: "masks", "keypoints"."""
 
+    uses_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields of objects that its losses go by where there are any, such as "weight"."""
+
     @property
     def loads_weights(self) -> bool | None:
         """Whether its options make `load` load weights of the whole model; None: nobody can know."""

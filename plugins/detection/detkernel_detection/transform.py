@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
@@ -55,6 +56,11 @@ class Transform(Part, ABC):
         """The most objects that a sample has after it, where one before it has at most `most` and any other sample of
         the data set `another`: a transform that adds objects says so here."""
         return most
+
+    def adds_fields(self) -> Mapping[str, float]:
+        """The fields of kind "value" that it changes, each with the value that an object begins with where the data set
+        has no such field. Every training sample has them then, float32 [N]. The loader refuses what nobody uses."""
+        return {}
 
     @abstractmethod
     def __call__(self, sample: Sample) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -42,10 +42,11 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         check_images(dataset, mode, worker_count(options.workers))
     if run.loaders:
         dataset = matched(dataset, run.classes, mode)
-    for transform in options.transforms(mode):
-        _check_fields(options, mode, transform, dataset)
-        transform.prepare(dataset)
     training = options.trains(mode)
+    added = _added_fields(options, run, dataset) if training else {}
+    for transform in options.transforms(mode):
+        _check_fields(options, mode, transform, {**dict.fromkeys(added, "value"), **dataset.fields})
+        transform.prepare(dataset)
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
     trained_masks = training and "masks" in needs
     masks = trained_masks or (training and any("masks" in each.needs for each in options.transforms(mode)))
@@ -53,7 +54,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     samples = Samples(
         dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,
         seeded=training, missing_masks=options.missing_masks, shapes=shapes,
-        masks_kept=trained_masks,
+        masks_kept=trained_masks, added_fields=added,
     )  # fmt: skip
     groups = _groups(options, run, mode, dataset, trained_masks, shapes)
     sampler = options.sampler if mode == "train" else None
@@ -93,9 +94,29 @@ def _epochs(until: Span, epoch_length: int) -> int | None:
     return -(-until.iters(epoch_length) // epoch_length) if epoch_length else None
 
 
-def _check_fields(options: Loader, mode: Mode, transform: Transform, dataset: Dataset) -> None:
+def _added_fields(options: Loader, run: Run, dataset: Dataset) -> dict[str, float]:
+    """The fields that training transforms change, with the values that they begin with. Raises `ConfigError` for one
+    that no plugin goes by, or that the data set has for another purpose."""
+    used = {name for plugin in run.bus.plugins.values() for name in getattr(type(plugin), "uses_fields", ())}
+    found: dict[str, float] = {}
+    for transform in options.train_transforms:
+        for name, value in transform.adds_fields().items():
+            kind = dataset.fields.get(name, "value")
+            if name in used and kind == "value":
+                found[name] = value
+                continue
+            message = f"{type(transform).__name__} changes the field '{name}' of the objects, "
+            if kind != "value":
+                message += f"which is of kind '{kind}' in the data; expected 'value'"
+            else:
+                message += "but no active plugin says that it uses it (`uses_fields`); leave that option at its default"
+            raise wrong(options, "train_transforms", message)
+    return found
+
+
+def _check_fields(options: Loader, mode: Mode, transform: Transform, fields: Mapping[str, str]) -> None:
     """Raise `ConfigError` for a field of the objects that a transform would leave behind."""
-    for name, kind in dataset.fields.items():
+    for name, kind in fields.items():
         if kind not in transform.moves_fields and "any" not in transform.moves_fields:
             message = (
                 f"{type(transform).__name__} cannot move the field '{name}' of kind '{kind}' (it moves "

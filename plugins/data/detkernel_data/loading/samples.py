@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ class Samples(torch.utils.data.Dataset[Any]):
     epochs: int | None = None
     masks_kept: bool = True
     """False: masks are there for the transforms alone."""
+    added_fields: Mapping[str, float] = attrs.field(factory=dict)
+    """What transforms change of each object, and the value that it begins with (`Transform.adds_fields`)."""
     reading: Any = None
     """In a worker, (array, place) where the position of the image that is being read is told, plus 1."""
 
@@ -98,7 +100,7 @@ class Samples(torch.utils.data.Dataset[Any]):
             image_id=notes.image_id,
             original_size=(notes.height, notes.width),
             epoch=epoch,
-            field_kinds=self.dataset.fields,
+            field_kinds={**dict.fromkeys(self.added_fields, "value"), **self.dataset.fields},
         )
 
     def sample(self, epoch: int, index: int, repetition: int = 0) -> Sample:
@@ -132,6 +134,8 @@ class Samples(torch.utils.data.Dataset[Any]):
         boxes, labels = notes.boxes[keep].astype(np.float32), notes.labels[keep].astype(np.int64)
         kinds = self.dataset.fields
         fields = {name: _field(_needed(notes, notes.fields.get(name), name)[keep], kinds[name]) for name in kinds}
+        for name, value in self.added_fields.items():
+            fields[name] = fields[name].float() if name in fields else torch.full((len(labels),), value)
         return Target(torch.from_numpy(boxes), torch.from_numpy(labels), masks, keypoints, fields)
 
     def _told(self, index: int, error: UserError) -> str:

@@ -5,6 +5,7 @@ They fetch other images as they are in the data set, so they stand before those 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import UserError, option, plugin
@@ -98,6 +99,11 @@ class Mixup(Transform):
         default=(0.5, 0.5), above=0, below=1, help="least and most share of the image itself in the result"
     )
     probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the images")
+    weights: bool = option(
+        default=False,
+        help="multiply the field `weight` of each object by its image's share, for losses that go by it; false: every "
+        "object counts in full, as in YOLOX and RTMDet",
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.ratio[0] > self.ratio[1]:
@@ -108,6 +114,9 @@ class Mixup(Transform):
 
     def most_objects(self, most: int, another: int) -> int:
         return most + another
+
+    def adds_fields(self) -> Mapping[str, float]:
+        return {"weight": 1.0} if self.weights else {}
 
     def __call__(self, sample: Sample) -> Sample:
         import torch
@@ -124,6 +133,9 @@ class Mixup(Transform):
         other = geometry.place(geometry.fit(context.another(), sample.size), 0, 0, sample.size, _GREY)
         mixed = sample.image.float().mul_(share).add_(other.image.float(), alpha=1 - share)
         sample.image = mixed.round_().clamp_(0, 255).to(torch.uint8)
+        if self.weights:
+            sample.target.fields["weight"] = share * sample.target.fields["weight"]
+            other.target.fields["weight"] = (1 - share) * other.target.fields["weight"]
         sample.target = geometry.joined([sample.target, other.target])
         return sample
 
