@@ -6,7 +6,10 @@ import pytest
 import torch
 from detkernel import ConfigError, DataError, UserError, hookimpl, option, plugin
 from detkernel_data.formats.coco import Coco
+from detkernel_data.formats.voc import Voc
+from detkernel_data.formats.yolo import Yolo
 from detkernel_data.loading.loader import Loader
+from detkernel_data.transforms.mixing import Mosaic
 from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection import Dataset, Detections, Target, Transform
@@ -214,3 +217,98 @@ def test_the_fingerprint_changes_with_a_field(coco):
     before = fingerprint()
     assert before == fingerprint()
     assert before != fingerprint(change=lambda content: content["annotations"][0].update(track_id=5))
+
+
+def write_voc(folder, track="<track_id>{}</track_id>", angle=None):
+    """The images of `coco` in VOC form; the angle is an attribute, as CVAT writes it."""
+    angle = angle or "<attributes><attribute><name>angle</name><value>{}</value></attribute></attributes>"
+    box = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(exist_ok=True)
+    for number in (1, 2):
+        Image.new("RGB", (80, 40), (30, 30, 30)).save(folder / f"JPEGImages/{number}.png")
+        objects = [
+            f"<object><name>bolt</name>{box.format(*corners)}{track.format(100 * number + n)}"
+            f"{angle.format(30 + 90 * n)}</object>\n"
+            for n, corners in enumerate([(4, 4, 24, 24), (60, 10, 76, 34)])
+        ]
+        (folder / f"Annotations/{number}.xml").write_text(f"<annotation>\n{''.join(objects)}</annotation>")
+    return Voc(root=folder, split=None, origin=0, fields={"track_id": "value", "angle": "angle"})
+
+
+def write_yolo(folder, line="0 {} {} {} {} {} {}\n"):
+    """The images of `coco` in YOLO form, with two columns more."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "data.yaml").write_text("names: [bolt]\ntrain: images\n")
+    for number in (1, 2):
+        Image.new("RGB", (80, 40), (30, 30, 30)).save(folder / f"images/{number}.png")
+        boxes = [(14 / 80, 14 / 40, 20 / 80, 20 / 40), (68 / 80, 22 / 40, 16 / 80, 24 / 40)]
+        text = "".join(line.format(*box, 100 * number + n, 30.0 + 90 * n) for n, box in enumerate(boxes))
+        (folder / f"labels/{number}.txt").write_text(text)
+    return Yolo(data=folder, split="train", fields={"track_id": "value", "angle": "angle"})
+
+
+@pytest.fixture(params=["coco", "voc", "yolo"])
+def dataset(request, coco, tmp_path):
+    if request.param == "coco":
+        return coco(fields={"track_id": "value", "angle": "angle"})
+    return {"voc": write_voc, "yolo": write_yolo}[request.param](tmp_path)
+
+
+def test_every_form_carries_fields_through_flip_and_crop_to_detections(dataset):
+    batch = next(made(dataset, Flip(probability=1), LeftHalf()).batches(0))
+    assert batch.targets.fields["track_id"].dtype == torch.int64
+    found = Oracle().val_step(None, None, batch)
+    assert [one.fields["track_id"].tolist() for one in found] == [[101], [201]]
+    assert [one.fields["angle"].tolist() for one in found] == [[60.0], [60.0]]
+    assert found[0].boxes.tolist() == [pytest.approx([4, 10, 20, 34])]
+
+
+def test_every_form_carries_fields_through_a_mosaic(dataset):
+    loader = made(
+        dataset, Mosaic(size=(80, 160), center=(0.5, 0.5), scale=(0.5, 0.5), visible=0.9), Flip(probability=1)
+    )
+    target = loader.samples.sample(0, 0).target
+    assert len(target) == 8
+    angles = {100: 150.0, 200: 150.0, 101: 60.0, 201: 60.0}
+    sizes = {0: 20.0, 1: 16.0}
+    for track, angle, box in zip(*target.fields.values(), target.boxes, strict=True):
+        assert angle.item() == pytest.approx(angles[track.item()])
+        assert (box[2] - box[0]).item() == pytest.approx(sizes[track.item() % 100], abs=1e-4)
+
+
+def test_a_field_that_a_voc_object_lacks_or_that_is_text_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"1.xml:2: object 1 'bolt': <track_id>: expected a number, .* got nothing"):
+        write_voc(tmp_path, track="").load()
+    with pytest.raises(DataError, match=r"1.xml:2: object 1 'bolt': <angle>: expected a number, .* got 'Left30'"):
+        write_voc(tmp_path, angle="<angle>Left{}</angle>").load()
+
+
+def test_flags_of_voc_are_fields_as_numbers(tmp_path):
+    dataset = write_voc(tmp_path, track="<track_id>true</track_id><truncated>1</truncated>")
+    dataset.fields = {"track_id": "value", "truncated": "value"}
+    dataset.load()
+    fields = dataset.annotations(0).fields
+    assert {name: values.tolist() for name, values in fields.items()} == {"track_id": [1, 1], "truncated": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 {} {} {} {} {}\n", "1.txt:1: expected 'class x y width height', .* got 4 values before track_id, angle"),
+        ("0 {} {} {} {} {} x{}\n", "1.txt:1: angle: expected a number, .* got 'x30.0'"),
+        ("0\n", "1.txt:1: expected 'class x y width height', .* got 0 values before track_id, angle"),
+    ],
+)
+def test_a_line_of_yolo_without_the_columns_is_an_error(line, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        write_yolo(tmp_path, line).load()
+
+
+def test_a_polygon_of_yolo_has_its_fields_behind_its_points(tmp_path):
+    dataset = write_yolo(tmp_path, "0 {} {} {} {} 0.5 0.75 {} {}\n")
+    dataset.load()
+    notes = dataset.annotations(1)
+    assert notes.fields["track_id"].tolist() == [200, 201]
+    assert len(notes.masks[0][0]) == 6

@@ -426,11 +426,6 @@ class Coco(FileDataset):
     bbox_unit: Literal["pixels", "fractions"] = option(
         default="pixels", help="'fractions': boxes and polygons are parts of the image's width and height, 0 to 1"
     )
-    fields: dict[str, Literal["value", "angle"]] = option(
-        factory=dict,
-        help="further keys of the annotations that go with each object, such as {track_id: value, angle: angle}: "
-        "values stay as they are, angles (degrees, from the x axis towards the y axis) turn with the image",
-    )
     evaluate_ignored: bool = option(
         default=True,
         help="count objects with `ignore: 1` in evaluation, as pycocotools does; false: they are neither missed nor is "

@@ -58,6 +58,12 @@ class FileDataset(Dataset):
         at_most=16,
         help="significant bits of images with 16 bits a channel; null: as many as the values of a sample of them need",
     )
+    fields: dict[str, Literal["value", "angle"]] = option(
+        factory=dict,
+        help="further values that go with each object, such as {track_id: value, angle: angle}: keys of COCO's "
+        "annotations, elements or <attributes> of VOC's objects, columns of YOLO's lines, in their order. Values stay "
+        "as they are, angles (degrees, from the x axis towards the y axis) turn with the image",
+    )
     cleaned: ClassVar[bool] = True
     """Every annotation was validated while it was read, with the lines of its files."""
     _flat: FlatAnnotations | None = state()

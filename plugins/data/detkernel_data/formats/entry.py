@@ -71,6 +71,22 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
+def number_in(place: str, name: str, text: str | None) -> float:
+    """A field of an object that a file has as text: whole numbers stay such, true and false are 1 and 0."""
+    words = {"true": 1, "false": 0}
+    for read in (words.__getitem__, int, float):
+        try:
+            value = read((text or "").lower())
+        except (KeyError, ValueError):
+            continue
+        if is_number(value):
+            return value
+    found = "nothing" if text is None else f"'{text[:40]}'"
+    raise DataError(
+        f"{place}: {name}: expected a number, as `fields` of the data set asks for it in every object; got {found}"
+    )
+
+
 def kind(value: Any) -> str:
     """What a value is; scalars with their value. Never the inside of a list: YAML aliases can make it endless."""
     if value is None:

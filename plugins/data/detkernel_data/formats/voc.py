@@ -34,6 +34,7 @@ def read(
     origin: int,
     unlabelled: str | None,
     orphans: str,
+    fields: Sequence[str] = (),
 ) -> Table:
     """Everything that the annotation files of the split say. Raises `DataError` with all problems found.
 
@@ -47,6 +48,7 @@ def read(
     unlabelled = unlabelled or ("drop" if split is None else "error")
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")
     problems, found = Problems(source), _Found(source, images, annotations, pictures, known, origin)
+    found.table.fields = {name: [] for name in fields}
     for name, place in listed.items():
         try:
             if len(pictures.get(name, ())) > 1:
@@ -62,7 +64,7 @@ def read(
                 hint = "" if problems.full else found.image_hint(name)
                 raise DataError(_missing(name, place, images / name, "picture") + hint)
             else:
-                found.add(name, read_xml(annotations / f"{name}.xml"))
+                found.add(name, read_xml(annotations / f"{name}.xml", fields))
         except DataError as error:
             problems.add(str(error))
     problems.stop()
@@ -102,6 +104,8 @@ class _Found:
                 continue
             table.add_object(position, seen.name, _from_origin(seen, table.origin))
             table.difficult.append(seen.difficult)
+            for name, value in zip(table.fields, seen.fields, strict=True):
+                table.fields[name].append(value)
             self.lines.append(seen.line)
 
     def without_xml(self, name: str, *, keep: bool) -> None:
@@ -295,6 +299,7 @@ class Voc(FileDataset):
             origin=self.origin,
             unlabelled=self.unlabelled,
             orphans=self.orphan_labels,
+            fields=tuple(self.fields),
         )
         standard = self.class_names == "voc"
         wanted = VOC_CLASSES if standard or isinstance(self.class_names, str) else self.class_names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import ParseError
@@ -14,7 +15,7 @@ from detkernel import DataError
 from detkernel.errors import relative
 from detkernel.files import read_regular
 
-from detkernel_data.formats.entry import is_number
+from detkernel_data.formats.entry import is_number, number_in
 from detkernel_data.formats.table import Box
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -34,6 +35,8 @@ class VocObject(NamedTuple):
     deleted: bool
     """By a tool, LabelMe say, that keeps what was removed."""
     line: int
+    fields: Sequence[float] = ()
+    """The further values that were asked for."""
 
 
 class VocFile(NamedTuple):
@@ -46,8 +49,12 @@ class VocFile(NamedTuple):
 class _Builder:
     """Collects the texts of the elements that matter while the parser goes through the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Collection[str]) -> None:
         self.parser: Any = None
+        self._fields = fields
+        self.values: list[dict[str, str]] = []
+        """Of each object, the fields that are there."""
+        self._attribute: dict[str, str] = {}
         self.size: dict[str, str] = {}
         self.objects: list[tuple[int, dict[str, str]]] = []
         self.repeated: tuple[int, str] | None = None
@@ -61,6 +68,7 @@ class _Builder:
             raise ValueError(f"nested more than {_DEEPEST} elements deep")
         if self._path[1:] == ["object"]:
             self.objects.append((self.parser.CurrentLineNumber, {}))
+            self.values.append({})
 
     def data(self, text: str) -> None:
         self._text.append(text)
@@ -75,7 +83,22 @@ class _Builder:
                 "xmin" | "ymin" | "xmax" | "ymax",
             ]:
                 self._keep(self.objects[-1][1], tag)
+        if self._fields:
+            self._end_field(tag)
         self._path.pop()
+
+    def _end_field(self, tag: str) -> None:
+        """<truncated>0</truncated>, or as CVAT writes it, <attribute><name>truncated</name><value>0</value>."""
+        match self._path[1:]:
+            case ["object", name] if name in self._fields:
+                self._keep(self.values[-1], name)
+            case ["object", "attributes", "attribute", "name" | "value"]:
+                self._attribute[tag] = "".join(self._text).strip()
+            case ["object", "attributes", "attribute"]:
+                name, self._text = self._attribute.get("name", ""), [self._attribute.get("value", "")]
+                self._attribute = {}
+                if name in self._fields:
+                    self._keep(self.values[-1], name)
 
     def close(self) -> list[str]:
         return self._path
@@ -86,9 +109,9 @@ class _Builder:
         texts[tag] = "".join(self._text).strip()
 
 
-def read_xml(path: Path) -> VocFile:
-    """Read a file. Raises `DataError` with its line and object."""
-    builder = _Builder()
+def read_xml(path: Path, fields: Collection[str] = ()) -> VocFile:
+    """Read a file, with further values of its objects. Raises `DataError` with its line and object."""
+    builder = _Builder(fields)
     parser = DefusedXMLParser(target=builder)
     builder.parser = parser.parser
     try:
@@ -109,6 +132,11 @@ def read_xml(path: Path) -> VocFile:
         raise DataError(f"{relative(path)}:{line}: <{tag}> is given twice; expected one")
     height, width = _size(path, builder.size)
     objects = [_object(path, number, *found) for number, found in enumerate(builder.objects, start=1)]
+    if fields:
+        for number, (found, values) in enumerate(zip(objects, builder.values, strict=True)):
+            place = f"{relative(path)}:{found.line}: object {number + 1} '{found.name}'"
+            numbers = [number_in(place, f"<{name}>", values.get(name)) for name in fields]
+            objects[number] = found._replace(fields=numbers)
     return VocFile(height, width, objects)
 
 

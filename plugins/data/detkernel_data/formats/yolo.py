@@ -15,6 +15,7 @@ from detkernel.errors import relative
 from detkernel.files import read_regular
 
 from detkernel_data.formats.dataset import FileDataset, check_names
+from detkernel_data.formats.entry import number_in
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.formats.yolo_yaml import Pictures, names_of, pictures_of, read_yaml
@@ -41,9 +42,13 @@ class Label(NamedTuple):
     polygon: Sequence[float]
     """x, y, ...; empty for a box."""
     line: int
+    fields: Sequence[float] = ()
+    """The further columns that were asked for."""
 
 
-def read(data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing: bool) -> Table:
+def read(
+    data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing: bool, fields: Sequence[str] = ()
+) -> Table:
     """Everything that the label files say. Raises `DataError` with all problems found.
 
     `unlabelled`, `orphans`: what becomes of pictures without a label file, and of label files without a picture.
@@ -56,6 +61,7 @@ def read(data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing:
     lines: list[int] = []
     table = _empty_table(f"{content.place}: {split}", names, lines)
     table.notes += found.notes
+    table.fields = {name: [] for name in fields}
     without, is_there = [], Listing()
     for picture, identity in zip(found.files, _identities(found.files, path.parent), strict=True):
         labels = label_file(picture)
@@ -65,7 +71,7 @@ def read(data: Path, split: str, unlabelled: str, orphans: str, *, drop_missing:
             if unlabelled == "drop":
                 continue
         try:
-            _append(table, lines, picture, identity, read_labels(labels, names) if labelled else [])
+            _append(table, lines, picture, identity, read_labels(labels, names, fields) if labelled else [])
         except DataError as error:
             problems.add(str(error))
     problems.stop()
@@ -152,6 +158,8 @@ def _append(table: Table, lines: list[int], picture: str, identity: str, labels:
         table.add_object(position, label.name, label.box)
         table.masks.append([array("d", label.polygon)] if label.polygon else [])
         lines.append(label.line)
+        for name, value in zip(table.fields, label.fields, strict=True):
+            table.fields[name].append(value)
 
 
 def _check_alone(pictures: Sequence[str], problems: Problems) -> None:
@@ -180,22 +188,34 @@ def label_file(picture: str) -> str:
     return f"{os.path.splitext(moved)[0]}.txt"  # noqa: PTH122
 
 
-def read_labels(path: str, names: Sequence[str]) -> list[Label]:
-    """Read a label file. Raises `DataError` with its line."""
+def read_labels(path: str, names: Sequence[str], fields: Sequence[str] = ()) -> list[Label]:
+    """Read a label file, each line of which ends with so many fields. Raises `DataError` with its line."""
     try:
         lines = read_regular(Path(path), _LARGEST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{relative(path)}: the labels cannot be read ({error})") from None
-    return [_label(path, number, line, names) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        end = max(0, len(words) - len(fields))
+        label = _label(path, number, words[:end], names, fields)
+        if fields:
+            place = f"{relative(path)}:{number}"
+            values = [number_in(place, name, word) for name, word in zip(fields, words[end:], strict=True)]
+            label = label._replace(fields=values)
+        found.append(label)
+    return found
 
 
-def _label(path: str, line: int, text: str, names: Sequence[str]) -> Label:
-    words = text.split()
+def _label(path: str, line: int, words: Sequence[str], names: Sequence[str], fields: Sequence[str]) -> Label:
     place = f"{relative(path)}:{line}"
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
+        before = f" before {', '.join(fields)}" if fields else ""
         raise DataError(
             f"{place}: expected 'class x y width height', or a class and the points of a polygon; "
-            f"got {counted(len(words), 'value')}"
+            f"got {counted(len(words), 'value')}{before}"
         )
     if not _CLASS.fullmatch(words[0]) or int(words[0]) >= len(names):
         raise DataError(
@@ -264,5 +284,12 @@ class Yolo(FileDataset):
         check_names(self.class_names, self.ignore_classes)
 
     def load(self) -> None:
-        table = read(self.data, self.split, self.unlabelled, self.orphan_labels, drop_missing=self.bad_images == "drop")
+        table = read(
+            self.data,
+            self.split,
+            self.unlabelled,
+            self.orphan_labels,
+            drop_missing=self.bad_images == "drop",
+            fields=tuple(self.fields),
+        )
         self._clean(table, self.class_names)
