@@ -23,7 +23,7 @@ class Distill:
     def prepare_model(self, run: Run) -> None:
         import torch
 
-        if run.mode == "test":
+        if not run.trains:
             return
         teacher = copy.deepcopy(run.bare_model)
         try:

@@ -35,7 +35,9 @@
 
 Loaders come before the model, since the class count comes from the data. A resumed run fires exactly the events that
 remain: when it starts inside an epoch, that epoch's `before_train_epoch` is not fired a second time. `detkernel test`
-fires the validation's events with `run.mode == "test"`, so that an evaluator is written once.
+fires the validation's events with `run.mode == "test"`, so that an evaluator is written once. In a prediction
+(`Kernel.predict`, `run.mode == "predict"`) the events up to `before_run` fire, then `val_step` for every batch of the
+loader for "predict", and nothing of a validation.
 
 An implementation names only the arguments it wants, as in the example that ends each event's description. Order:
 `priority`, then the order in the config. `@hookimpl` takes pluggy's options: `wrapper=True` brackets the others,
@@ -79,7 +81,8 @@ class Events:
     def build_loader(self, run: Run, mode: Mode) -> Loader | None:
         """Make the loader of a mode, or return None if it is not yours to make.
 
-        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test". A plugin
+        Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test", a prediction
+        for "predict", whose data has no annotations. A plugin
         whose class says `loaders = ("unlabelled",)` has that one made for training as well, and takes its batches by
         `run.next_batch("unlabelled")`. Two plugins that both make the loader of a mode are an error.
 

@@ -18,6 +18,7 @@ import attrs
 from detkernel.bus import NEEDED, Bus
 from detkernel.errors import UserError, relative
 from detkernel.files import remove_leftovers, write_atomic
+from detkernel.hookspecs import Batch, Detections
 from detkernel.run import Loader, Mode, Run, RunOptions
 
 
@@ -49,6 +50,20 @@ class Kernel:
         with self._session("test") as run:
             evaluate(run, "test", run.val_sets)
         return self.state
+
+    def predict(self) -> Iterator[tuple[Batch, Sequence[Detections]]]:
+        """Detect in images without annotations: each batch of the loader for "predict", and what is found in it.
+
+        One that is left early is ended in order when it is closed.
+        """
+        self.state.bus.require_providers(["val_step"])
+        with self._session("predict") as run:
+            for batch in run.loader.batches(epoch=0):
+                detections = run.hook.val_step(run=run, model=run.model, batch=batch)
+                try:
+                    yield batch, detections
+                except GeneratorExit:
+                    return
 
     def check(self, *, fast: bool = False) -> dict[str, str]:
         """Everything but training, on all the data there is; returns what the run will cost.
@@ -87,7 +102,7 @@ class Kernel:
             run.log.setLevel(level)
 
     @contextmanager
-    def _session(self, mode: Literal["train", "test"]) -> Iterator[Run]:
+    def _session(self, mode: Literal["train", "test", "predict"]) -> Iterator[Run]:
         run = self.state
         run.mode = mode
         try:
@@ -128,7 +143,9 @@ def _close(loaders: Iterable[Loader]) -> list[Exception]:
 def prepare(run: Run) -> None:
     """From plugins to a model that can take a step."""
     run.hook.setup(run=run)
-    modes: list[Mode] = ["test"] if run.mode == "test" else ["train", "val"] if run.options.validate else ["train"]
+    modes: list[Mode] = ["train", "val"] if run.options.validate else ["train"]
+    if not run.trains:
+        modes = [run.mode]
     if run.checking:  # what the run itself does not need, too, where there is such data
         modes = ["train", "val", "test"]
     validated = ("val", "test", *run.val_sets)
@@ -142,7 +159,7 @@ def prepare(run: Run) -> None:
             continue
         if loader is None:
             raise UserError(f"no plugin made a loader for '{mode}': give the loader a `{mode}` data set")
-        if len(loader) == 0 and (mode not in validated or run.world_size == 1):
+        if len(loader) == 0 and (mode not in (*validated, "predict") or run.world_size == 1):
             raise UserError(f"the loader for '{mode}' has no batches: its data set is empty, or smaller than one batch")
         run.loaders[mode] = loader
     run.model = run.hook.build_model(run=run)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from detkernel.hookspecs import Events
 
 Mode: TypeAlias = str
-"""What a loader is for: "train", "val", "test", the name of a further loader that a plugin asks for (`loaders`), or of
-a further validation set (`Run.val_sets`). A run's own `mode` is one of the first three."""
+"""What a loader is for: "train", "val", "test", "predict", the name of a further loader that a plugin asks for
+(`loaders`), or of a further validation set (`Run.val_sets`). A run's own `mode` is one of the first four."""
 
 
 class Loader(Protocol):
@@ -107,6 +107,8 @@ class Run:
     mode: Mode = "train"
     checking: bool = False
     """True under `detkernel check`: two batches run and nothing may be left behind."""
+    known_classes: tuple[str, ...] = ()
+    """In `predict`: what the weights know, in label order; set in `setup` by the plugin that loads them."""
     prepared: bool = False
     """Whether `prepare_model` is over: networks are where they stay."""
     check_images: bool = False
@@ -172,6 +174,11 @@ class Run:
     def bare_model(self) -> Any:
         """The model without what wraps it for distribution or compiling."""
         return self.unwrap(self.model)
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training, with its validations; false for `test` and `predict`."""
+        return self.mode not in ("test", "predict")
 
     @property
     def trained_networks(self) -> dict[str, Any]:
@@ -244,8 +251,15 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in label order, from the data of this run."""
+        """Class names in label order, from the data of this run; in `predict`, from its weights."""
+        if self.known_classes:
+            return self.known_classes
         for loader in self.loaders.values():
+            if self.mode == "predict" and not loader.dataset.classes:
+                raise UserError(
+                    "the images to predict on have no classes, and no plugin says which ones the weights have; give a "
+                    "checkpoint of detkernel's, or checkpoint.load_from with checkpoint.load_from_classes: [...]"
+                )
             return tuple(loader.dataset.classes)
         raise UserError("run.classes is known once a loader is built; ask for it in build_model or later")
 

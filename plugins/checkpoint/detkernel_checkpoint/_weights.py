@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detkernel import Run
+from detkernel import CheckpointError, Run
 from detkernel.errors import relative
 from detkernel_detection.weights import Weights, classes_in, keypoints_in, load_into, read_weights
 
 if TYPE_CHECKING:
+    from detkernel_checkpoint._folder import Folder
     from detkernel_checkpoint._resume import Found
     from detkernel_checkpoint.checkpoint import Checkpoint
 
@@ -24,7 +27,20 @@ def load_found(run: Run, part: Checkpoint, found: Found) -> None:
     """Load the weights to detect with of a checkpoint of a run."""
     content = found.content
     weights = Weights(content["model"], relative(found.path), classes_in(content), keypoints_in(content))
-    _load(run, part, weights, "testing")
+    _load(run, part, weights, "testing" if run.mode == "test" else "predicting with")
+
+
+def classes_to_predict(part: Checkpoint, folder: Folder) -> tuple[str, ...]:
+    """The classes of the weights that a prediction will load, or none where nobody can know."""
+    if isinstance(part.load_from_classes, list) and part.load_from is not None:
+        return tuple(part.load_from_classes)
+    paths = [entry.path for entry in folder.entries()] if part.resume == "auto" else []
+    if part.resume not in ("auto", "never"):
+        paths = [Path(part.resume)]
+    for path in paths if part.load_from is None else [part.load_from]:
+        with suppress(CheckpointError):  # told when the weights are loaded
+            return read_weights(path).classes or ()
+    return ()
 
 
 def _load(run: Run, part: Checkpoint, weights: Weights, what: str) -> None:
@@ -36,6 +52,6 @@ def _load(run: Run, part: Checkpoint, weights: Weights, what: str) -> None:
         given=part.load_from_classes if part.load_from is not None else None,
         option="load_from_classes",
         allow_mismatch=part.allow_mismatch,
-        complete=run.mode == "test",
+        complete=not run.trains,
     )
     run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "%s %s", what, loaded.text)

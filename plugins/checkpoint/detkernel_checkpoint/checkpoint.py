@@ -76,6 +76,16 @@ class Checkpoint:
             raise ValueError(f"every: expected at least 1 epoch or iteration, or null, got '{self.every}'")
 
     @hookimpl
+    def setup(self, run: Run) -> None:
+        """Images to predict on have no classes: the weights say them, before the model is built."""
+        if run.mode == "predict":
+            from detkernel_checkpoint._weights import classes_to_predict
+
+            if self.load_from is None and self.resume == "auto" and not self._folder(run).entries():
+                raise self._no_weights(run)
+            run.known_classes = classes_to_predict(self, self._folder(run))
+
+    @hookimpl
     def prepare_model(self, run: Run) -> None:
         """Find what to resume and see that it fits, before anything costly happens; else load the weights asked for."""
         from detkernel_checkpoint import _finite, _origin, _resume
@@ -87,7 +97,7 @@ class Checkpoint:
         if training:
             self._origin = run.processes.from_main(lambda: _origin.origin(run))
         own = training and run.processes.from_main(lambda: self._hold(run))
-        if training or (run.mode == "test" and self.load_from is None):
+        if training or (not run.trains and self.load_from is None):
             self._found = run.processes.from_main(
                 lambda: _resume.find(run, self._folder(run), self, own, self._infinite)
             )
@@ -104,7 +114,7 @@ class Checkpoint:
 
     @hookimpl(trylast=True)
     def before_run(self, run: Run) -> None:
-        if run.mode == "test" or run.checking:
+        if not run.trains or run.checking:
             return
         from detkernel_checkpoint import _resume
         from detkernel_checkpoint._writer import Writer
@@ -314,17 +324,20 @@ class Checkpoint:
 
         if self.load_from is not None:
             load_from(run, self)
-        elif run.mode == "test" and self.resume != "never":
-            folder, key = self._folder(run).path, self._key(run)
-            raise CheckpointError(
-                f"{relative(folder)}: {'holds no checkpoint' if folder.is_dir() else 'no such folder'}, so there are "
-                "no weights to test. Give a checkpoint in place of the config, the run.work_dir of its run, or "
-                f"{key}.load_from=FILE; {key}.resume=never tests the model as it is built"
-            )
+        elif not run.trains and self.resume != "never":
+            raise self._no_weights(run)
         broken = list(_finite.broken_weights(run.bare_model.state_dict(), self._infinite))
         if broken:
             of = "the model as it is built" if self.load_from is None else f"{relative(self.load_from)}: it"
             raise CheckpointError(f"{of} has weights that are not finite: {_finite.listed(broken)} NaN or infinite")
+
+    def _no_weights(self, run: Run) -> CheckpointError:
+        folder, key = self._folder(run).path, self._key(run)
+        return CheckpointError(
+            f"{relative(folder)}: {'holds no checkpoint' if folder.is_dir() else 'no such folder'}, so there are "
+            f"no weights to {run.mode}. Give a checkpoint in place of the config, the run.work_dir of its run, or "
+            f"{key}.load_from=FILE; {key}.resume=never takes the model as it is built"
+        )
 
     def _folder(self, run: Run) -> Folder:
         from detkernel_checkpoint._folder import Folder

@@ -65,11 +65,10 @@ class DetectorPlugin:
 
     @hookimpl
     def val_step(self, run: Run, model: Any, batch: Batch) -> Sequence[Detections]:
-        from detkernel_detection.predictions import to_detections
+        from detkernel_detection.predictions import detect
 
         self.check_sizes(batch.sizes)
-        predictions = model(batch.images, None, batch.image_sizes, **self.arguments(batch))
-        return to_detections(predictions, batch, run.bare_model)
+        return detect(model, batch, run.bare_model, **self.arguments(batch))
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ class Predictions(NamedTuple):
     """float32 [B, K, P, 3] x, y in pixels of the batch's images, and a score."""
     fields: dict[str, Tensor] | None = None
     """Further values, [B, K] or [B, K, ...], by name, as they are wanted in `Detections.fields`."""
+
+
+def detect(model: Any, batch: Batch, detector: Detector | None = None, **arguments: Any) -> list[Detections]:
+    """What a model finds in a batch, one `Detections` an image. `detector`: the model without what wraps it."""
+    predictions = model(batch.images, None, batch.image_sizes, **arguments)
+    return to_detections(predictions, batch, model if detector is None else detector)
 
 
 def to_detections(predictions: Predictions, batch: Batch, model: Detector) -> list[Detections]:

@@ -13,7 +13,7 @@ from detkernel import DataError
 from torch import Tensor
 
 from detkernel_detection.batching import pack_samples
-from detkernel_detection.predictions import to_detections
+from detkernel_detection.predictions import detect
 from detkernel_detection.structures import Detections, Sample, Target
 from detkernel_detection.transform import Transform
 
@@ -67,8 +67,7 @@ class Predictor:
         self.model.eval()
         try:
             with torch.no_grad():
-                predictions: Any = self.model(batch.images, None, batch.image_sizes)
-                found = to_detections(predictions, batch, self.model)
+                found = detect(self.model, batch)
         finally:
             self.model.train(training)
         return [detections.keep(detections.scores >= min_score) for detections in found]

@@ -34,7 +34,7 @@ class EarlyStopping:
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        if run.mode == "test":
+        if not run.trains:
             return
         value, better = run.metrics.pick(self, "metric", self.rule)
         if run.checking:

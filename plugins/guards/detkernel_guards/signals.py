@@ -40,7 +40,7 @@ class Signals:
                 )
             if name in ("SIGKILL", "SIGSTOP"):
                 raise wrong(self, "names", f"no program is told of {name}; it takes effect at once")
-        if threading.current_thread() is not threading.main_thread() or run.checking or run.mode == "test":
+        if threading.current_thread() is not threading.main_thread() or run.checking or not run.trains:
             return  # in a test there is nothing to save: a signal ends it at once, as it does any program
         self._run, self._told = run, False
         for name in self.names:

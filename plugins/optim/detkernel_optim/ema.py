@@ -64,7 +64,7 @@ class Ema:
 
     @hookimpl
     def before_val_epoch(self, run: Run) -> None:
-        if run.mode != "test":  # a test has loaded the averages
+        if run.trains:  # a test has loaded the averages
             self._swap()
 
     @hookimpl(tryfirst=True)

@@ -42,7 +42,7 @@ class Plateau(Schedule):
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
-        if run.mode == "test":
+        if not run.trains:
             return
         better, value = run.processes.from_main(lambda: self._judge(run))
         if run.checking:

@@ -48,7 +48,7 @@ class Schedule:
                 "them in one of `use: chain` (one after the other) or `use: product`"
             )
         self._run, self._set, self._changed = run, [], []
-        if run.mode != "test":
+        if run.trains:
             self.check(run, run.max_iters)
 
     @hookimpl

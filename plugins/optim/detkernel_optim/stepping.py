@@ -104,7 +104,7 @@ class Stepping:
         from detkernel_optim import _gradients, _groups, _losses, _stepping
 
         self._run = run
-        if run.mode == "test":
+        if not run.trains:
             return
         groups = _groups.parameter_groups(self, run, self._rate(run))
         if not any(parameter.requires_grad for _, parameter in run.named_parameters()):
@@ -152,7 +152,7 @@ class Stepping:
 
     @hookimpl
     def before_val_epoch(self, run: Run) -> None:
-        if run.mode != "test":
+        if run.trains:
             self._norms.look()
 
     @hookimpl(optionalhook=True)

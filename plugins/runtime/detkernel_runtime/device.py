@@ -95,7 +95,7 @@ class Device:
         from detkernel_runtime import settings
 
         settings.seed(run.seed + run.rank)
-        self._training(run, True)
+        self._training(run, run.trains)
         run.scalars["memory"] = self._memory
         if self._cuda:
             import torch
@@ -137,6 +137,8 @@ class Device:
         import torch
         from detkernel_detection import small_maps
 
+        if run.mode == "predict":
+            self._receive(run, batch)
         with torch.no_grad(), self._explaining(run, batch), small_maps.explained(run, batch):
             return (yield)
 
@@ -164,7 +166,7 @@ class Device:
         """Before all others, the model is back in training; behind them, everybody stops if one wants to."""
         if self._wrapped is not None:
             run.model, self._wrapped = self._wrapped, None
-        if run.mode != "test":
+        if run.trains:
             self._training(run, True)
         yield
         if self._group is not None:

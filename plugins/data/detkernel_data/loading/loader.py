@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
     from detkernel_data.loading.history import History
 
+MODES = ("train", "val", "test", "predict")
+
 
 @plugin
 class Loader:
@@ -24,11 +26,22 @@ class Loader:
     """
 
     key = "data"
-    resume_neutral: ClassVar[tuple[str, ...]] = ("workers", "prefetch", "pin_memory", "test", "val_batch_size")
+    resume_neutral: ClassVar[tuple[str, ...]] = (
+        "workers",
+        "prefetch",
+        "pin_memory",
+        "test",
+        "predict",
+        "val_batch_size",
+    )
 
     train: Dataset | None = option(default=None, help="what is trained on")
     val: Dataset | None = option(default=None, help="what is validated on during training")
     test: Dataset | None = option(default=None, help="what `detkernel test` evaluates; null: `val`")
+    predict: Dataset | None = option(
+        default=None,
+        help="what a prediction is made for: images, such as an `image_folder`; annotations are not needed",
+    )
     further_val: dict[str, Dataset] = option(
         factory=dict,
         help="validation sets beside `val`, by name, such as `night`: each is validated behind it, and tested behind "
@@ -77,7 +90,7 @@ class Loader:
     @hookimpl
     def setup(self, run: Run) -> None:
         for name in self.further_val:
-            taken = name in ("train", "val", "test", *self.further, *run.bus.loaders())
+            taken = name in (*MODES, *self.further, *run.bus.loaders())
             if taken or not name.isidentifier():
                 why = "a loader has this name already" if taken else "expected letters, digits and underscores"
                 raise wrong(self, f"further_val.{name}", f"the name '{name}': {why}")
@@ -98,6 +111,7 @@ class Loader:
             return None
         if mode == "train":
             self._check_further(run)
+        if mode in ("train", "predict"):
             self._check_val_transforms()
         self._check_order()
         loader = build_batches(self, run, mode, dataset)
@@ -141,7 +155,9 @@ class Loader:
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":
             return self.train
-        if mode not in ("val", "test"):
+        if mode == "predict":
+            return self.predict
+        if mode not in MODES:
             return {**self.further, **self.further_val}.get(mode)
         return self.val if mode == "val" or self.test is None else self.test
 
@@ -172,7 +188,7 @@ class Loader:
 
     def trains(self, mode: Mode) -> bool:
         """Whether a mode's images are trained on."""
-        return mode not in ("val", "test", *self.further_val)
+        return mode not in ("val", "test", "predict", *self.further_val)
 
     def transforms(self, mode: Mode) -> Sequence[Transform]:
         return self.train_transforms if self.trains(mode) else self.val_transforms

@@ -40,7 +40,7 @@ def prepare(options: Device, run: Run, group: Group | None) -> nn.Module:
 
 def several(run: Run) -> bool:
     """Whether gradients are exchanged."""
-    return run.world_size > 1 and run.mode != "test"
+    return run.world_size > 1 and run.trains
 
 
 def placed(options: Device, run: Run, group: Group | None, module: nn.Module) -> nn.Module:
