@@ -30,7 +30,7 @@ data:
   train: {{use: shapes, size: 64, side: {side}, sizes: [20, {half}]}}
   batch_size: {batch}
   workers: 0
-model: {{use: {model}, backbone: {{use: resnet, depth: {depth}}}}}
+model: {{use: {model}, backbone: {{use: torchvision_resnet, depth: {depth}}}}}
 optimizer: {{use: sgd, lr: 0.0001, momentum: 0.9, weight_decay: 1e-4}}
 schedule: {{use: multistep, milestones: [50000 iters], warmup: 500 iters}}
 check_invalid_loss: {{}}

@@ -25,6 +25,7 @@ def on_files(files: Any, config: Any) -> Any:
         ("reference/plugins.md", catalog_page(parts=False)),
         ("reference/parts.md", catalog_page(parts=True)),
         ("reference/detection.md", library_page("detkernel_detection")),
+        ("reference/detectors.md", library_page("detkernel_detectors")),
     ):
         files.append(File.generated(config, path, content="\n".join(lines) + "\n"))
     return files

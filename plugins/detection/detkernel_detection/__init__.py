@@ -2,21 +2,27 @@
 
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.loader import Loader
-from detkernel_detection.parts import Backbone
+from detkernel_detection.parts import Assigner, Backbone, BoxCoder, BoxLoss, ClassLoss, Head, Neck
 from detkernel_detection.sampler import Sampler
 from detkernel_detection.structures import Annotations, Batch, Context, Detections, ImageId, Losses, Sample, Target
 from detkernel_detection.transform import Transform
 
 __all__ = [
     "Annotations",
+    "Assigner",
     "Backbone",
     "Batch",
+    "BoxCoder",
+    "BoxLoss",
+    "ClassLoss",
     "Context",
     "Dataset",
     "Detections",
+    "Head",
     "ImageId",
     "Loader",
     "Losses",
+    "Neck",
     "Sample",
     "Sampler",
     "Target",

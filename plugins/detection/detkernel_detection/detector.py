@@ -29,6 +29,9 @@ class Detector(nn.Module):
     """Names of an object's keypoints, in the order of the outputs."""
     keypoint_outputs: Mapping[str, ClassOutput]
     """Which tensors hold keypoints, as `class_outputs`: weights are taken by keypoint name."""
+    key_maps: Mapping[str, Sequence[tuple[str, str | None]]]
+    """Where others publish weights of the same network: their name -> (expression, replacement) pairs that turn their
+    names of tensors into this module's (`weights.renamed`)."""
     max_detections: int | None = None
     """How many detections an image it gives at most; evaluators compare their limits with it."""
     mask_space: Literal["box", "image"] = "box"

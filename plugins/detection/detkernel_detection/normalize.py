@@ -15,19 +15,25 @@ class Normalize(nn.Module):
     """(x / 255 - mean) / std of a padded batch, 0 beyond each image, padded on to a multiple of `size_divisible`.
 
     The arithmetic is that of torchvision's `GeneralizedRCNNTransform`, bit for bit. A float batch has been normalised
-    by a transform and is left as it is. Shapes follow from the input's shape alone; the device is asked nothing.
+    by a transform, and only its channels may be reversed. Shapes follow from the input's shape alone; the device is
+    asked nothing.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, size_divisible: int = 1
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        size_divisible: int = 1,
+        bgr: bool = False,
     ) -> None:
+        """`mean` and `std` are of R, G and B. `bgr`: the network's first convolution wants B, G and R."""
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):  # moved with the model, and in no checkpoint
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        self.size_divisible = size_divisible
+        self.size_divisible, self.bgr = size_divisible, bgr
 
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """uint8 or float [B, 3, H, W] -> float32 [B, 3, H', W']. `sizes`: [B, 2] height and width of each image without
@@ -37,6 +43,8 @@ class Normalize(nn.Module):
             if sizes is not None:
                 known = inside(sizes, images.shape[-2], images.shape[-1])
                 images = torch.where(known[:, None], images, 0.0)
+        if self.bgr:
+            images = images.flip(1)
         height, width = (-side % self.size_divisible for side in images.shape[-2:])
         return nn.functional.pad(images, (0, width, 0, height)) if height or width else images
 

@@ -1,14 +1,24 @@
-"""Kinds of parts that detectors are made of."""
+"""Kinds of parts that detectors are made of. Each is replaceable in a config: `box_loss: {use: ciou}`.
+
+Shapes: B images, N priors (anchors or points) of all levels of a pyramid, fine to coarse and row by row, M places for
+the objects of an image (`Targets`), C classes. Nothing here depends on how many objects there are: what is not an
+object or not a positive prior is masked, never left out, so that a model has the same shapes in every iteration and
+asks the device nothing.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from detkernel.plugin import Part
+import attrs
+from detkernel.plugin import Part, option
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from detkernel_detection.structures import Targets
 
 
 class Backbone(Part, ABC):
@@ -18,3 +28,106 @@ class Backbone(Part, ABC):
     def build(self) -> nn.Module:
         """Make the module. It maps float [B, 3, H, W] to a dict of feature maps, fine to coarse, and has the
         attributes `channels: list[int]` and `strides: list[int]`, one entry a map."""
+
+
+class Neck(Part, ABC):
+    """Joins the maps of a backbone, such as a feature pyramid."""
+
+    @abstractmethod
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        """Make the module for maps of such channels and strides, fine to coarse. It maps a list of them to a list of
+        maps, fine to coarse, and has the attributes `channels: int`, of each of these, and `strides: list[int]`."""
+
+
+class Output(NamedTuple):
+    """A map that a head gives for every level."""
+
+    name: str
+    channels: int
+    branch: Literal["cls", "reg"]
+    """Which of two branches it belongs to: of features for classes, or for boxes."""
+    prior: float | None = None
+    """The probability that its sigmoid begins with; None: its bias begins at 0."""
+    scaled: bool = False
+    """Whether each level has a learned factor for it."""
+
+
+class Head(Part, ABC):
+    """Predicts from the maps of a pyramid, with the same weights at each level."""
+
+    @abstractmethod
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        """Make the module. It maps a list of `levels` maps [B, channels, H, W] to a dict: for each output's name a list
+        of [B, its channels, H, W]. Its last convolution of each output is the attribute of that name."""
+
+
+class Priors(NamedTuple):
+    """What boxes are predicted from: anchors, or points as boxes without extent."""
+
+    boxes: Tensor
+    """float32 [N, 4] xyxy in pixels of the batch's images."""
+    strides: Tensor
+    """float32 [N], in pixels."""
+    valid: Tensor
+    """bool [B, N]: which lie in an image rather than in its padding."""
+    counts: tuple[int, ...]
+    """How many of the N are of each level."""
+
+
+class Matches(NamedTuple):
+    """What each prior is to predict."""
+
+    matched: Tensor
+    """int64 [B, N]: the place of its object in `Targets`, 0 where it has none."""
+    positive: Tensor
+    """bool [B, N]: it has an object."""
+    negative: Tensor
+    """bool [B, N]: it is background. What is neither plays no part in a loss."""
+
+
+class Assigner(Part, ABC):
+    """Decides which priors are to predict which objects."""
+
+    @abstractmethod
+    def assign(self, priors: Priors, targets: Targets) -> Matches:
+        """Match all images at once. An object where `targets.valid` is false does not exist; a prior where
+        `priors.valid` is false is neither positive nor negative."""
+
+
+class BoxCoder(Part, ABC):
+    """The numbers by which a network says where a box lies, relative to a prior."""
+
+    @abstractmethod
+    def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes [..., 4], xyxy in pixels, as numbers [..., 4]. Both boxes and priors have an extent."""
+
+    @abstractmethod
+    def decode(self, priors: Tensor, deltas: Tensor) -> Tensor:
+        """The boxes [..., 4] of numbers [..., 4], not clipped. Always finite for finite numbers."""
+
+
+@attrs.define(kw_only=True, eq=False, slots=False)  # not @plugin: it is a kind of parts, and not itself a part
+class BoxLoss(Part, ABC):
+    """How far a predicted box is from its object."""
+
+    compares: ClassVar[Literal["boxes", "deltas"]] = "boxes"
+    """What it is given: boxes, xyxy, or the numbers of the detector's box coder."""
+
+    weight: float = option(default=1.0, at_least=0, help="factor of this loss")
+
+    @abstractmethod
+    def __call__(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """[..., 4] and [..., 4] -> [...], one loss each, with the factor `weight`; the detector masks, sums and
+        divides. It must be finite for any box of positive extent, and for a predicted one without."""
+
+
+@attrs.define(kw_only=True, eq=False, slots=False)
+class ClassLoss(Part, ABC):
+    """How wrong the class logits of a prior are; each class is a yes or no of its own."""
+
+    weight: float = option(default=1.0, at_least=0, help="factor of this loss")
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        """Logits [..., C] and labels [...], C where there is no object -> [...], summed over classes, with the factor
+        `weight`. `quality` [...] 0..1: how good the prior's box is, for losses that want it as the score."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from detkernel import UserError
 from detkernel.processes import Processes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,3 +39,18 @@ class TorchProcesses(Processes):
             raise error or UserError(told[1])
         value: T = told[0]
         return value
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without a gradient; one process has it already.
+
+    A loss divided by it and averaged by DistributedDataParallel is that of one process with all images.
+    """
+    import torch.distributed as dist
+
+    value = value.detach()
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

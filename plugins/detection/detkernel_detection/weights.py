@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def load_into(
     may be any of that.
     """
     own = model.state_dict()
+    weights = in_own_names(model, own, weights)
     tensors = _renamed(weights, own, only_part=not classes)
     mapped = None
     said = ""
@@ -101,6 +103,34 @@ def load_into(
             )
     text = _load(model, own, tensors, weights.source, bool(allow_mismatch), tuple(ignore), allow_mismatch is not None)
     return Loaded(f"{text}{said}\n  {mapped}" if mapped is not None else f"{text}{said}", mapped)
+
+
+def in_own_names(model: nn.Module, own: Mapping[str, Any], weights: Weights) -> Weights:
+    """Weights that others have published, under the model's own names: by the one of `model.key_maps` that makes most
+    of them known, if any does."""
+    best, known = weights, len(own.keys() & weights.tensors.keys())
+    for origin, pairs in (getattr(model, "key_maps", None) or {}).items():
+        moved = renamed(weights.tensors, pairs)
+        count = len(own.keys() & moved.keys())
+        if count > known:
+            source = f"{weights.source} (names of {origin})"
+            best, known = attrs.evolve(weights, tensors=moved, source=source), count
+    return best
+
+
+def renamed(tensors: Mapping[str, Any], pairs: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    """Tensors under other names: each by the first (expression, replacement) whose expression its name begins with.
+
+    The replacement None leaves a tensor out; a name that no expression fits stays.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        pair = next((pair for pair in pairs if re.match(pair[0], name)), None)
+        if pair is None:
+            found[name] = value
+        elif pair[1] is not None:
+            found[re.sub(pair[0], pair[1], name, count=1)] = value
+    return found
 
 
 def _keypoints_by_name(

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from detkernel import wrong
+from detkernel_detection import torchvision_weights
 from torch import nn
 from torchvision.models import mobilenetv3
 from torchvision.models import resnet as resnets
 from torchvision.models._utils import IntermediateLayerGetter
 
-from detkernel_torchvision import _weights
 from detkernel_torchvision._norms import norm_layer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def resnet(options: Resnet) -> nn.Module:
     )
     if options.weights is not None:
         relatives = [builder, "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
-        _weights.load_backbone(model, options, relatives, options.weights)
+        torchvision_weights.load_backbone(model, options, relatives, options.weights)
     layers = options.trainable_layers
     trainable = (5 if not trained else 3) if layers is None else layers
     names = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable] + (["bn1"] if trainable == 5 else [])
@@ -55,7 +55,7 @@ def mobilenet(options: MobilenetV3) -> nn.Module:
     norm = norm_layer(options.norm or ("frozen" if trained else "batch"))
     model = getattr(mobilenetv3, builder)(weights=None, norm_layer=norm)
     if options.weights is not None:
-        _weights.load_backbone(model.features, options, [builder], options.weights)
+        torchvision_weights.load_backbone(model.features, options, [builder], options.weights)
     blocks = model.features
     stages = [0, *(number for number, block in enumerate(blocks) if getattr(block, "_is_cn", False)), len(blocks) - 1]
     trainable = options.trainable_layers

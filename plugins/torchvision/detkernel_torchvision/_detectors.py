@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, wrong
+from detkernel_detection import torchvision_weights
 from detkernel_detection.normalize import Normalize
 from detkernel_detection.weights import load_into
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from detkernel_torchvision import _weights
 from detkernel_torchvision._necks import Pyramid, pyramid
 from detkernel_torchvision._norms import norm_layer
 from detkernel_torchvision._outputs import class_outputs
@@ -64,7 +64,7 @@ def load(options: models.TorchvisionDetector, model: Adapter, run: Run) -> None:
     """Load the weights asked for."""
     if options.weights is None:
         return
-    weights = _weights.find(options, options.builders, options.weights)
+    weights = torchvision_weights.find(options, options.builders, options.weights)
     loaded = load_into(model, weights, run.classes, given=options.weights_classes)
     run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)
 
@@ -134,7 +134,7 @@ def ssd(options: models.Ssd, num_classes: int) -> nn.Module:
     layers = options.trainable_layers
     body = _vgg_features()
     if options.backbone_weights is not None:
-        _weights.load_backbone(body.features, options, ["vgg16"], options.backbone_weights)
+        torchvision_weights.load_backbone(body.features, options, ["vgg16"], options.backbone_weights)
     large = options.size == 512
     backbone = ssds._vgg_extractor(body, large, (4 if trained else 5) if layers is None else layers)
     anchors = (
@@ -170,7 +170,7 @@ def ssdlite(options: models.Ssdlite, num_classes: int) -> nn.Module:
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
     body = mobilenet_v3_large(weights=None, norm_layer=norm, reduced_tail=not trained)
     if options.backbone_weights is not None:
-        _weights.load_backbone(body.features, options, ["mobilenet_v3_large"], options.backbone_weights)
+        torchvision_weights.load_backbone(body.features, options, ["mobilenet_v3_large"], options.backbone_weights)
     else:
         ssdlites._normal_init(body)
     backbone = ssdlites._mobilenet_extractor(body, options.trainable_layers, norm)

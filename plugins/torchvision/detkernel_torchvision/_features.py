@@ -9,10 +9,10 @@ import torch
 import torchvision.models
 from detkernel import wrong
 from detkernel.errors import did_you_mean
+from detkernel_detection import torchvision_weights
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from detkernel_torchvision import _weights
 from detkernel_torchvision._bodies import freeze
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def extract(options: TorchvisionBackbone) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise wrong(options, "args", f"{options.name}: {error}") from None
     if options.weights is not None:
-        _weights.load_backbone(model, options, [options.name], options.weights)
+        torchvision_weights.load_backbone(model, options, [options.name], options.weights)
     named = list(model.named_parameters())
     for prefix in options.frozen:
         if not any(name.startswith(prefix) for name, _ in named):

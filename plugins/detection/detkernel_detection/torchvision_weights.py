@@ -12,8 +12,9 @@ import torch
 import torchvision.models
 from detkernel import UserError, wrong
 from detkernel.errors import did_you_mean
-from detkernel_detection.weights import Weights, load_into, read_weights
 from torch import nn
+
+from detkernel_detection.weights import Weights, load_into, read_weights
 
 _CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.")
 """Beginnings of the names of what classifies an image, in the models of torchvision; a detector has no use for it."""

@@ -1,0 +1,1 @@
+"""Which priors are to predict which objects."""

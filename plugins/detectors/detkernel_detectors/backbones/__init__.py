@@ -1,0 +1,45 @@
+"""Backbones: from an image to feature maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from detkernel import option, plugin
+from detkernel_detection import Backbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@plugin
+class Resnet(Backbone):
+    """A ResNet (He et al. 2016) or ResNeXt: maps at strides 4, 8, 16 and 32, one a stage.
+
+    Without weights, everything is trained and batch norm is ordinary; with weights, the stem and the first stage are
+    frozen, with their statistics, and so is batch norm, as in every published recipe.
+    """
+
+    depth: Literal[18, 34, 50, 101, 152] = option(default=50, help="number of layers")
+    groups: int = option(default=1, at_least=1, help="groups of the 3x3 convolutions: 32 makes a ResNeXt (50 and more)")
+    width_per_group: int = option(default=64, at_least=1, help="channels of a group in the first stage: 4 for ResNeXt")
+    channels: int = option(default=64, at_least=1, help="channels of the stem and of the first stage")
+    style: Literal["pytorch", "caffe"] = option(
+        default="pytorch", help="which convolution of a bottleneck has the stride: the 3x3, or the 1x1 before (caffe)"
+    )
+    stages: Literal[1, 2, 3, 4] = option(default=4, help="stages kept: with 3, a quarter faster")
+    weights: str | None = option(
+        default=None, help="torchvision's by name, such as IMAGENET1K_V1 or DEFAULT; a file; null: random"
+    )
+    trainable_layers: int | None = option(
+        default=None, at_least=0, at_most=5, help="stages trained, from the last one; null: 3 with weights, else 5"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] | None = option(
+        default=None,
+        help="frozen: constants; eval: constant statistics, trained scale; batch; group; null: frozen with weights, "
+        "else batch",
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import resnet
+
+        return resnet.build(self)

@@ -1,0 +1,137 @@
+"""ResNet with torchvision's names of parameters, which MMDetection's are too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detkernel import wrong
+from detkernel_detection import torchvision_weights
+from torch import Tensor, nn
+
+from detkernel_detectors.backbones.norms import norm
+
+if TYPE_CHECKING:
+    from detkernel_detectors.backbones import Resnet
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Depth -> blocks of each stage; bottlenecks from 50 on."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity."""
+
+    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, planes, 3, stride, 1, bias=False)
+        self.bn1 = norm(kind, planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = norm(kind, planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inside, planes, stride, kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.relu(self.bn1(self.conv1(x)))
+        found = self.bn2(self.conv2(found))
+        found = found + (x if self.downsample is None else self.downsample(x))
+        result: Tensor = self.relu(found)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside an identity; the last has four times the planes."""
+
+    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str) -> None:
+        super().__init__()
+        width = planes * options.width_per_group // 64 * options.groups
+        first, second = (stride, 1) if options.style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(inside, width, 1, first, bias=False)
+        self.bn1 = norm(kind, width)
+        self.conv2 = nn.Conv2d(width, width, 3, second, 1, groups=options.groups, bias=False)
+        self.bn2 = norm(kind, width)
+        self.conv3 = nn.Conv2d(width, planes * 4, 1, bias=False)
+        self.bn3 = norm(kind, planes * 4)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inside, planes * 4, stride, kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.relu(self.bn1(self.conv1(x)))
+        found = self.relu(self.bn2(self.conv2(found)))
+        found = self.bn3(self.conv3(found))
+        found = found + (x if self.downsample is None else self.downsample(x))
+        result: Tensor = self.relu(found)
+        return result
+
+
+class ResNet(nn.Module):
+    """The stem and up to four stages."""
+
+    def __init__(self, options: Resnet, kind: str) -> None:
+        super().__init__()
+        block = Bottleneck if options.depth >= 50 else BasicBlock
+        self.conv1 = nn.Conv2d(3, options.channels, 7, 2, 3, bias=False)
+        self.bn1 = norm(kind, options.channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.channels, self.strides = [], []
+        self.frozen: tuple[str, ...] = ()
+        inside = options.channels
+        for stage in range(options.stages):
+            planes = options.channels * 2**stage
+            blocks = []
+            for number in range(BLOCKS[options.depth][stage]):
+                blocks.append(block(inside, planes, 2 if stage and not number else 1, options, kind))
+                inside = planes * (4 if block is Bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            self.channels.append(inside)
+            self.strides.append(4 * 2**stage)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Kaiming's weights for convolutions; the last norm of a block begins at 0: a block begins as its shortcut."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, (BasicBlock, Bottleneck)):
+                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+
+    def freeze(self, trained: int) -> None:
+        """Train only so many stages, from the last one: the others get no gradient and keep their statistics."""
+        names = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trained] + (["bn1"] if trained == 5 else [])
+        self.frozen = tuple(name for name, _ in self.named_children() if name not in names)
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        found = {}
+        for stage in range(len(self.channels)):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+            found[str(stage)] = x
+        return found
+
+
+def build(options: Resnet) -> ResNet:
+    if options.depth < 50 and (options.groups, options.width_per_group) != (1, 64):
+        raise wrong(options, "groups", f"a ResNet-{options.depth} has no groups; ResNeXt begins at depth 50")
+    loads = options.weights is not None
+    model = ResNet(options, options.norm or ("frozen" if loads else "batch"))
+    if options.weights is not None:
+        relatives = [f"resnet{options.depth}", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+        torchvision_weights.load_backbone(model, options, relatives, options.weights)
+    model.freeze((3 if loads else 5) if options.trainable_layers is None else options.trainable_layers)
+    return model
+
+
+def _shortcut(inside: int, outside: int, stride: int, kind: str) -> nn.Module | None:
+    if stride == 1 and inside == outside:
+        return None
+    return nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), norm(kind, outside))

@@ -1,0 +1,1 @@
+"""The numbers by which a network says where a box lies."""

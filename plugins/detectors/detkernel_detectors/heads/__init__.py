@@ -1,0 +1,33 @@
+"""Heads: from the maps of a pyramid to maps of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from detkernel import option, plugin
+from detkernel_detection import Head
+from detkernel_detection.parts import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@plugin
+class Towers(Head):
+    """Two towers of 3x3 convolutions, one for classes and one for boxes, shared by all levels (Lin et al. 2017)."""
+
+    convs: int = option(default=4, at_least=0, help="convolutions in each tower")
+    channels: int = option(default=256, at_least=1, help="channels of each")
+    norm: Literal["group", "batch"] | None = option(default=None, help="normalisation after each; null: none")
+    groups: int = option(default=32, at_least=1, help="of the group norm; channels are a multiple of it")
+    bias: bool | None = option(default=None, help="whether each has a bias; null: where it is not normalised")
+
+    def __attrs_post_init__(self) -> None:
+        if self.norm == "group" and self.channels % self.groups:
+            raise ValueError(f"channels: expected a multiple of the {self.groups} groups, got {self.channels}")
+
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.towers import TwoTowers
+
+        return TwoTowers(self, channels, levels, outputs)

@@ -1,0 +1,54 @@
+"""Losses of class logits, each class a yes or no of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detkernel import option, plugin
+from detkernel_detection import ClassLoss
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    from detkernel_detection import lazy_torch as torch
+
+
+@plugin
+class Focal(ClassLoss):
+    """Focal loss (Lin et al. 2017): cross-entropy that easy examples hardly add to.
+
+    FL(p) = -alpha_t (1 - p_t)^gamma ln p_t, where p_t is the probability given to the truth: p, or 1 - p.
+    """
+
+    alpha: float = option(default=0.25, at_least=0, at_most=1, help="weight of yes; that of no is 1 - alpha")
+    gamma: float = option(default=2.0, at_least=0, help="power of how wrong a probability is: 0 is cross-entropy")
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        yes = one_hot(labels, logits.shape[-1])
+        wrong = torch.where(yes, -logits, logits)  # ln(1 + e^wrong) = -ln p_t, sigmoid(wrong) = 1 - p_t
+        alpha = torch.where(yes, self.alpha, 1 - self.alpha)
+        losses = alpha * wrong.sigmoid().pow(self.gamma) * torch.nn.functional.softplus(wrong)
+        return self.weight * losses.sum(-1)
+
+
+@plugin
+class QualityFocal(ClassLoss):
+    """Quality focal loss (Li et al. 2020): the score of the object's class is to be the quality of its box.
+
+    QFL(p) = -|y - p|^beta ((1 - y) ln(1 - p) + y ln p), where y is the quality for the object's class, else 0.
+    """
+
+    beta: float = option(default=2.0, at_least=0, help="power of the distance between score and quality")
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        wanted = one_hot(labels, logits.shape[-1]).to(logits.dtype)
+        if quality is not None:
+            wanted = wanted * quality[..., None]
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return self.weight * ((wanted - logits.sigmoid()).abs().pow(self.beta) * entropy).sum(-1)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """[...] -> bool [..., C]; a label outside of 0..C-1 gives no class."""
+    return labels[..., None] == torch.arange(classes, device=labels.device)

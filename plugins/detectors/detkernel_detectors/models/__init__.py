@@ -1,0 +1,1 @@
+"""The detectors: a file for each family, from the options (its hyper-parameters) to what it learns and finds."""

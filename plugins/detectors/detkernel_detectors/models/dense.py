@@ -1,0 +1,165 @@
+"""What dense detectors share: backbone, neck and head in a row, and what is done with their maps after that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from detkernel import Run, option, plugin
+from detkernel_detection import Backbone, Head, Neck
+from detkernel_detection.boxes import clip
+from detkernel_detection.model_plugin import DetectorPlugin
+from detkernel_detection.parts import Output
+
+from detkernel_detectors.backbones import Resnet
+from detkernel_detectors.heads import Towers
+from detkernel_detectors.necks import Fpn
+
+if TYPE_CHECKING:
+    import torch
+    from detkernel_detection.class_mapping import ClassOutput
+    from detkernel_detection.detector import Detector
+    from detkernel_detection.predictions import Predictions
+    from detkernel_detection.structures import Targets
+    from torch import Tensor
+else:
+    from detkernel_detection import lazy_torch as torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MMDETECTION: tuple[tuple[str, str | None], ...] = (
+    (r"neck\.lateral_convs\.(\d+)\.conv\.", r"neck.laterals.\1."),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.", r"neck.outputs.\1."),
+    (r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.", r"head.\1_tower.\2.conv."),
+    (r"bbox_head\.(cls|reg)_convs\.(\d+)\.[bg]n\.", r"head.\1_tower.\2.norm."),
+    (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),
+)
+"""How MMDetection's names of parameters begin, and ours, where all dense detectors have the same."""
+
+
+class Maps(NamedTuple):
+    """What a dense detector's network gives."""
+
+    features: list[Tensor]
+    """The pyramid's maps, fine to coarse."""
+    outputs: dict[str, list[Tensor]]
+    """The head's maps by name, one [B, channels, H, W] for each level."""
+    strides: tuple[int, ...]
+    """Of the levels."""
+    size: tuple[int, int]
+    """Height and width of the padded batch."""
+
+    def flat(self, name: str, entries: int) -> Tensor:
+        """float32 [B, N, entries] of an output: level by level, row by row, and prior by prior of a place."""
+        return torch.cat([_flat(one, entries) for one in self.outputs[name]], 1)
+
+    def inside(self, sizes: Tensor | None, divisor: int) -> Tensor:
+        """[B, 2]: height and width in which priors are valid, those of each image rounded up to `divisor`."""
+        if sizes is None:
+            height, width = self.size
+            rows = self.features[0].new_full((len(self.features[0]), 2), height, dtype=torch.float32)
+            return torch.where(torch.arange(2, device=rows.device) == 0, rows, float(width))
+        return ((sizes + divisor - 1) // divisor * divisor).float()
+
+
+def _flat(one: Tensor, entries: int) -> Tensor:
+    return one.permute(0, 2, 3, 1).reshape(len(one), -1, entries).float()
+
+
+class Candidates(NamedTuple):
+    """What may be detected: a score of every prior for every class, and how its box is made."""
+
+    scores: Tensor
+    """float32 [B, N, C], 0..1."""
+    boxes: Tensor
+    """float32 [B, N, 4] xyxy, not clipped."""
+    counts: Sequence[int]
+    """How many of the N are of each level."""
+    factor: Tensor | None = None
+    """[B, N]: what a score is multiplied by after the threshold and the choice of the best of a level."""
+
+
+@plugin
+class DenseDetector(DetectorPlugin):
+    """What dense detectors share. A family says which outputs its head has, and what is made of them."""
+
+    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ()
+    """What is the family's own in MMDetection's names of parameters, as (expression, replacement)."""
+
+    backbone: Backbone = option(factory=Resnet, help="what makes feature maps of an image")
+    neck: Neck = option(factory=Fpn, help="what makes a pyramid of them")
+    head: Head = option(factory=Towers, help="what predicts from the pyramid")
+    weights: str | None = option(
+        default=None,
+        help="weights of the whole detector: a file, ours or MMDetection's; null: random. Outputs for classes are "
+        "taken by class name, the others start at random",
+    )
+    weights_classes: Literal["same_order", "none"] | list[str] | None = option(
+        default=None,
+        help="classes of the weights, where the file does not say: a list of names in its order; same_order: as the "
+        "data's; none: class outputs start at random",
+    )
+    image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..1")
+    image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..1")
+    channel_order: Literal["rgb", "bgr"] = option(
+        default="rgb", help="of what the backbone is given; bgr for weights from Caffe and Detectron"
+    )
+    size_divisible: int = option(default=32, at_least=1, help="batches are padded to a multiple of this, in pixels")
+    score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score above which an object is detected")
+    candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS, by falling score")
+    nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
+    max_detections: int = option(default=100, at_least=1, help="detections an image")
+
+    def outputs(self, classes: int) -> list[Output]:
+        """The outputs of the head."""
+        raise NotImplementedError
+
+    def class_outputs(self, classes: int) -> dict[str, ClassOutput]:
+        """Which tensors of the model hold classes."""
+        raise NotImplementedError
+
+    def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None) -> dict[str, Tensor]:
+        """What is minimised."""
+        raise NotImplementedError
+
+    def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:
+        """What may be there."""
+        raise NotImplementedError
+
+    @property
+    def loads_weights(self) -> bool:
+        return self.weights is not None
+
+    def build(self, run: Run) -> Detector:
+        from detkernel_detectors.models.network import DenseNetwork
+
+        return DenseNetwork(self, run.classes)
+
+    def load(self, run: Run, model: Any) -> None:
+        from detkernel_detectors.models.network import load
+
+        load(self, run, model)
+
+    def predictions(self, maps: Maps, sizes: Tensor | None) -> Predictions:
+        """The best candidates of each level, clipped to the images, without those that a better one overlaps."""
+        from detkernel_detection.nms import suppressed
+
+        found = self.detected(maps, sizes)
+        classes = found.scores.shape[-1]
+        scores, places = [], []
+        start = 0
+        for count in found.counts:
+            level = found.scores[:, start : start + count]
+            flat = torch.where(level > self.score_thresh, level, -1.0).flatten(1)
+            best, index = flat.topk(min(self.candidates, flat.shape[1]))
+            scores.append(best)
+            places.append(index + start * classes)
+            start += count
+        score, place = torch.cat(scores, 1), torch.cat(places, 1)
+        prior = place // classes
+        boxes = clip(found.boxes.gather(1, prior[..., None].expand(-1, -1, 4)), sizes)
+        valid = (score > self.score_thresh) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        if found.factor is not None:
+            score = score * found.factor.gather(1, prior)
+        return suppressed(boxes, score, place % classes, valid, self.nms_thresh, self.max_detections)

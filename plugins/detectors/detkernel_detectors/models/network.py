@@ -1,0 +1,63 @@
+"""The module of a dense detector. What it learns and finds, its plugin says: the family's file in this room."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detkernel import Run, wrong
+from detkernel_detection.detector import Detector
+from detkernel_detection.normalize import Normalize
+from detkernel_detection.predictions import Predictions
+from detkernel_detection.structures import Targets
+from detkernel_detection.weights import load_into, read_weights
+from torch import Tensor
+
+from detkernel_detectors.models.dense import MMDETECTION, DenseDetector, Maps
+
+
+class DenseNetwork(Detector):
+    """Backbone, neck and head in a row."""
+
+    def __init__(self, family: DenseDetector, classes: Sequence[str]) -> None:
+        super().__init__(
+            classes,
+            Normalize(family.image_mean, family.image_std, family.size_divisible, family.channel_order == "bgr"),
+        )
+        self.family = family
+        backbone: Any = family.backbone.build()
+        for name in ("channels", "strides"):
+            if not hasattr(backbone, name):
+                used = type(family.backbone).__qualname__
+                raise wrong(family, "backbone", f"{used}.build() gave a module without `{name}`")
+        neck: Any = family.neck.build(backbone.channels, backbone.strides)
+        self.backbone, self.neck = backbone, neck
+        self.head = family.head.build(neck.channels, len(neck.strides), family.outputs(len(self.classes)))
+        self.strides = tuple(neck.strides)
+        self.class_outputs = family.class_outputs(len(self.classes))
+        self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
+        self.max_detections = family.max_detections
+
+    def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Maps:
+        features = self.neck(list(self.backbone(images).values()))
+        height, width = images.shape[-2:]
+        return Maps(features, self.head(features), self.strides, (height, width))
+
+    def losses(self, outputs: Maps, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        return self.family.losses(outputs, targets, sizes)
+
+    def predictions(self, outputs: Maps, sizes: Tensor | None = None) -> Predictions:
+        return self.family.predictions(outputs, sizes)
+
+
+def load(family: DenseDetector, run: Run, model: DenseNetwork) -> None:
+    """Load the weights asked for."""
+    if family.weights is None:
+        return
+    path = Path(family.weights).expanduser()
+    if not path.is_file():
+        raise wrong(family, "weights", f"there is no file '{family.weights}'")
+    loaded = load_into(model, read_weights(path), run.classes, given=family.weights_classes)
+    run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)

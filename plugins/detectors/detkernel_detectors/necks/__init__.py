@@ -1,0 +1,34 @@
+"""Necks: from the maps of a backbone to a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from detkernel import option, plugin, wrong
+from detkernel_detection import Neck
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@plugin
+class Fpn(Neck):
+    """Feature pyramid network (Lin et al. 2017): coarse maps are enlarged and added to finer ones."""
+
+    channels: int = option(default=256, at_least=1, help="of each map")
+    finest: int = option(default=8, at_least=1, help="stride of the finest map that is used")
+    extra: int = option(default=2, at_least=0, help="further levels, each of twice the stride of the one before")
+    extra_from: Literal["input", "output", "pool"] = option(
+        default="input",
+        help="what makes the first further level: a convolution of the backbone's coarsest map, or of the pyramid's; "
+        "every other pixel of the pyramid's (R-CNN)",
+    )
+    extra_relu: bool = option(default=False, help="a ReLU before the convolutions of the second further level and on")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.fpn import Pyramid
+
+        if not any(stride >= self.finest for stride in strides):
+            raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
+        return Pyramid(self, channels, strides)

@@ -1,0 +1,74 @@
+"""What boxes are predicted from: anchors and points, for the maps of a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from detkernel import option, plugin
+from detkernel_detection.parts import Priors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    from detkernel_detection import lazy_torch as torch
+
+
+@plugin
+class Anchors:
+    """Boxes of some sizes and shapes at every place of a map, centred on its upper left corner (as MMDetection's).
+
+    An anchor of scale s and ratio r has, at a level of stride b, the width b s / sqrt(r) and the height b s sqrt(r).
+    """
+
+    scales: list[float] = option(factory=lambda: [8.0], above=0, help="sides in strides of their level")
+    octaves: int | None = option(
+        default=None, at_least=1, help="scales at each of `scales`: itself, and times 2^(i/octaves); null: itself"
+    )
+    ratios: list[float] = option(factory=lambda: [0.5, 1.0, 2.0], above=0, help="height to width")
+
+    @property
+    def sides(self) -> list[tuple[float, float]]:
+        """(width, height) in strides, of each anchor of a place: by ratio, then by scale."""
+        parts = self.octaves or 1
+        scales = [scale * 2 ** (part / parts) for scale in self.scales for part in range(parts)]
+        return [(scale / ratio**0.5, scale * ratio**0.5) for ratio in self.ratios for scale in scales]
+
+    def boxes(self, stride: int, places: Tensor) -> Tensor:
+        """[P, 2], x and y -> [P * A, 4], place by place."""
+        sides = places.new_tensor(self.sides) * (stride / 2)
+        around = torch.cat([-sides, sides], 1)  # [A, 4]
+        return (places.repeat(1, 2)[:, None] + around).flatten(0, 1)
+
+
+def anchors(options: Anchors, maps: Sequence[Tensor], strides: Sequence[int], inside: Tensor) -> Priors:
+    """The anchors for maps [B, _, H, W] of such strides. `inside` [B, 2]: height and width in which they are valid."""
+    grids = [_grid(one, stride) for one, stride in zip(maps, strides, strict=True)]
+    boxes = [options.boxes(stride, places) for places, stride in zip(grids, strides, strict=True)]
+    return _priors(boxes, grids, strides, inside)
+
+
+def points(maps: Sequence[Tensor], strides: Sequence[int], inside: Tensor, offset: float = 0.5) -> Priors:
+    """A point for each place of the maps, `offset` strides from its upper left corner, as a box without extent."""
+    grids = [_grid(one, stride) for one, stride in zip(maps, strides, strict=True)]
+    boxes = [(places + offset * stride).repeat(1, 2) for places, stride in zip(grids, strides, strict=True)]
+    return _priors(boxes, grids, strides, inside)
+
+
+def _grid(one: Tensor, stride: int) -> Tensor:
+    """float32 [H * W, 2]: x and y of the corner of each place, row by row."""
+    height, width = one.shape[-2:]
+    y, x = (torch.arange(side, device=one.device, dtype=torch.float32) * stride for side in (height, width))
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
+
+
+def _priors(boxes: Sequence[Tensor], grids: Sequence[Tensor], strides: Sequence[int], inside: Tensor) -> Priors:
+    """A place is valid where its corner lies in the image: its row is below height / stride."""
+    valid = []
+    for level, places in zip(boxes, grids, strict=True):
+        here = (places < inside.flip(1)[:, None]).all(-1)  # [B, P]
+        valid.append(here.repeat_interleave(len(level) // len(places), 1))
+    counts = tuple(len(level) for level in boxes)
+    each = [level.new_full((len(level),), stride) for level, stride in zip(boxes, strides, strict=True)]
+    return Priors(torch.cat(list(boxes)), torch.cat(each), torch.cat(valid, 1), counts)

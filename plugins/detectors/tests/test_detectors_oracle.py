@@ -1,0 +1,134 @@
+"""Small models with MMDetection's weights give MMDetection's numbers: every map, detection, loss and gradient."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detkernel_detection import Target, batching
+from detkernel_detection.predictions import to_detections
+from detkernel_detection.weights import load_into, read_weights, renamed
+from detkernel_detectors.backbones import Resnet
+from detkernel_detectors.heads import Towers
+from detkernel_detectors.models.dense import DenseDetector
+from detkernel_detectors.models.network import DenseNetwork
+from detkernel_detectors.models.retinanet import Retinanet
+from detkernel_detectors.necks import Fpn
+from torch import Tensor
+
+R18: Any = {"depth": 18, "channels": 3, "norm": "eval", "trainable_layers": 3}
+
+FAMILIES: dict[str, tuple[DenseDetector, tuple[str, ...]]] = {
+    "retinanet": (
+        Retinanet(backbone=Resnet(**R18), neck=Fpn(channels=12), head=Towers(convs=2, channels=12)),
+        ("cls", "reg"),
+    ),
+}
+"""Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
+
+
+class Case:
+    """A model with the reference's weights, its batch, and what is expected of it."""
+
+    def __init__(self, folder: Path, plugin: DenseDetector) -> None:
+        self.expected: dict[str, Tensor] = torch.load(folder / "expected.pt", weights_only=True)
+        inputs: dict[str, Any] = torch.load(folder / "inputs.pt", weights_only=True)
+        self.classes = [f"class {number}" for number in range(inputs["num_classes"])]
+        self.model: Any = DenseNetwork(plugin, self.classes)
+        load_into(self.model, read_weights(folder / "weights.pt"), self.classes, given="same_order")
+        self.grad_names = list(renamed(dict.fromkeys(inputs["grad_names"]), self.model.key_maps["MMDetection"]))
+        self.batch = _batch(inputs)
+
+    def check(self, name: str, found: Tensor, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+        """Compare with what is expected under a name, `name|2d|8` where only every 8th pixel is kept."""
+        key = next(key for key in self.expected if key.partition("|")[0] == name)
+        _, kind, step = [*key.split("|"), "", "1"][:3]
+        if kind == "2d":
+            found = found[..., :: int(step), :: int(step)]
+        torch.testing.assert_close(found, self.expected[key], rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
+def _batch(inputs: Mapping[str, Any]) -> Any:
+    sizes = [tuple(size) for size in inputs["sizes"]]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    images = torch.zeros(len(sizes), 3, height, width, dtype=torch.uint8)
+    for image, small, (h, w) in zip(images, inputs["images"], sizes, strict=True):
+        large = small.repeat_interleave(inputs["enlarge"], 1).repeat_interleave(inputs["enlarge"], 2)
+        image[:, :h, :w] = large
+    targets = [Target(target["boxes"], target["labels"]) for target in inputs["targets"]]
+    scale = inputs["scale"]
+    originals = [(math.ceil(h / scale), math.ceil(w / scale)) for h, w in sizes]  # it clips to images, not to files
+    return batching.make_batch(
+        images, targets, sizes=sizes, original_sizes=originals, scales=[(scale, scale)] * len(sizes)
+    )
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest, oracle: Path) -> Case:
+    made = Case(oracle / request.param, FAMILIES[request.param][0])
+    made.outputs = FAMILIES[request.param][1]
+    return made
+
+
+def test_the_maps_are_equal(case: Case):
+    model, batch = case.model.eval(), case.batch
+    with torch.no_grad():
+        images = model.normalize(batch.images, batch.image_sizes)
+        case.check("input", images)
+        features = list(model.backbone(images).values())
+        maps = model.forward_outputs(images, batch.image_sizes)
+    for number, one in enumerate(features):
+        case.check(f"backbone.{number}", one)
+    for number, one in enumerate(maps.features):
+        case.check(f"neck.{number}", one)
+    for number, name in enumerate(case.outputs):
+        for level, one in enumerate(maps.outputs[name]):
+            case.check(f"head.{number}.{level}", one)
+
+
+def test_the_detections_are_equal(case: Case):
+    model, batch = case.model.eval(), case.batch
+    with torch.no_grad():
+        detections = to_detections(model(batch.images, None, batch.image_sizes), batch, model)
+    for number, found in enumerate(detections):
+        scores = case.expected[f"detections.{number}.scores"]
+        assert len(found) == len(scores)
+        case.check(f"detections.{number}.scores", found.scores, rtol=0, atol=2e-5)
+        order = _same_order(found.labels, case.expected[f"detections.{number}.labels"], scores)
+        case.check(f"detections.{number}.boxes", found.boxes[order], rtol=0, atol=2e-2)
+
+
+def _same_order(labels: Tensor, expected: Tensor, scores: Tensor) -> Tensor:
+    """The places of the detections in the reference's order: neighbours whose scores are nearer than 1e-5 may change
+    places."""
+    order = torch.arange(len(labels))
+    for place in range(len(labels) - 1):
+        if labels[order[place]] != expected[place] and scores[place] - scores[place + 1] < 1e-5:
+            order[[place, place + 1]] = order[[place + 1, place]]
+    assert labels[order].tolist() == expected.tolist()
+    return order
+
+
+def test_the_losses_and_the_gradients_are_equal(case: Case):
+    model, batch = case.model.train(), case.batch
+    model.zero_grad()
+    losses = model(batch.images, batch.targets, batch.image_sizes)
+    for name, loss in losses.items():
+        case.check(f"loss.{name}", loss)
+    wanted = {key.removeprefix("loss.") for key in case.expected if re.match("loss.*loss", key)}
+    assert losses.keys() == wanted
+    total = sum(losses.values())
+    total.backward()
+    parameters = dict(model.named_parameters())
+    assert {name for name, parameter in parameters.items() if parameter.requires_grad} == set(case.grad_names)
+    expected = case.expected["loss.grad_norm"]
+    for name, norm in zip(case.grad_names, expected, strict=True):
+        if norm > 1e-3 * expected.max():
+            torch.testing.assert_close(
+                parameters[name].grad.norm(), norm, rtol=1e-3, atol=0, msg=lambda t, n=name: f"{n}: {t}"
+            )

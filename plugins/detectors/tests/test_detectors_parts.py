@@ -1,0 +1,193 @@
+"""Each part against MMDetection's numbers for it, and its options by their effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detkernel_detection import boxes
+from detkernel_detection.nms import suppressed
+from detkernel_detection.structures import Targets
+from detkernel_detectors.assigners.max_iou import MaxIouAssigner
+from detkernel_detectors.coders.delta import DeltaCoder
+from detkernel_detectors.losses.boxes import L1, Ciou, Diou, Giou, Iou, SmoothL1
+from detkernel_detectors.losses.classes import Focal, QualityFocal
+from detkernel_detectors.losses.sums import averaged
+from detkernel_detectors.priors import Anchors, anchors, points
+from torch import Tensor
+
+SIZES = [(25, 30), (13, 15), (7, 8)]
+"""Of the maps for which the reference assigns, of strides 8, 16 and 32."""
+
+
+def maps_of(*sizes: tuple[int, int], images: int = 1) -> list[Tensor]:
+    return [torch.zeros(images, 1, *size) for size in sizes]
+
+
+def whole(images: int = 1) -> Tensor:
+    return torch.full((images, 2), 1e4)
+
+
+ANCHORS = {
+    "rpn": (Anchors(), 4),
+    "retinanet": (Anchors(scales=[4.0], octaves=3), 8),
+    "atss": (Anchors(ratios=[1.0]), 8),
+}
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_anchors(name: str, parts: dict[str, Tensor]):
+    options, stride = ANCHORS[name]
+    inside = torch.tensor([[stride + 1.0, stride * 2.0]])
+    made = anchors(options, maps_of((2, 3)), [stride], inside)
+    torch.testing.assert_close(made.boxes, parts[f"anchors.{name}.grid.0"])
+    assert made.valid[0].tolist() == parts[f"anchors.{name}.valid.0"].tolist()
+    for level in range(5):
+        stride_here = stride * 2**level
+        one = anchors(options, maps_of((1, 1)), [stride_here], whole())
+        torch.testing.assert_close(one.boxes, parts[f"anchors.{name}.base.{level}"])
+        assert set(one.strides.tolist()) == {float(stride_here)}
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_points(offset: float, parts: dict[str, Tensor]):
+    made = points(maps_of((2, 3), (1, 2)), [8, 16], whole(), offset)
+    expected = parts[f"points.offset{offset}.0"]
+    torch.testing.assert_close(made.boxes[:6], expected[:, :2].repeat(1, 2))
+    assert made.strides.tolist() == [8.0] * 6 + [16.0] * 2
+    assert made.counts == (6, 2)
+
+
+@pytest.mark.parametrize(("name", "options"), [("plain", {}), ("stds", {"stds": (0.1, 0.1, 0.2, 0.2)})])
+def test_delta_coder(name: str, options: Any, parts: dict[str, Tensor]):
+    coder, priors = DeltaCoder(**options), parts["delta.priors"]
+    torch.testing.assert_close(coder.encode(priors, parts["delta.boxes"]), parts[f"delta.{name}.encode"])
+    decoded = coder.decode(priors, parts["delta.deltas"])
+    clipped = boxes.clip(decoded[None], torch.tensor([[150, 160]]))[0]
+    torch.testing.assert_close(clipped, parts[f"delta.{name}.decode"])
+    if name == "plain":
+        torch.testing.assert_close(decoded, parts["delta.noclip.decode"])
+    torch.testing.assert_close(coder.decode(priors, coder.encode(priors, parts["delta.boxes"])), parts["delta.boxes"])
+
+
+def test_overlaps(parts: dict[str, Tensor]):
+    one, other = parts["delta.priors"], parts["delta.boxes"]
+    torch.testing.assert_close(boxes.iou_of_all(one, other), parts["overlaps.iou"])
+    torch.testing.assert_close(boxes.overlap(one, other).iou, parts["overlaps.iou.aligned"])
+    torch.testing.assert_close(boxes.generalized_iou(one, other), parts["overlaps.giou.aligned"])
+    torch.testing.assert_close(boxes.generalized_iou(one[:, None], other), parts["overlaps.giou"])
+
+
+def targets_of(parts: dict[str, Tensor], room: int = 8) -> Targets:
+    """The reference's objects in the second of two images, padded with boxes that would match; the first has none."""
+    given, labels = parts["assign.gt"], parts["assign.gt_labels"]
+    truth = torch.zeros(2, room, 4)
+    truth[:] = torch.tensor([0.0, 0, 64, 64])
+    truth[1, : len(given)] = given
+    places = torch.zeros(2, room, dtype=torch.int64)
+    places[1, : len(given)] = labels
+    valid = torch.zeros(2, room, dtype=torch.bool)
+    valid[1, : len(given)] = True
+    return Targets(truth, places, valid)
+
+
+def assigned(matches: Any) -> list[list[int]]:
+    """As MMDetection says it: 0 background, k + 1 the object k, -1 ignored."""
+    found = torch.where(matches.positive, matches.matched + 1, torch.where(matches.negative, 0, -1))
+    return [image.tolist() for image in found]
+
+
+MAX_IOU = {
+    "rpn": MaxIouAssigner(positive=0.7, negative=0.3, best=0.3),
+    "retinanet": MaxIouAssigner(),
+    "rcnn": MaxIouAssigner(positive=0.5, negative=0.5, best=None),
+    "ssd": MaxIouAssigner(positive=0.5, negative=0.5, all_best=False),
+}
+
+
+@pytest.mark.parametrize("name", MAX_IOU)
+def test_max_iou_assigner(name: str, parts: dict[str, Tensor]):
+    priors = anchors(Anchors(scales=[4.0]), maps_of(*SIZES, images=2), [8, 16, 32], whole(2))
+    empty, found = assigned(MAX_IOU[name].assign(priors, targets_of(parts)))
+    assert found == parts[f"assign.max_iou.{name}.gt_inds"].tolist()
+    assert empty == [0] * len(priors.boxes)
+
+
+def test_priors_in_the_padding_are_neither_positive_nor_background(parts: dict[str, Tensor]):
+    priors = anchors(Anchors(scales=[4.0]), maps_of(*SIZES, images=2), [8, 16, 32], torch.tensor([[64.0, 96]] * 2))
+    matches = MaxIouAssigner().assign(priors, targets_of(parts))
+    assert 0 < priors.valid.sum() < priors.valid.numel()
+    assert not (matches.positive | matches.negative)[~priors.valid].any()
+
+
+CLASS_LOSSES = {"focal": Focal(), "qfl": QualityFocal()}
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_losses(name: str, parts: dict[str, Tensor]):
+    logits = parts["loss.logits"].clone().requires_grad_()
+    quality = parts["loss.quality"] if name == "qfl" else None
+    losses = CLASS_LOSSES[name](logits, parts["loss.labels"], quality)
+    check_loss(name, averaged(losses, parts["loss.weight"], torch.tensor(3.0)), logits, parts)
+
+
+BOX_LOSSES = {
+    "iou_log": (Iou(), 1),
+    "iou_linear": (Iou(form="linear"), 1),
+    "iou_square": (Iou(form="square"), 1),
+    "giou": (Giou(), 1),
+    "diou": (Diou(), 1),
+    "ciou": (Ciou(), 1),
+    "l1": (L1(), 20),
+    "smooth_l1": (SmoothL1(beta=1 / 9), 20),
+}
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_losses(name: str, parts: dict[str, Tensor]):
+    loss, divisor = BOX_LOSSES[name]
+    predicted = (parts["loss.boxes"] / divisor).requires_grad_()
+    losses = loss(predicted, parts["loss.box_targets"] / divisor)
+    check_loss(name, averaged(losses, torch.ones(10), torch.tensor(5.0)), predicted, parts)
+
+
+def check_loss(name: str, loss: Tensor, inputs: Tensor, parts: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(loss, parts[f"loss.{name}"], rtol=1e-5, atol=1e-6)
+    loss.backward()
+    torch.testing.assert_close(inputs.grad, parts[f"loss.{name}.grad"], rtol=1e-4, atol=1e-6)
+
+
+def test_every_loss_has_a_weight():
+    logits, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    one, other = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 6, 4]])
+    for kind in (Focal, QualityFocal):
+        torch.testing.assert_close(kind(weight=3)(logits, labels), 3 * kind()(logits, labels))
+    for kind in (L1, SmoothL1, Iou, Giou, Diou, Ciou):
+        torch.testing.assert_close(kind(weight=3)(one, other), 3 * kind()(one, other))
+
+
+def test_focal_options():
+    logits, labels = torch.tensor([[0.0]]), torch.tensor([0])
+    assert Focal(alpha=1, gamma=0)(logits, labels).item() == pytest.approx(0.6931, abs=1e-4)
+    assert Focal(alpha=0.5, gamma=1)(logits, labels).item() == pytest.approx(0.6931 / 4, abs=1e-4)
+    assert QualityFocal(beta=1)(logits, labels, torch.tensor([1.0])).item() == pytest.approx(0.6931 / 2, abs=1e-4)
+
+
+def test_nms(parts: dict[str, Tensor]):
+    given, scores, labels = (parts[f"nms.{name}"] for name in ("boxes", "scores", "ids"))
+    kept = parts["nms.batched.keep"]
+    valid = torch.ones(2, 70, dtype=torch.bool)
+    valid[:, 60:] = False
+    valid[1] = False
+    padded = [torch.nn.functional.pad(value, (0, 0, 0, 10)) for value in (given,)]
+    padded += [torch.nn.functional.pad(value, (0, 10)) for value in (scores, labels)]
+    found = suppressed(*(value.expand(2, *value.shape) for value in padded), valid, 0.5, 100)
+    assert found.boxes.shape == (2, 100, 4)
+    assert found.valid.sum(1).tolist() == [len(kept), 0]
+    assert found.boxes[0, : len(kept)].tolist() == given[kept].tolist()
+    assert found.scores[0, : len(kept)].tolist() == scores[kept].tolist()
+    assert found.labels[0, : len(kept)].tolist() == labels[kept].tolist()
+    assert not found.boxes[1].any()
+    few = suppressed(*(value.expand(2, *value.shape) for value in padded), valid, 0.5, 3)
+    assert few.boxes[0].tolist() == given[kept[:3]].tolist()
