@@ -3,8 +3,8 @@
     python benchmarks/step.py [--model faster_rcnn] [--side 320] [--batch 2] [--pairs 20]
 
 The two take turns, iteration by iteration, in one process; what counts is the median of the ratios of neighbours. Both
-start from the same weights and get the same pictures as uint8; the plain loop is torchvision's reference: a list of
-pictures in 0..1, `model(images, targets)`, the sum of losses, backward, step.
+start from the same weights and get the same images as uint8; the plain loop is torchvision's reference: a list of
+images in 0..1, `model(images, targets)`, the sum of losses, backward, step.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main() -> None:
                 theirs.append(pair["plain"])
         run.hook.after_run(run=run)
     where = torch.cuda.get_device_name() if run.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    what = f"{options.model} R{options.depth}, {options.batch} pictures of {options.side} px"
+    what = f"{options.model} R{options.depth}, {options.batch} images of {options.side} px"
     print(f"{what}, {where}, torch {torch.__version__}")
     print(f"plain torchvision {statistics.median(theirs) * 1000:8.1f} ms")
     print(f"detkernel         {statistics.median(ours) * 1000:8.1f} ms")

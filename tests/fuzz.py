@@ -24,8 +24,8 @@ from xxhash import xxh3_128
 with atheris.instrument_imports(include=["detkernel", "detkernel_data", "detkernel_checkpoint"]):
     from detkernel import UserError
     from detkernel.config import load
-    from detkernel_checkpoint import _file
-    from detkernel_checkpoint._weights import load_weights
+    from detkernel_checkpoint import checkpoint_file
+    from detkernel_checkpoint.load_weights import load_weights
     from detkernel_data.formats.coco import Coco
     from detkernel_data.formats.voc import Voc
     from detkernel_data.formats.yolo import Yolo
@@ -109,15 +109,15 @@ def checkpoint(folder: Path) -> tuple[Target, bytes]:
         "position": {"epoch": 0, "iter": 1, "batch": 1, "validated": 0, "epoch_length": 4, "metrics": {}},
         "model": {"weight": torch.zeros(2, 3)}, "training_model": None, "modules": {},
         "plugins": {"sgd": {"state": [1, 2.5, "x"]}},
-        "ranks": [{}], "origin": {"config": {"run": {"until": "1 iters"}}, "neutral": []},
+        "ranks": [{}], "provenance": {"config": {"run": {"until": "1 iters"}}, "neutral": []},
     }  # fmt: skip
-    _file.write(path, content)
+    checkpoint_file.write(path, content)
 
     def read(data: bytes) -> None:
         path.write_bytes(_sealed(data))
-        _file.read(path)
+        checkpoint_file.read(path)
 
-    return read, path.read_bytes()[: -_file._SEAL]
+    return read, path.read_bytes()[: -checkpoint_file._SEAL]
 
 
 def weights(folder: Path) -> tuple[Target, bytes]:
@@ -132,7 +132,7 @@ def weights(folder: Path) -> tuple[Target, bytes]:
 
 
 def _sealed(data: bytes) -> bytes:
-    return data + _file._MARK + xxh3_128(data).hexdigest().encode()
+    return data + checkpoint_file._MARK + xxh3_128(data).hexdigest().encode()
 
 
 TARGETS = {made.__name__: made for made in (yaml, voc, coco, yolo, checkpoint, weights)}
@@ -147,7 +147,7 @@ def fuzz(name: str, runs: int) -> None:
             Image.new("RGB", (40, 30)).save(folder / part / "a.bmp")
         (folder / "ImageSets/Main/train.txt").write_text("a\n")
         read, seed = TARGETS[name](folder)
-        read(seed)  # what is sound is read
+        read(seed)  # what is valid is read
         (corpus / "seed").write_bytes(seed)
         outcomes = {"read": 0, "refused": 0}
 

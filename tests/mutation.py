@@ -5,7 +5,7 @@ mutant (a copy of the tree with one operator, number, condition or keyword argum
 reach its line, in a process forked from one that has imported torch already. A mutant that every such test passes has
 survived: there a fault would go unnoticed. Lines that only child processes reach are counted apart.
 
-This is no part of the test suite: it takes minutes for a hundred mutants. Survivors are printed with their lines, most
+This is not part of the test suite: it takes minutes for a hundred mutants. Survivors are printed with their lines, most
 of them equal to the original for a good reason (a message, a limit that is never met, a faster way to the same value).
 """
 

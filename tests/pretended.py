@@ -1,4 +1,4 @@
-"""Runs a config on a device that is no CPU, for machines without one, and says as JSON what one iteration did there.
+"""Runs a config on a device that is not a CPU, for machines without one, and says as JSON what one iteration did there.
 
     python tests/pretended.py CONFIG RUNS
 

@@ -1,4 +1,4 @@
-"""Every recipe is sound, has its modeline, and what it names exists; the schema beside them is up to date."""
+"""Every recipe is valid, has its modeline, and what it names exists; the schema beside them is up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = sorted(CONFIGS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_is_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     config = load(path, [])
     assert {"model", "data", "optimizer", "checkpoint", "evaluation", "log"} <= set(config.plugins)

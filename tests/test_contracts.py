@@ -59,7 +59,7 @@ class PrivateTorch(Transform):
 
 @plugin
 class Mosaic(Transform):
-    """Puts the picture and three others of the data set into the quarters of a larger one."""
+    """Puts the image and three others of the data set into the quarters of a larger one."""
 
     _others: Any = state()
 
@@ -93,7 +93,7 @@ def darken(sample: Sample) -> Sample:
 
 
 def flipped(sample: Sample) -> Sample:
-    """Picture and boxes, but neither masks nor keypoints."""
+    """Image and boxes, but neither masks nor keypoints."""
     width = sample.size[1]
     x1, y1, x2, y2 = sample.target.boxes.unbind(1)
     sample.target.boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
@@ -118,7 +118,7 @@ def whole_flip(sample: Sample) -> Sample:
     return flipped(sample)
 
 
-def flipped_picture(sample: Sample) -> Sample:
+def flipped_image(sample: Sample) -> Sample:
     if torch.rand(()) < 0.5:
         sample.image = sample.image.flip(-1)
     return sample
@@ -139,7 +139,7 @@ def halved_with_boxes(sample: Sample) -> Sample:
     return halved(sample)
 
 
-def turned_picture(sample: Sample) -> Sample:
+def turned_image(sample: Sample) -> Sample:
     sample.image = sample.image.transpose(1, 2)
     return sample
 
@@ -176,7 +176,7 @@ def by_chance(sample: Sample) -> Sample:
     return darken(sample) if random.SystemRandom().random() < 0.3 else sample
 
 
-MOVES, SOUND = "test_moves_boxes_with_their_objects", "test_keeps_the_sample_sound"
+MOVES, VALID = "test_moves_boxes_with_their_objects", "test_keeps_the_sample_valid"
 DRAWS, SCALE = "test_draws_from_the_seeded_generators", "test_records_its_scale"
 POINTS = "test_moves_keypoints_with_their_objects"
 
@@ -184,29 +184,29 @@ POINTS = "test_moves_keypoints_with_their_objects"
 @pytest.mark.parametrize(
     ("transform", "test", "message"),
     [
-        (By(function=flipped_picture), MOVES, "an object of class . is seen at .* boxes move with the picture"),
+        (By(function=flipped_image), MOVES, "an object of class . is seen at .* boxes move with the image"),
         (By(function=shifted_boxes), MOVES, "but its boxes are at"),
-        (By(function=halved), MOVES, "boxes move with the picture"),
-        (By(function=turned_picture), MOVES, "boxes move with the picture"),
+        (By(function=halved), MOVES, "boxes move with the image"),
+        (By(function=turned_image), MOVES, "boxes move with the image"),
         (By(function=large_boxes), MOVES, "boxes are much larger than their objects"),
         (set_to("target.labels", lambda labels: labels.flip(0)), MOVES, "an object of class"),
         (Scales(function=halved_with_boxes), SCALE, "multiply sample.scale by the factors"),
         (Scales(function=whole_flip), SCALE, "a transform that moves objects is not scales_only"),
-        (set_to("target.labels", lambda labels: (labels + 1) % 3), SOUND, "an object keeps its class"),
-        (set_to("target.labels", torch.zeros_like), SOUND, "an object keeps its class"),
-        (set_to("target.labels", lambda labels: None), SOUND, "target.labels is NoneType, not a tensor"),
-        (set_to("target.labels", lambda labels: labels[:1]), SOUND, "expected int64 and as many"),
-        (By(function=flat_boxes), SOUND, "has no area or is not xyxy"),
-        (set_to("target.boxes", lambda boxes: boxes + 20), SOUND, "lies outside of the changed picture"),
-        (set_to("image", lambda image: image * 0.9), SOUND, "float32 with values on 0..255"),
-        (set_to("image", lambda image: image.long()), SOUND, "the picture became torch.int64; it stays uint8"),
-        (set_to("index", lambda index: index + 1), SOUND, "sample.index was 0 and became 1; evaluators"),
-        (set_to("image_id", str.upper), SOUND, "sample.image_id was 'probe-0'"),
-        (By(function=lambda sample: None), SOUND, "returned NoneType; it returns the sample"),
-        (By(function=needs_a_box), "test_takes_a_picture_without_boxes", "without boxes it raised IndexError"),
-        (By(function=flipped), "test_moves_masks_with_their_objects", "masks move with the picture"),
+        (set_to("target.labels", lambda labels: (labels + 1) % 3), VALID, "an object keeps its class"),
+        (set_to("target.labels", torch.zeros_like), VALID, "an object keeps its class"),
+        (set_to("target.labels", lambda labels: None), VALID, "target.labels is NoneType, not a tensor"),
+        (set_to("target.labels", lambda labels: labels[:1]), VALID, "expected int64 and as many"),
+        (By(function=flat_boxes), VALID, "has no area or is not xyxy"),
+        (set_to("target.boxes", lambda boxes: boxes + 20), VALID, "lies outside of the changed image"),
+        (set_to("image", lambda image: image * 0.9), VALID, "float32 with values on 0..255"),
+        (set_to("image", lambda image: image.long()), VALID, "the image became torch.int64; it stays uint8"),
+        (set_to("index", lambda index: index + 1), VALID, "sample.index was 0 and became 1; evaluators"),
+        (set_to("image_id", str.upper), VALID, "sample.image_id was 'probe-0'"),
+        (By(function=lambda sample: None), VALID, "returned NoneType; it returns the sample"),
+        (By(function=needs_a_box), "test_takes_an_image_without_boxes", "without boxes it raised IndexError"),
+        (By(function=flipped), "test_moves_masks_with_their_objects", "masks move with the image"),
         (set_to("target.masks", lambda masks: None), "test_moves_masks_with_their_objects", "the masks are gone"),
-        (By(function=flipped), POINTS, "keypoints move with the picture"),
+        (By(function=flipped), POINTS, "keypoints move with the image"),
         (set_to("target.keypoints", lambda points: None), POINTS, "the keypoints are gone"),
         (set_to("target.keypoints", lambda points: points[:1]), POINTS, r"keypoints are \[1, 4, 3\] for 2 boxes"),
         (Private(), DRAWS, "not from a generator of your own or the system's"),
@@ -255,7 +255,7 @@ def test_a_right_transform_passes(transform: Transform) -> None:
 
 @plugin
 class Remembers(TinyDataset):
-    """Pictures that depend on what was asked for before."""
+    """Images that depend on what was asked for before."""
 
     _asked: int = state(default=0)
 
@@ -266,7 +266,7 @@ class Remembers(TinyDataset):
 
 @plugin
 class FlipsItself(TinyDataset):
-    """Pictures mirrored by chance."""
+    """Images mirrored by chance."""
 
     def image(self, index: int) -> Any:
         image = super().image(index)
@@ -320,15 +320,15 @@ def nan_box() -> Any:
 @pytest.mark.parametrize(
     ("dataset", "test", "message"),
     [
-        (Remembers(), "test_pictures_do_not_depend_on_order_or_chance", "picture 7 .* remembers nothing between calls"),
-        (FlipsItself(), "test_pictures_do_not_depend_on_order_or_chance", "draws no random numbers"),
-        (Doubles(), "test_loads_the_same_twice", r"a second load\(\) made of 8 pictures.* 16 pictures"),
+        (Remembers(), "test_images_do_not_depend_on_order_or_chance", "image 7 .* remembers nothing between calls"),
+        (FlipsItself(), "test_images_do_not_depend_on_order_or_chance", "draws no random numbers"),
+        (Doubles(), "test_loads_the_same_twice", r"a second load\(\) made of 8 images.* 16 images"),
         (
             Altered(fields={"image_id": 7}),
-            "test_every_picture_has_its_own_id",
+            "test_every_image_has_its_own_id",
             "tiny-0 and tiny-1 have the same image_",
         ),
-        (Altered(fields={"image_id": 7.0}), "test_every_picture_has_its_own_id", "image_id is float, expected int or"),
+        (Altered(fields={"image_id": 7.0}), "test_every_image_has_its_own_id", "image_id is float, expected int or"),
         (Altered(fields={"labels": np.array([0.0])}), "test_labels_are_positions_in_classes", "float64, expected int"),
         (Altered(fields={"labels": np.array([3])}), "test_labels_are_positions_in_classes", "0-based positions"),
         (
@@ -336,11 +336,11 @@ def nan_box() -> Any:
             "test_labels_are_positions_in_classes",
             "labels is NoneType, expected a Num",
         ),
-        (Altered(fields={"boxes": [[0, 0, 4, 4]]}), "test_boxes_are_sound", "boxes is list, expected a NumPy array"),
-        (Altered(fields={"boxes": nan_box()}), "test_boxes_are_sound", "a box is not finite"),
-        (Altered(fields={"boxes": np.array([[0, 0, 40, 9]])}), "test_boxes_are_sound", "lies outside of the 32 x 32"),
-        (Altered(fields={"boxes": np.array([[9, 0, 9, 9]])}), "test_boxes_are_sound", "a box has no area"),
-        (Altered(fields={"boxes": np.zeros(0)}), "test_boxes_are_sound", r"expected \[N, 4\]"),
+        (Altered(fields={"boxes": [[0, 0, 4, 4]]}), "test_boxes_are_valid", "boxes is list, expected a NumPy array"),
+        (Altered(fields={"boxes": nan_box()}), "test_boxes_are_valid", "a box is not finite"),
+        (Altered(fields={"boxes": np.array([[0, 0, 40, 9]])}), "test_boxes_are_valid", "lies outside of the 32 x 32"),
+        (Altered(fields={"boxes": np.array([[9, 0, 9, 9]])}), "test_boxes_are_valid", "a box has no area"),
+        (Altered(fields={"boxes": np.zeros(0)}), "test_boxes_are_valid", r"expected \[N, 4\]"),
         (Unfit(), "test_is_the_same_in_every_process", "cannot be pickled"),
         (Unsorted(), "test_is_the_same_in_every_process", "sort what came out of one"),
     ],

@@ -41,7 +41,7 @@ class Sharded:
 
 @plugin
 class ShardedData:
-    '''One picture a step and process.'''
+    '''One image a step and process.'''
 
     @hookimpl
     def build_loader(self, run, mode):
@@ -87,14 +87,14 @@ from detkernel_detection import Sampler
 from detkernel_optim.stepping import Adamw, Sgd
 @plugin
 class Saw:
-    '''Notes pictures, random numbers, and what a validation sees.'''
-    pictures: list = state(factory=list)
+    '''Notes images, random numbers, and what a validation sees.'''
+    images: list = state(factory=list)
     noise: list = state(factory=list)
     seen: list = state(factory=list)
 
     @hookimpl
     def before_train_iter(self, run, batch):
-        self.pictures.extend(batch.indices)
+        self.images.extend(batch.indices)
         self.noise.append(torch.rand(()).item())
 
     @hookimpl(trylast=True)
@@ -113,7 +113,7 @@ class StopAfterThree:
 
 @plugin
 class StopInValidation:
-    '''Only the first process has the figures.'''
+    '''Only the first process has the metrics.'''
     @hookimpl
     def after_val_epoch(self, run):
         if run.is_main:
@@ -217,7 +217,7 @@ def sampled():
         plugins = {"device": Device(device="cpu"), "data": data, "checkpoint": Checkpoint(every=Span(2, "iters"))}
         kernel = tiny_kernel(plugins, until="3 epochs", work_dir=out / folder)
         kernel.state.bus._manager.register(saw)
-        return saw.pictures, kernel.run() and sampler.heard
+        return saw.images, kernel.run() and sampler.heard
     through = run("sampled")
     if os.environ["RANK"] == "0":
         (out / "sampled_again" / "checkpoints").mkdir(parents=True)
@@ -236,7 +236,7 @@ tested = kernel(Device(device="cpu")).test()
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]  # none where there is no /proc
 report(trained, counts=[counted(), counted(accumulate=2)], frozen=[frozen(True), frozen(False)],
        accumulated=[accumulated(), accumulated(static_graph=True)], resumed=resumed(), sampled=sampled(),
-       weights=weights(trained), pictures=saw.pictures, noise=saw.noise, seen=saw.seen,
+       weights=weights(trained), images=saw.images, noise=saw.noise, seen=saw.seen,
        size=trained.world_size, group_left=not torch.distributed.is_initialized(),
        stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
        synchronised=numbers(synchronised), alone=numbers(alone), spare=weights(spare), tested=tested.mode,
@@ -252,12 +252,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return ranks
 
 
-def test_two_processes_train_one_model_on_all_pictures(scenes: list[dict]):
+def test_two_processes_train_one_model_on_all_images(scenes: list[dict]):
     first, second = scenes
     assert first["weights"] == second["weights"]
     assert first["size"] == second["size"] == 2
-    assert first["pictures"] == [0, 2, 4, 6] * 2
-    assert second["pictures"] == [1, 3, 5, 7] * 2
+    assert first["images"] == [0, 2, 4, 6] * 2
+    assert second["images"] == [1, 3, 5, 7] * 2
     assert first["group_left"]
 
 
@@ -289,7 +289,7 @@ def test_unused_parameters_are_allowed_when_told(scenes: list[dict]):
 
 @plugin
 class Pairs:
-    """The pictures of both processes in one batch."""
+    """The images of both processes in one batch."""
 
     @hookimpl
     def build_loader(self, run: Run, mode: str) -> Any:
@@ -298,7 +298,7 @@ class Pairs:
         return TinyLoader(dataset, batch_size=2, seed=0, shuffle=False)
 
 
-def test_synchronised_batch_norm_trains_as_one_process_with_all_pictures(scenes: list[dict], tmp_path: Path):
+def test_synchronised_batch_norm_trains_as_one_process_with_all_images(scenes: list[dict], tmp_path: Path):
     plugins = {"device": Device(device="cpu"), "data": Pairs(), "model": TinyDetector(dropout=0)}
     run = tiny_run(plugins, until="2 epochs", work_dir=tmp_path)
     expected = {name: tensor.double().flatten().tolist() for name, tensor in run.model.state_dict().items()}

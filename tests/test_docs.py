@@ -1,4 +1,4 @@
-"""Every block of code and every command in the documentation runs, and every config in it is sound."""
+"""Every block of code and every command in the documentation runs, and every config in it is valid."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ SHORTER = {  # what a block on its own has of data and patience, and the tests h
 
 
 @pytest.fixture(scope="module")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data sets that the pages name, of two images each, in the forms of VOC, COCO and YOLO."""
-    folder = tmp_path_factory.mktemp("pictured")
+    folder = tmp_path_factory.mktemp("shown")
     for place, name in (("BCCD", "RBC"), ("cells", "RBC"), ("VOCdevkit/VOC2007", "cat"), ("VOCdevkit/VOC2012", "dog")):
         _write_data(folder / "data" / place, name)
     return folder
@@ -119,14 +119,14 @@ def _write_data(root: Path, name: str) -> None:
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_configs_train(
     text: str,
-    pictured: Path,
+    shown: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
     detkernel_here: Detkernel,
 ) -> None:
     """Every config is trained with, and checked before; what shows a part of one is put into a small one."""
-    (tmp_path / "data").symlink_to(pictured / "data")
+    (tmp_path / "data").symlink_to(shown / "data")
     (tmp_path / "my_plugin.py").write_text(_my_plugin())
     (tmp_path / "detkernel_configs").symlink_to(ROOT / "configs")  # as an installed detkernel has it
     monkeypatch.syspath_prepend(tmp_path)

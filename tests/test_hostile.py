@@ -1,4 +1,4 @@
-"""A checkpoint with a sound seal, but states that fit nothing: the run goes on, or ends with one clear error."""
+"""A checkpoint with a valid seal, but states that fit nothing: the run goes on, or ends with one clear error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detkernel import ConfigError, Run, Span, UserError, hookimpl, plugin
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_detection.testing import TinyDataset, tiny_run
@@ -62,14 +62,14 @@ def run(folder: Path, resume: Path | None = None, optimizer: Stepping | None = N
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    folder = tmp_path_factory.mktemp("sound")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    folder = tmp_path_factory.mktemp("valid")
     run(folder)
-    return _file.read(folder / "checkpoints/iter_7.pt")  # behind a step: fp16 leaves the first one out
+    return checkpoint_file.read(folder / "checkpoints/iter_7.pt")  # behind a step: fp16 leaves the first one out
 
 
 def resume(content: Content, folder: Path, **more: Any) -> Run:
-    _file.write(folder / "hostile.pt", content)
+    checkpoint_file.write(folder / "hostile.pt", content)
     return run(folder, folder / "hostile.pt", **more)
 
 
@@ -113,7 +113,7 @@ WEIGHTS = ("plugins", "ema", "averages", "0.0.weight")
         (at("plugins", "early_stopping", "best"), [1], "plugin 'early_stopping' does not fit: "),
         (at("plugins", "checkpoint", "best_value"), "x", "plugin 'checkpoint' does not fit: could not convert"),
         (at("ranks", 0, "log", "sums"), [{"names": [1], "total": torch.zeros(1), "count": 1}], "plugin 'log' does not"),
-        (at("position", "metrics"), {1: 1.0}, "its metrics are no numbers by name"),
+        (at("position", "metrics"), {1: 1.0}, "its metrics are not numbers by name"),
         (at("position", "batch"), 0, "its position is none with 8 iterations an epoch"),
         (at("position", "iter"), 10**30, "its position is none"),
         (at("position", "iter"), True, "its position is none"),
@@ -122,9 +122,9 @@ WEIGHTS = ("plugins", "ema", "averages", "0.0.weight")
     ],
 )
 def test_what_does_not_fit_is_one_error(
-    put: Callable[[Content, Any], None], value: Any, message: str | None, sound: Content, tmp_path: Path
+    put: Callable[[Content, Any], None], value: Any, message: str | None, valid: Content, tmp_path: Path
 ) -> None:
-    content = copy.deepcopy(sound)
+    content = copy.deepcopy(valid)
     put(content, value)
     if message is None:
         _outcome(content, tmp_path)
@@ -134,24 +134,24 @@ def test_what_does_not_fit_is_one_error(
     assert "\n" not in str(caught.value)
 
 
-def test_what_fits_goes_on(sound: Content, tmp_path: Path) -> None:
+def test_what_fits_goes_on(valid: Content, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
-    resumed = resume(sound, tmp_path)
+    resumed = resume(valid, tmp_path)
     for name, weight in whole.bare_model.state_dict().items():
         assert torch.equal(resumed.bare_model.state_dict()[name], weight)
 
 
 def test_what_the_config_now_says_of_the_optimizer_holds(
-    sound: Content, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    valid: Content, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changed = Adamw(lr=5e-2, weight_decay=0.5, precision="fp16", accumulate=3, clip_norm=1)
-    group = resume(sound, tmp_path, optimizer=changed, accept=True).optimizer.param_groups[0]
+    group = resume(valid, tmp_path, optimizer=changed, accept=True).optimizer.param_groups[0]
     assert (group["initial_lr"], group["weight_decay"]) == (5e-2, 0.5)
     assert group["lr"] < 5e-2  # by the schedule
     other = Sgd(lr=1e-3, precision="fp16", accumulate=3, clip_norm=1)
     with pytest.raises(UserError, match="of another run than this one"):
-        resume(sound, tmp_path, optimizer=other)
-    afresh = resume(sound, tmp_path, optimizer=other, accept=True).optimizer
+        resume(valid, tmp_path, optimizer=other)
+    afresh = resume(valid, tmp_path, optimizer=other, accept=True).optimizer
     assert type(afresh).__name__ == "SGD"
     assert afresh.param_groups[0]["initial_lr"] == 1e-3
     assert "it is of AdamW, and this run steps with SGD; it starts anew" in caplog.text
@@ -188,9 +188,9 @@ def _outcome(content: Content, folder: Path) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
-def test_any_value_anywhere(sound: Content, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_value_anywhere(valid: Content, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     logging.getLogger("detkernel").setLevel(logging.CRITICAL)
-    content = copy.deepcopy(sound)
+    content = copy.deepcopy(valid)
     for _ in range(data.draw(st.integers(1, 2))):
         *way, last = data.draw(st.sampled_from(places(content)))
         holder: Any = content
@@ -207,7 +207,7 @@ def test_any_value_anywhere(sound: Content, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("save", ["/tmp/found.json", "~/.bashrc", "../found.json"])
 def test_what_a_checkpoint_says_is_written_below_the_users_work_dir_or_nowhere(
-    sound: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
+    valid: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: str
 ) -> None:
     from detkernel.config import load
 
@@ -217,8 +217,8 @@ def test_what_a_checkpoint_says_is_written_below_the_users_work_dir_or_nowhere(
         "evaluation": {"use": "coco_map", "save": save},
         "checkpoint": {},
     }
-    content = {**sound, "origin": {**sound["origin"], "config": config}}
-    _file.write(tmp_path / "home.pt", content)
+    content = {**valid, "provenance": {**valid["provenance"], "config": config}}
+    checkpoint_file.write(tmp_path / "home.pt", content)
     with pytest.raises(ConfigError) as caught:
         load("home.pt")
     assert [problem.path for problem in caught.value.problems] == ["evaluation.save", "run.work_dir"]

@@ -37,7 +37,7 @@ XML = """<annotation>
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with a config and two pictures in VOC form."""
+    """A folder with a config and two images in VOC form."""
     (tmp_path / "config.yaml").write_text(GOOD)
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -99,13 +99,13 @@ MISTAKES = {
         lambda p: edit(p / "data/Annotations/b.xml", "<width>64", "<width>63"),
         "data/Annotations/b.xml: states a size of 63x48, but data/JPEGImages/b.jpg is 64x48",
     ),
-    "a truncated picture": (
+    "a truncated image": (
         lambda p: (p / "data/JPEGImages/b.jpg").write_bytes((p / "data/JPEGImages/b.jpg").read_bytes()[:-300]),
         "data/JPEGImages/b.jpg: Truncated File Read",
     ),
     "nothing left": (
         lambda p: edit(p / "config.yaml", "split: train}", "split: train, min_side: 400}"),
-        "no object is left of 2, in 2 pictures:\n  2 pictures dropped, a side of less than 400 pixels",
+        "no object is left of 2, in 2 images:\n  2 images dropped, a side of less than 400 pixels",
     ),
     "a bad box": (
         lambda p: (
@@ -148,7 +148,7 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed(project: Path, detkern
     assert result.returncode == 0, result.stderr
     log = (project / "work/log.txt").read_text()
     assert "1 box without area dropped: data/Annotations/b.xml:3: object 1 'cat'" in log
-    assert "1 of 2 pictures have no object: not trained on" in log
+    assert "1 of 2 images have no object: not trained on" in log
 
 
 def test_a_process_says_it_alike(project: Path, detkernel: Detkernel) -> None:

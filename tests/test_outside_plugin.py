@@ -98,9 +98,9 @@ def test_a_misspelt_option_names_its_place(folder: Path, installed: dict[str, st
 
 
 LISTED = {
-    "model": "plugin A detector of one box a picture",
-    "dataset": "dataset Pictures listed in a CSV file",
-    "transform": "transform Darken or brighten some pictures.",
+    "model": "plugin A detector of one box an image",
+    "dataset": "dataset Images listed in a CSV file",
+    "transform": "transform Darken or brighten some images.",
     "evaluator": "plugin Share of the annotated boxes",
     "hook": "plugin Stop the run when the loss",
 }

@@ -34,7 +34,7 @@ HERE = Path(__file__).parents[1]
 
 @plugin
 class Darken(Transform):
-    """Halves the brightness of some pictures."""
+    """Halves the brightness of some images."""
 
     def __call__(self, sample: Sample) -> Sample:
         if torch.rand(()) < 0.5:
@@ -227,7 +227,7 @@ class Detector(TinyDetector):
 
 
 FINDS, LEARNS = "test_finds_what_it_learned", "test_losses_follow_the_targets"
-LOSSES, EMPTY = "test_gives_losses_that_reach_its_parameters", "test_trains_on_pictures_without_objects"
+LOSSES, EMPTY = "test_gives_losses_that_reach_its_parameters", "test_trains_on_images_without_objects"
 
 
 @pytest.mark.parametrize(
@@ -235,17 +235,17 @@ LOSSES, EMPTY = "test_gives_losses_that_reach_its_parameters", "test_trains_on_p
     [
         ("ignores boxes", LEARNS, "other boxes in batch.targets gave the same losses"),
         ("ignores labels", LEARNS, "other labels in batch.targets gave the same losses"),
-        ("needs objects", EMPTY, "a batch without any object raised IndexError.*data has empty pictures"),
+        ("needs objects", EMPTY, "a batch without any object raised IndexError.*data has empty images"),
         ("no gradient", EMPTY, "gave losses without a gradient.*multiply an output by 0"),
         ("other names", LOSSES, r"returned \['cls'\]: at least one name must contain 'loss'"),
         ("nan", LOSSES, "'loss_bbox' is nan: a loss that is not finite"),
         ("no number", LOSSES, "'loss_bbox' is 0.5: a loss is a tensor of one number"),
-        ("nothing", FINDS, "returned 0 Detections for 2 pictures"),
+        ("nothing", FINDS, "returned 0 Detections for 2 images"),
         ("empty", FINDS, "after 200 iterations .* val_step finds nothing"),
-        ("next label", FINDS, "the best detection of picture 0 .* expected the right class and an IoU over 0.5"),
+        ("next label", FINDS, "the best detection of image 0 .* expected the right class and an IoU over 0.5"),
         ("background", FINDS, "a background class is not among them"),
         ("xywh", FINDS, "boxes are xyxy in pixels"),
-        ("swapped", FINDS, "each picture gets its own detections"),
+        ("swapped", FINDS, "each image gets its own detections"),
         ("percent", FINDS, r"expected 0\.\.1"),
         ("other index", FINDS, r"\(image_id, index\) \(0, 1\), expected those of the batch, \(0, 0\)"),
         ("ignores scales", "test_detects_in_the_coordinates_of_the_file", "divide them by batch.scales"),
@@ -295,15 +295,15 @@ class Recall:
             parts = [None] * run.world_size
             distributed.all_gather_object(parts, self._found)
         if self.fault == "averages":
-            figure = sum(recall(list(part.values())) for part in parts) / len(parts)
+            metric = sum(recall(list(part.values())) for part in parts) / len(parts)
         else:
-            figure = recall([counts for part in parts for counts in part.values()])
+            metric = recall([counts for part in parts for counts in part.values()])
         if self.fault == "tensor":
-            run.metrics["recall"] = torch.tensor(figure)  # type: ignore[assignment]
+            run.metrics["recall"] = torch.tensor(metric)  # type: ignore[assignment]
         elif self.fault == "assigns":
-            run.metrics["recall"] = figure
+            run.metrics["recall"] = metric
         else:
-            run.metrics.publish("recall", figure, better="higher")
+            run.metrics.publish("recall", metric, better="higher")
 
 
 def recall(counts: list[tuple[int, int]]) -> float:
@@ -313,12 +313,12 @@ def recall(counts: list[tuple[int, int]]) -> float:
 @pytest.mark.parametrize(
     ("fault", "test", "message"),
     [
-        ("ignores labels", "test_wrong_labels_are_worse", "as good with wrong labels in two pictures"),
+        ("ignores labels", "test_wrong_labels_are_worse", "as good with wrong labels in two images"),
         ("assigns", "test_each_validation_set_is_measured_for_itself", "and publish in after_val_set"),
         ("keeps", "test_every_validation_starts_anew", "forget what was collected in before_val_set"),
-        ("needs detections", "test_pictures_without_detections_count", "raised IndexError.*finds nothing in many pic"),
+        ("needs detections", "test_images_without_detections_count", "raised IndexError.*finds nothing in many pic"),
         ("tensor", "test_perfect_detections_are_best", r"run.metrics\['recall'\] is Tensor, expected a float"),
-        ("averages", "test_merges_over_processes", "the mean of their figures is not the figure of all"),
+        ("averages", "test_merges_over_processes", "the mean of their metrics is not the metric of all"),
     ],
 )
 def test_a_broken_evaluator_fails(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_detection import Losses
@@ -120,7 +120,7 @@ def test_the_rate_that_is_logged_after_a_resume_is_that_of_the_steps(tmp_path: P
 def test_a_broken_average_is_not_written(tmp_path: Path):
     @plugin
     class BreakAverage:
-        """The average alone is NaN; the weights in training are sound."""
+        """The average alone is NaN; the weights in training are valid."""
 
         @hookimpl
         def after_train_iter(self, run: Run) -> None:
@@ -204,7 +204,7 @@ def test_a_validation_that_fails_costs_nothing(tmp_path: Path, every: Span | Non
     with pytest.raises((UserError, KeyboardInterrupt), match="a broken image") as caught:
         validated(tmp_path / "failed", every, validate, fail)
     assert f"iter_{at}.pt, of iteration {at}, run again" in caught.value.__notes__[-1]
-    assert _file.read(tmp_path / "failed" / "checkpoints" / f"iter_{at}.pt")["position"]["validated"] < at
+    assert checkpoint_file.read(tmp_path / "failed" / "checkpoints" / f"iter_{at}.pt")["position"]["validated"] < at
     run = validated(tmp_path / "failed", every, validate, FailInValidation(at=0))
     assert run.state_dict() == undisturbed.state_dict()
     for name, weight in undisturbed.model.state_dict().items():

@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
-    """The figures of a run, less those of the clock."""
+    """The metrics of a run, less those of the clock."""
     found = [json.loads(line) for line in (folder / "work/log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("time", "data_time", "memory")} for line in found]
 
@@ -64,8 +64,8 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert [line["step"] for line in lines(trained) if line["mode"] == "val"] == [6, 12]
     assert {path.name for path in (work / "checkpoints").glob("iter_*.pt")} == {f"iter_{n}.pt" for n in (3, 6, 9, 12)}
     assert list((work / "checkpoints").glob("best_*.pt"))
-    with Image.open(work / "predictions.png") as picture:
-        assert picture.width > 500
+    with Image.open(work / "predictions.png") as image:
+        assert image.width > 500
     assert "# detkernel-kernel" in (work / "config.yaml").read_text()
 
 
@@ -119,7 +119,7 @@ def test_metrics_on_two_processes_equal_those_on_one(trained: Path, tmp_path: Pa
             "test", *more, "config.yaml", f"checkpoint.load_from={weights}", work, "data.val_batch_size=1"
         )
         assert result.returncode == 0, result.stderr
-        figures = [json.loads(line) for line in (tmp_path / f"test{number}/log.jsonl").read_text().splitlines()]
-        found.append({key: value for key, value in figures[-1].items() if key.startswith("coco/")})
+        metrics = [json.loads(line) for line in (tmp_path / f"test{number}/log.jsonl").read_text().splitlines()]
+        found.append({key: value for key, value in metrics[-1].items() if key.startswith("coco/")})
     assert found[0] == found[1]
     assert found[0]["coco/bbox_mAP"] is not None

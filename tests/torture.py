@@ -142,8 +142,8 @@ def outcome(work_dir: Path) -> dict[str, Any]:
     keys = ("position", "classes", "model", "training_model", "plugins", "ranks")
     lines = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
     clock = ("time", "data_time", "memory")
-    figures = [{key: value for key, value in line.items() if key not in clock} for line in lines]
-    return {**{key: content[key] for key in keys}, "log": figures, "last": last.name}
+    metrics = [{key: value for key, value in line.items() if key not in clock} for line in lines]
+    return {**{key: content[key] for key in keys}, "log": metrics, "last": last.name}
 
 
 def main(folder: Path, seed: int, kills: int, processes: int) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class TestMistakes:
 
         assert refusal({"mine": Typo()}) == (
             f"plugin 'mine' {named(Typo())} implements 'before_trian_iter', "
-            "which is no event, did you mean 'before_train_iter'?; `detkernel hooks` lists them all"
+            "which is not an event, did you mean 'before_train_iter'?; `detkernel hooks` lists them all"
         )
 
     def test_an_event_like_no_other(self):
@@ -188,7 +188,7 @@ class TestMistakes:
             def qqqqq(self) -> None: ...
 
         assert refusal({"mine": Typo()}).endswith(
-            "implements 'qqqqq', which is no event; `detkernel hooks` lists them all"
+            "implements 'qqqqq', which is not an event; `detkernel hooks` lists them all"
         )
 
     def test_an_argument_that_the_event_does_not_give(self):
@@ -222,7 +222,7 @@ class TestMistakes:
             """It answers what another plugin may publish."""
 
             @hookimpl(optionalhook=True)
-            def metrics_ready(self, figures: Any) -> None: ...
+            def metrics_ready(self, metrics: Any) -> None: ...
 
         Bus({"mine": Optional()})
 
@@ -273,8 +273,8 @@ class TestMistakes:
 
 class Ready:
     @hookspec
-    def figures_ready(self, figures: Mapping[str, float]) -> None:
-        """The figures of a validation are there."""
+    def results_ready(self, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation are there."""
 
     @hookspec(firstresult=True)
     def choose(self, name: str) -> str | None:
@@ -295,8 +295,8 @@ class Hears:
     heard: Any = option(default=None, help="what it heard")
 
     @hookimpl
-    def figures_ready(self, figures: Mapping[str, float]) -> None:
-        self.heard.append(dict(figures))
+    def results_ready(self, metrics: Mapping[str, float]) -> None:
+        self.heard.append(dict(metrics))
 
     @hookimpl
     def choose(self, name: str) -> str:
@@ -309,23 +309,23 @@ class TestPublished:
         heard: list[Any] = []
         plugins = {"hears": Hears(heard=heard), "publishes": Publishes()}
         bus = Bus(dict(reversed(plugins.items())) if reverse else plugins)
-        bus.publish("figures_ready", figures={"ap": 0.5})
+        bus.publish("results_ready", metrics={"ap": 0.5})
         assert heard == [{"ap": 0.5}]
         assert bus.publish("choose", name="a") == "A"
 
     def test_they_are_listed_behind_the_kernels(self):
         names = Bus({"publishes": Publishes()}).event_names()
-        assert names[-2:] == ["choose", "figures_ready"]
+        assert names[-2:] == ["choose", "results_ready"]
         assert names[:2] == ["setup", "build_loader"]
         assert Bus({"publishes": Publishes()}).spec("choose").__doc__ == "Choose one."
 
     def test_without_the_publisher_they_are_no_events(self):
-        assert "implements 'choose', which is no event" in refusal({"hears": Hears()})
+        assert "implements 'choose', which is not an event" in refusal({"hears": Hears()})
 
     def test_two_plugins_of_one_class_publish_once(self):
         heard: list[Any] = []
         bus = Bus({"a": Publishes(), "b": Publishes(), "hears": Hears(heard=heard)})
-        bus.publish("figures_ready", figures={})
+        bus.publish("results_ready", metrics={})
         assert heard == [{}]
 
     def test_two_that_publish_one_name(self):
@@ -462,7 +462,7 @@ class TestBareMethods:
                 """Nothing of detkernel's."""
 
         @plugin
-        class Sound(Library, Speaks):
+        class Valid(Library, Speaks):
             """A base of another library, a name of its own, a field and a property."""
 
             summary: str = option(default="", help="a word")
@@ -477,7 +477,7 @@ class TestBareMethods:
             @property
             def on_error(self) -> None: ...
 
-        Bus({"sound": Sound()})
+        Bus({"valid": Valid()})
 
 
 @plugin

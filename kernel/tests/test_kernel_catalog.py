@@ -160,9 +160,13 @@ class TestLoading:
             ("def f(:\n", "bad_c:X", "cannot be imported: invalid syntax"),
             ("", "bad_d:X", ": its module bad_d has no 'X'"),
             ("class X: ...\n", "bad_e:X.Y", ": its module bad_e has no 'X.Y'"),
-            ("class X: ...\n", "bad_f:X", ": X is no plugin class; decorate it with @plugin"),
-            ("X = 3\n", "bad_g:X", ": 3 is no plugin class; decorate it with @plugin"),
-            ("from detkernel.testing import PlainData\nclass X(PlainData): ...\n", "bad_h:X", ": X is no plugin class"),
+            ("class X: ...\n", "bad_f:X", ": X is not a plugin class; decorate it with @plugin"),
+            ("X = 3\n", "bad_g:X", ": 3 is not a plugin class; decorate it with @plugin"),
+            (
+                "from detkernel.testing import PlainData\nclass X(PlainData): ...\n",
+                "bad_h:X",
+                ": X is not a plugin class",
+            ),
             ("", "bad_i", ": its entry point is 'bad_i', expected module:Class"),
             ("", "bad_j:", ": its entry point is 'bad_j:', expected module:Class"),
             ("", "no_such_module_at_all:X", "cannot be imported: No module named 'no_such_module_at_all'"),
@@ -178,7 +182,7 @@ class TestLoading:
         assert found.startswith("plugin 'bad' of bad-plugin 0.3")
         assert message in found
 
-    def test_an_unsound_class_is_its_distributions_mistake(self, plant: Plant, detkernel: Detkernel, write: Write):
+    def test_an_invalid_class_is_its_distributions_mistake(self, plant: Plant, detkernel: Detkernel, write: Write):
         source = "from detkernel import plugin\n\n@plugin\nclass Bare: ...\n"
         plant("bare-plugin", {"bare_one.py": source}, plugins={"bare": "bare_one:Bare"}, version="0.3")
         problem = "bare_one.py:3: Bare: a plugin needs a docstring; its first line is what users are shown\n"

@@ -44,7 +44,7 @@ class Loader:
 
 @plugin
 class ToyData:
-    """Numbers for pictures."""
+    """Numbers for images."""
 
     length: int = option(default=3, at_least=0, help="batches in an epoch")
 
@@ -98,7 +98,7 @@ class ToyMood:
         run.stop("enough", exit_status=75)
 
     def _user(self, run):
-        raise UserError("pictures/7.png: cannot be decoded; remove it")
+        raise UserError("images/7.png: cannot be decoded; remove it")
 
     def _bug(self, run):
         return {}["nothing"]
@@ -158,7 +158,7 @@ class TestRun:
 
     def test_a_users_mistake_in_the_middle(self, detkernel: Detkernel):
         result = detkernel("run", "c.yaml", "toy_mood.end=user")
-        assert message(result) == "pictures/7.png: cannot be decoded; remove it"
+        assert message(result) == "images/7.png: cannot be decoded; remove it"
 
     def test_a_bug_is_a_traceback_that_names_plugin_event_and_iteration(self, detkernel: Detkernel):
         result = detkernel("run", "c.yaml", "toy_mood.end=bug")
@@ -305,7 +305,7 @@ class TestOtherCommands:
         assert (result.returncode, result.stderr) == (0, "")
         assert [" ".join(line.split()) for line in result.stdout.splitlines()] == [
             *("iteration 1", "iteration 2"),
-            "config c.yaml: 3 plugins, every option sound",
+            "config c.yaml: 3 plugins, every option valid",
             "length 1 epoch, 3 iterations, 3 an epoch",
             "classes 2: cat, dog",
             "parameters 4",
@@ -354,7 +354,7 @@ class TestOtherCommands:
         assert (result.returncode, result.stderr) == (0, "")
         rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
         assert rows[0] == "name kind what it does distribution version"
-        assert "toy_data plugin Numbers for pictures. toy 0.5" in rows
+        assert "toy_data plugin Numbers for images. toy 0.5" in rows
 
     def test_no_plugins(self, detkernel: Detkernel, folder: Path):
         for path in (folder / "site").glob("*.dist-info"):
@@ -444,7 +444,7 @@ class TestOfferedCommands:
                 "command 'bad' of bad-one 1.0 cannot be imported: No module named 'no_such_thing'",
             ),
             ("", "command 'bad' of bad-one 1.0: its module bad_one has no 'bad'"),
-            ("bad = 3\n", "bad_one:bad is no command; decorate it with @click.command()"),
+            ("bad = 3\n", "bad_one:bad is not a command; decorate it with @click.command()"),
         ],
     )
     def test_one_that_cannot_be_loaded(self, detkernel: Detkernel, plant: Plant, source: str, wanted: str):

@@ -237,7 +237,7 @@ class TestOverrides:
     @pytest.mark.parametrize("position", ["2", "-3", "x", "+1", "9" * 5000])
     def test_a_position_outside_the_list(self, position: str):
         assert refusal("c.yaml", f"data.steps.{position}.side=5") == (
-            f"command line:1:1: data.steps: a list of 2; '{position}' is no position in it"
+            f"command line:1:1: data.steps: a list of 2; '{position}' is not a position in it"
         )
 
     @pytest.mark.parametrize(

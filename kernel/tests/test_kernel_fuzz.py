@@ -315,16 +315,16 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def _sound(value: Any) -> bool:
+def _valid(value: Any) -> bool:
     if isinstance(value, dict):
-        return all("\0" not in key and _sound(item) for key, item in value.items())
+        return all("\0" not in key and _valid(item) for key, item in value.items())
     if isinstance(value, list):
-        return all(map(_sound, value))
+        return all(map(_valid, value))
     return not isinstance(value, str) or "\0" not in value
 
 
 @fuzz
-@given(value=st.dictionaries(TEXT, PLAIN, min_size=1, max_size=4).filter(_sound))
+@given(value=st.dictionaries(TEXT, PLAIN, min_size=1, max_size=4).filter(_valid))
 def test_what_is_written_is_read_again(farm: Catalog, value: dict[str, Any]):
     Path("c.yaml").write_text(dump(value), encoding="utf-8")
     found = compose("c.yaml").plain() if "base" not in value else value

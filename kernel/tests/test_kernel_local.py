@@ -91,7 +91,7 @@ def test_its_name_is_its_file(mine: Path):
         ("x" * 300 + ".py:Mine", "x" * 300 + ".py: no such file"),
         ("loop.py:Mine", "loop.py: no such file"),
         ("plugins/mine.py:Mime", "plugins/mine.py has no class 'Mime', did you mean 'Mine'?"),
-        ("plugins/mine.py:option", "plugins/mine.py: option is no plugin class; decorate it with @plugin"),
+        ("plugins/mine.py:option", "plugins/mine.py: option is not a plugin class; decorate it with @plugin"),
         ("broken.py:Mine", "broken.py:2:5: invalid syntax"),
         ("needs.py:Mine", "needs.py cannot be imported: No module named 'no_such_thing'"),
     ],

@@ -13,7 +13,7 @@ from detkernel.testing import PlainData, PlainDataset, PlainLoader, Recorder, pl
 from detkernel.testing.hook import HookContract
 
 
-class Pictures:
+class Images:
     """A data set of a given length."""
 
     classes = ("cat", "dog")
@@ -30,7 +30,7 @@ class Batches:
 
     def __init__(self, mode: str, claimed: int, given: int | None = None) -> None:
         self.mode, self.claimed, self.given = mode, claimed, claimed if given is None else given
-        self.dataset = Pictures(claimed)
+        self.dataset = Images(claimed)
 
     def __len__(self) -> int:
         return self.claimed

@@ -39,7 +39,7 @@ class MyLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         for number in range(start, 2):
-            yield SimpleNamespace(images=[number], image_ids=[f"picture {number}"], sizes=[(4, 4)])
+            yield SimpleNamespace(images=[number], image_ids=[f"image {number}"], sizes=[(4, 4)])
 
 
 class MyDetector:
@@ -108,7 +108,7 @@ class TestExamples:
         said = [record.getMessage() for record in caplog.records]
         assert {"2 parameters have a gradient", "stepped in iteration 1"} < set(said)
         assert said[0] == f"seed 0, results in {tmp_path}"
-        assert {"epoch 1 of 2", "pictures ['picture 0']", "sizes [(4, 4)]"} < set(said)
+        assert {"epoch 1 of 2", "images ['image 0']", "sizes [(4, 4)]"} < set(said)
         assert "the losses are loss_bbox, loss_cls" in said
         assert said[-1] == "4 iterations, complete"
         assert set(recorder.names()) == set(EVENTS) - {"on_error", "summary"}
@@ -180,7 +180,7 @@ class TestEvents:
         plant("pub", {"pub_one.py": self.WHO}, plugins={"one_who": "pub_one:One", "two_who": "pub_one:Two"})
         result = detkernel("hooks", "ready")
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == "ready(figures: Any) -> Any\n    They are ready.\n\npublished by: one_who\n"
+        assert result.stdout == "ready(metrics: Any) -> Any\n    They are ready.\n\npublished by: one_who\n"
         write("c.yaml", "run: {until: 1 epoch}\n")
         result = detkernel("hooks", "ready", "c.yaml")
         assert (result.returncode, result.stderr) == (
@@ -193,7 +193,7 @@ class TestEvents:
         write("c.yaml", "run: {until: 1 epoch}\nsecond: {use: two_who}\none_who: {}\n")
         result = detkernel("hooks", "ready", "c.yaml")
         assert result.stdout.startswith(
-            "ready(figures: Any) -> Any\n    They are ready.\n\nready(figures)\n    1. second "
+            "ready(metrics: Any) -> Any\n    They are ready.\n\nready(metrics)\n    1. second "
         )
 
     def test_who_answers_one(self, detkernel: Detkernel, plant: Plant, write: Write):
@@ -207,7 +207,8 @@ class TestEvents:
         result = detkernel("hooks", "before_rum", "c.yaml")
         assert (result.returncode, result.stderr) == (
             2,
-            "error: c.yaml: 'before_rum' is no event, did you mean 'before_run'?; `detkernel hooks` lists them all\n",
+            "error: c.yaml: 'before_rum' is not an event, did you mean 'before_run'?; "
+            "`detkernel hooks` lists them all\n",
         )
 
     WHO = '''
@@ -215,7 +216,7 @@ class TestEvents:
     from detkernel import hookimpl, hookspec, plugin
     class Own:
         @hookspec
-        def ready(self, figures):
+        def ready(self, metrics):
             """They are ready."""
     @plugin
     class One:
@@ -229,7 +230,7 @@ class TestEvents:
         @hookimpl(trylast=True)
         def before_run(self): ...
         @hookimpl
-        def ready(self, figures): ...
+        def ready(self, metrics): ...
     '''
 
     def test_who_runs_at_each(self, detkernel: Detkernel, plant: Plant, write: Write):
@@ -244,7 +245,7 @@ class TestEvents:
             ["2.", "second", "high,", "last", "who_runs:Two"],
         ]
         assert lines[lines.index("setup(run)") + 1] == "    -"
-        assert lines[-2:][0] == "ready(figures)"
+        assert lines[-2:][0] == "ready(metrics)"
         assert lines[-1].split() == ["1.", "second", "high", "who_runs:Two"]
 
 
@@ -267,7 +268,7 @@ class TestPlugins:
 
     class Own:
         @hookspec(firstresult=True)
-        def ready(self, figures: dict[str, float]) -> str:
+        def ready(self, metrics: dict[str, float]) -> str:
             """They are ready."""
 
     @plugin
@@ -330,7 +331,7 @@ class TestPlugins:
             "",
             "requires the plugin 'leg'",
             "",
-            "publishes ready(figures: dict[str, float]) -> str, the first that is not None",
+            "publishes ready(metrics: dict[str, float]) -> str, the first that is not None",
             "They are ready.",
         ]
 

@@ -68,7 +68,7 @@ class Garden:
     fence: Literal["none", "wood", 3] = option(default="none", help="around it")
     open: bool = option(default=True, help="to visitors")
     beds: list[int] = option(factory=list, at_least=1, help="how many of each")
-    map: Path = option(default=Path("map.png"), help="a picture of it")
+    map: Path = option(default=Path("map.png"), help="an image of it")
     prices: dict[str, float] = option(factory=dict, help="of each kind")
     extra: Any = option(default=None, help="anything else")
     kind: str = option(default="a", choices=("a", "b"), help="which")
@@ -253,23 +253,23 @@ class TestCommand:
             (
                 1,
                 "class X: ...\n",
-                "plugin 'unsound' of unsound 1.0: site/unsound_1.py:3: X: a plugin needs a docstring",
+                "plugin 'invalid' of invalid 1.0: site/invalid_1.py:3: X: a plugin needs a docstring",
             ),
             (
                 2,
                 "class X:\n    'X.'\n    a: No = option(help='a')\n",
-                "plugin 'unsound' of unsound 1.0 (unsound_2:X): unsound_2:X.a is annotated with `No`",
+                "plugin 'invalid' of invalid 1.0 (invalid_2:X): invalid_2:X.a is annotated with `No`",
             ),
             (
                 3,
                 "class X:\n    'X.'\n1 / 0\n",
-                "plugin 'unsound' of unsound 1.0 cannot be imported: ZeroDivisionError(",
+                "plugin 'invalid' of invalid 1.0 cannot be imported: ZeroDivisionError(",
             ),
         ],
     )
-    def test_so_is_an_unsound_one(self, detkernel: Detkernel, plant: Plant, number: int, source: str, reason: str):
+    def test_so_is_an_invalid_one(self, detkernel: Detkernel, plant: Plant, number: int, source: str, reason: str):
         head = "from __future__ import annotations\nfrom detkernel import option, plugin\n@plugin\n"
-        plant("unsound", {f"unsound_{number}.py": head + source}, plugins={"unsound": f"unsound_{number}:X"})
+        plant("invalid", {f"invalid_{number}.py": head + source}, plugins={"invalid": f"invalid_{number}:X"})
         result = detkernel("schema")
         assert result.returncode == 0
         assert result.stderr.startswith(f"left out: {reason}")

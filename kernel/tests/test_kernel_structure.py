@@ -28,7 +28,7 @@ class Body(Part):
 
 
 class Step(Part):
-    """What is done to a picture."""
+    """What is done to an image."""
 
 
 @plugin
@@ -49,7 +49,7 @@ class Net(Body):
 
 @plugin
 class Turn(Step):
-    """Mirror some pictures."""
+    """Mirror some images."""
 
     prob: float = option(default=0.5, at_least=0, at_most=1, help="how many")
 

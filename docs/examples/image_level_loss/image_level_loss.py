@@ -1,4 +1,4 @@
-"""A new loss for any detector: say from one layer's features which classes are in the picture."""
+"""A new loss for any detector: say from one layer's features which classes are in the image."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from sqlite_dataset import SqliteDataset
 @pytest.fixture
 def file(tmp_path):
     connection = sqlite3.connect(tmp_path / "data.sqlite")
-    connection.execute("create table pictures (id integer, data blob, width integer, height integer)")
-    connection.execute("create table boxes (picture integer, x1, y1, x2, y2, class text)")
+    connection.execute("create table images (id integer, data blob, width integer, height integer)")
+    connection.execute("create table boxes (image integer, x1, y1, x2, y2, class text)")
     for key in range(4):
         stream = io.BytesIO()
         Image.new("RGB", (32, 32), (10 * key, 0, 0)).save(stream, "PNG")
-        connection.execute("insert into pictures values (?, ?, 32, 32)", (key, stream.getvalue()))
+        connection.execute("insert into images values (?, ?, 32, 32)", (key, stream.getvalue()))
         connection.execute("insert into boxes values (?, 4, 4, 20, 24, ?)", (key, ["cat", "dog"][key % 2]))
     connection.commit()
     connection.close()
@@ -40,5 +40,5 @@ def test_a_run_trains_on_it(file, tmp_path):
 
 def test_a_missing_table_is_one_clear_line(tmp_path):
     sqlite3.connect(tmp_path / "empty.sqlite").close()
-    with pytest.raises(DataError, match="expected tables pictures and boxes"):
+    with pytest.raises(DataError, match="expected tables images and boxes"):
         SqliteDataset(file=tmp_path / "empty.sqlite").load()

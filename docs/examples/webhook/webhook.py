@@ -21,8 +21,8 @@ class Webhook:
 
     @hookimpl(trylast=True)
     def after_val_epoch(self, run: Run) -> None:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in list(run.metrics.items())[:3])
-        self._post(run, f"{run.work_dir.name}, iteration {run.iter}: {figures or 'validated'}")
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in list(run.metrics.items())[:3])
+        self._post(run, f"{run.work_dir.name}, iteration {run.iter}: {metrics or 'validated'}")
 
     @hookimpl
     def on_error(self, run: Run, error: BaseException) -> None:

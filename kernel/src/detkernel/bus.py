@@ -346,13 +346,13 @@ _EXAMPLES = {
 
 
 def no_event(event: str, declared: Sequence[str]) -> str:
-    """What to say of a name that is no event of a run: an installed plugin that is not active may publish it."""
+    """What to say of a name that is not an event of a run: an installed plugin that is not active may publish it."""
     from detkernel.catalog import Catalog
 
     publishers = Catalog().publishers().get(event)
     if publishers:
         return f"an event that no active plugin publishes; add one of these to the config: {', '.join(publishers)}"
-    return f"no event{did_you_mean(event, declared)}; `detkernel hooks` lists them all"
+    return f"not an event{did_you_mean(event, declared)}; `detkernel hooks` lists them all"
 
 
 def _replace(impl: Any, function: Callable[..., Any]) -> None:

@@ -42,7 +42,7 @@ class Entry:
     def describe(self) -> tuple[str, str]:
         """(kind, first line of the docstring), read from the source without importing it.
 
-        The kind is the name of a part's base class (`Dataset`, `Transform`, ...), or empty for what is no part.
+        The kind is the name of a part's base class (`Dataset`, `Transform`, ...), or empty for what is not a part.
         """
         return outline(self.target)
 
@@ -183,7 +183,9 @@ def _imported(target: str, owner: str) -> Any:
 
 def _checked(cls: Any, owner: str) -> type[Any]:
     if not is_plugin(cls):
-        raise CatalogError(f"{owner}: {getattr(cls, '__name__', cls)!s} is no plugin class; decorate it with @plugin")
+        raise CatalogError(
+            f"{owner}: {getattr(cls, '__name__', cls)!s} is not a plugin class; decorate it with @plugin"
+        )
     return cls  # type: ignore[no-any-return]
 
 
@@ -214,7 +216,7 @@ def _local_file(module: str) -> str:
 
 
 def _defined_at(error: DefinitionError) -> str:
-    """The line that made a plugin of an unsound class: `@plugin` itself has raised the error."""
+    """The line that made a plugin of an invalid class: `@plugin` itself has raised the error."""
     return _line(traceback.extract_tb(error.__traceback__)[-2])
 
 

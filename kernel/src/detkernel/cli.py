@@ -37,7 +37,7 @@ class _Commands(click.Group):
             return super().get_command(ctx, name)
         command = self._offered.load_object(name)
         if not isinstance(command, click.Command):
-            raise UserError(f"{self._offered.find(name).target} is no command; decorate it with @click.command()")
+            raise UserError(f"{self._offered.find(name).target} is not a command; decorate it with @click.command()")
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -133,7 +133,7 @@ def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
     state = kernel.state
     classes = ", ".join(map(printable, state.classes[:12])) + (", ..." if len(state.classes) > 12 else "")
     rows = {
-        "config": f"{config}: {len(loaded.plugins)} plugins, every option sound",
+        "config": f"{config}: {len(loaded.plugins)} plugins, every option valid",
         "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
         "classes": f"{len(state.classes)}: {classes}",
         **lines,
@@ -326,7 +326,7 @@ def _value_places(config: Config) -> dict[str, str]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """What the system says against writing a file is the user's to mend."""
+    """What the system says against writing a file is the user's to fix."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
 """What can go wrong, and whose mistake it is.
 
 DetkernelError
-└── UserError            the user can mend it: one message, exit status 2, never a traceback
+└── UserError            the user can fix it: one message, exit status 2, never a traceback
     ├── ConfigError      a config, found wrong before anything ran: all its problems at once
     ├── CatalogError     what is installed does not fit: a missing, doubled or broken plugin
-    │   └── DefinitionError  a plugin class that its author did not define soundly; a TypeError, too
-    ├── DataError        a data set, an annotation or a picture
+    │   └── DefinitionError  a plugin class that its author did not define validly; a TypeError, too
+    ├── DataError        a data set, an annotation or an image
     ├── CheckpointError  a checkpoint that is torn, missing or does not fit
     └── ResourceError    memory that ran out, or a process that was killed: to start again may help
 
@@ -40,7 +40,7 @@ class DefinitionError(CatalogError, TypeError):
 
 
 class DataError(UserError):
-    """An annotation or a picture that cannot be used; names the file and the object."""
+    """An annotation or an image that cannot be used; names the file and the object."""
 
 
 class CheckpointError(UserError):

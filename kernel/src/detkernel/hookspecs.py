@@ -148,7 +148,7 @@ class Events:
 
             @hookimpl
             def before_train_iter(self, run, batch):
-                run.log.debug("pictures %s", batch.image_ids)
+                run.log.debug("images %s", batch.image_ids)
         """
 
     @hookspec(firstresult=True)
@@ -268,7 +268,7 @@ class Events:
 
     @hookspec(firstresult=True)
     def val_step(self, run: Run, model: Any, batch: Batch) -> Sequence[Detections]:
-        """Detect: one `Detections` a picture, in the coordinates of the file. Runs without gradients.
+        """Detect: one `Detections` an image, in the coordinates of the file. Runs without gradients.
 
         For example:
 

@@ -87,7 +87,7 @@ class Kernel:
         return {name: text for part in parts for name, text in part.items()}
 
     def _check_evaluation(self) -> None:
-        """Detect in two batches of each split; what an untrained model's metrics are is not told."""
+        """Detect in two batches of each split; what an untrained model's metrics are is not reported."""
         run = self.state
         if not any(impl.kind != "wrapper" for impl in run.bus.implementations("val_step")):
             return

@@ -55,7 +55,7 @@ NEEDS = ("boxes", "labels", "masks", "keypoints")
 """What a plugin may need of the samples (`needs: ClassVar[tuple[str, ...]]`); boxes and labels are always there."""
 
 RESERVED = ("use", "priority")
-"""Keys of a config that are no options."""
+"""Keys of a config that are not options."""
 
 C = TypeVar("C", bound=type)
 

@@ -14,9 +14,9 @@ from detkernel.loop import write_config
 from detkernel.metrics import NAN, Better
 
 if TYPE_CHECKING:
-    from detkernel_checkpoint._folder import Folder, Lock
-    from detkernel_checkpoint._resume import Found
-    from detkernel_checkpoint._writer import Writer
+    from detkernel_checkpoint.folder import Folder, Lock
+    from detkernel_checkpoint.resuming import Found
+    from detkernel_checkpoint.writer import Writer
 
 
 class CheckpointEvents:
@@ -44,7 +44,7 @@ class Checkpoint:
     rule: Better | None = option(default=None, help="which `best` is better; null: what its evaluator says")
     resume: str = option(
         default="auto",
-        help="'auto': go on from the newest sound checkpoint in the work dir, if any; 'never'; or a checkpoint's path",
+        help="'auto': go on from the newest valid checkpoint in the work dir, if any; 'never'; or a checkpoint's path",
     )
     accept_changes: bool = option(
         default=False, help="resume though the config, data, plugins or number of processes differ"
@@ -63,7 +63,7 @@ class Checkpoint:
     _writer: Writer | None = state(default=None)
     _lock: Lock | None = state(default=None)
     _found: Found | None = state(default=None)
-    _origin: dict[str, Any] = state(factory=dict)
+    _provenance: dict[str, Any] = state(factory=dict)
     _saved: dict[str, Any] | None = state(default=None)
     """The position of the last checkpoint."""
     _best_value: float | None = state(default=None)
@@ -79,7 +79,7 @@ class Checkpoint:
     def setup(self, run: Run) -> None:
         """Images to predict on have no classes: the weights say them, before the model is built."""
         if run.mode == "predict":
-            from detkernel_checkpoint._weights import classes_to_predict
+            from detkernel_checkpoint.load_weights import classes_to_predict
 
             if self.load_from is None and self.resume == "auto" and not self._folder(run).entries():
                 raise self._no_weights(run)
@@ -88,27 +88,27 @@ class Checkpoint:
     @hookimpl
     def prepare_model(self, run: Run) -> None:
         """Find what to resume and see that it fits, before anything costly happens; else load the weights asked for."""
-        from detkernel_checkpoint import _finite, _origin, _resume
+        from detkernel_checkpoint import finite, provenance, resuming
 
-        self._writer, self._infinite = None, _finite.infinite_buffers(run.bare_model)
+        self._writer, self._infinite = None, finite.infinite_buffers(run.bare_model)
         if self.best is not None and run.mode == "train" and run.options.validate is None:
             run.log.warning("no checkpoint will be the best by %s: there are no validations (run.validate)", self.best)
         training = run.mode == "train" and not run.checking
         if training:
-            self._origin = run.processes.from_main(lambda: _origin.origin(run))
+            self._provenance = run.processes.from_main(lambda: provenance.provenance(run))
         own = training and run.processes.from_main(lambda: self._hold(run))
         if training or (not run.trains and self.load_from is None):
             self._found = run.processes.from_main(
-                lambda: _resume.find(run, self._folder(run), self, own, self._infinite)
+                lambda: resuming.find(run, self._folder(run), self, own, self._infinite)
             )
         if self._found is None:
             self._load_weights(run)
         elif training:
-            _resume.compare_load_from(run, self._found, self, self._key(run))
-            _resume.compare(run, self._found, self._origin, self._key(run), self.accept_changes)
-            _resume.compare_states(run, self._found, self._origin, self.accept_changes)
+            resuming.compare_load_from(run, self._found, self, self._key(run))
+            resuming.compare(run, self._found, self._provenance, self._key(run), self.accept_changes)
+            resuming.compare_states(run, self._found, self._provenance, self.accept_changes)
         else:
-            from detkernel_checkpoint._weights import load_found
+            from detkernel_checkpoint.load_weights import load_found
 
             load_found(run, self, self._found)
 
@@ -116,13 +116,13 @@ class Checkpoint:
     def before_run(self, run: Run) -> None:
         if not run.trains or run.checking:
             return
-        from detkernel_checkpoint import _resume
-        from detkernel_checkpoint._writer import Writer
+        from detkernel_checkpoint import resuming
+        from detkernel_checkpoint.writer import Writer
 
         run.processes.from_main(self._folder(run).prepare)
         found, self._found = self._found, None
         if found is not None:
-            _resume.apply(run, found, self.accept_changes)
+            resuming.apply(run, found, self.accept_changes)
             self._saved = run.state_dict()
         folder, safe = self._folder(run), found.entry() if found is not None else None
         self._writer = Writer(folder, self.keep, run.log, safe, self._infinite, step_back=self.asynchronous)
@@ -130,14 +130,14 @@ class Checkpoint:
             run.processes.from_main(lambda: self._take_over(run, after=-1))
         if found is not None and found.iteration != run.iter:  # counted in other epochs: what is older may have more
             self._save(run)
-            self._writer.settle(wait=True)
+            self._writer.collect(wait=True)
         run.processes.from_main(lambda: self._take_over(run, after=run.iter))
 
     @hookimpl
     def after_train_iter(self, run: Run) -> None:
         if self._writer is None:
             return
-        self._writer.settle()
+        self._writer.collect()
         if self.every is not None and self.every.unit == "iters" and run.iter % self.every.count == 0:
             self._save(run)
 
@@ -176,13 +176,13 @@ class Checkpoint:
         """Save the state from before a validation that fails, and say from where to go on."""
         if self._writer is None:
             return
-        from detkernel_checkpoint._finite import NonFiniteError
+        from detkernel_checkpoint.finite import NonFiniteError
 
         try:
-            self._writer.settle(wait=True, then="and the run has failed")
+            self._writer.collect(wait=True, then="and the run has failed")
             if run.mode == "val":
                 self._writer.write_held()
-                self._writer.settle(wait=True, then="and the run has failed")
+                self._writer.collect(wait=True, then="and the run has failed")
         except NonFiniteError as another:
             error.add_note(str(another))
         error.add_note(self._way_on(run))
@@ -213,7 +213,7 @@ class Checkpoint:
         writer = self._writer
         assert writer is not None
         run.processes.from_main(
-            lambda: writer.settle(wait=True, then=None)
+            lambda: writer.collect(wait=True, then=None)
         )  # what could not be written is tried once more
         here = self._saved == run.state_dict() and writer.failure is None
         if not run.processes.from_main(lambda: here):
@@ -235,8 +235,8 @@ class Checkpoint:
 
     def _save(self, run: Run, best: bool = False, hold: bool = False) -> None:
         """All processes take part; the first one writes, or only keeps a copy to `hold`."""
-        from detkernel_checkpoint._content import content, own_states
-        from detkernel_checkpoint._folder import Entry
+        from detkernel_checkpoint.content import content, own_states
+        from detkernel_checkpoint.folder import Entry
 
         run.bus.publish("before_save", run=run)
         ranks = run.processes.gathered(own_states(run))
@@ -245,9 +245,9 @@ class Checkpoint:
         if run.is_main and self._writer is not None:
             self._make_folder_again(run)
             entry = Entry(self._folder(run).name(run.iter, best), run.iter, best)
-            (self._writer.hold if hold else self._writer.start)(entry, content(run, ranks, self._origin))
+            (self._writer.hold if hold else self._writer.start)(entry, content(run, ranks, self._provenance))
             if not self.asynchronous and not hold:
-                self._writer.settle(wait=True, then=None if run.done else "training goes on")
+                self._writer.collect(wait=True, then=None if run.done else "training goes on")
 
     def _finish(self, run: Run) -> None:
         """See that the last checkpoint is written."""
@@ -257,7 +257,7 @@ class Checkpoint:
             raise CheckpointError(f"the run ended at iteration {run.iter}, but {self._writer.failure}")
 
     def _judge(self, run: Run) -> tuple[bool, float | None]:
-        """Whether this validation is the best so far, and the best figure including it."""
+        """Whether this validation is the best so far, and the best metric including it."""
         (value, rule), old = run.metrics.pick(self, "best", self.rule), self._best_value
         if math.isnan(value):
             if not self._told_nan:
@@ -319,17 +319,17 @@ class Checkpoint:
             self._lock.write(run.launch.identity)
 
     def _load_weights(self, run: Run) -> None:
-        from detkernel_checkpoint import _finite
-        from detkernel_checkpoint._weights import load_from
+        from detkernel_checkpoint import finite
+        from detkernel_checkpoint.load_weights import load_from
 
         if self.load_from is not None:
             load_from(run, self)
         elif not run.trains and self.resume != "never":
             raise self._no_weights(run)
-        broken = list(_finite.broken_weights(run.bare_model.state_dict(), self._infinite))
+        broken = list(finite.broken_weights(run.bare_model.state_dict(), self._infinite))
         if broken:
             of = "the model as it is built" if self.load_from is None else f"{relative(self.load_from)}: it"
-            raise CheckpointError(f"{of} has weights that are not finite: {_finite.listed(broken)} NaN or infinite")
+            raise CheckpointError(f"{of} has weights that are not finite: {finite.listed(broken)} NaN or infinite")
 
     def _no_weights(self, run: Run) -> CheckpointError:
         folder, key = self._folder(run).path, self._key(run)
@@ -340,7 +340,7 @@ class Checkpoint:
         )
 
     def _folder(self, run: Run) -> Folder:
-        from detkernel_checkpoint._folder import Folder
+        from detkernel_checkpoint.folder import Folder
 
         return Folder(run.work_dir / "checkpoints")
 

@@ -12,11 +12,11 @@ from detkernel.errors import relative
 def config(path: Path) -> dict[str, Any]:
     """The config of a checkpoint's run, which tests this very checkpoint, or goes on from it.
 
-    Raises CheckpointError for a file that is no sound checkpoint, or is of a run without a config.
+    Raises CheckpointError for a file that is not a valid checkpoint, or is of a run without a config.
     """
-    from detkernel_checkpoint import _file
+    from detkernel_checkpoint import checkpoint_file
 
-    held = _file.read(path)["origin"].get("config")
+    held = checkpoint_file.read(path)["provenance"].get("config")
     parts = held.items() if isinstance(held, dict) else ()
     used = [key for key, part in parts if isinstance(part, dict) and part.get("use", key) == "checkpoint"]
     if not isinstance(held, dict) or len(used) != 1:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from detkernel import CheckpointError
-from detkernel_checkpoint import _file
-from detkernel_checkpoint._folder import Folder
+from detkernel_checkpoint import checkpoint_file
+from detkernel_checkpoint.folder import Folder
 
 CONTENT = {
     "format": 1,
@@ -21,18 +21,18 @@ CONTENT = {
     "plugins": {},
     "modules": {},
     "ranks": [{}],
-    "origin": {},
+    "provenance": {},
 }
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    _file.write(tmp_path / "iter_3.pt", CONTENT)
+    checkpoint_file.write(tmp_path / "iter_3.pt", CONTENT)
     return tmp_path / "iter_3.pt"
 
 
 def test_what_is_written_is_read_and_nothing_else_is_left(path: Path):
-    assert torch.equal(_file.read(path)["model"]["weight"], CONTENT["model"]["weight"])
+    assert torch.equal(checkpoint_file.read(path)["model"]["weight"], CONTENT["model"]["weight"])
     assert [left.name for left in path.parent.iterdir()] == ["iter_3.pt"]
 
 
@@ -50,7 +50,7 @@ def test_a_file_cut_at_any_length_is_refused(path: Path):
     for length in lengths:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"iter_3.pt: (torn|damaged)"):
-            _file.read(path)
+            checkpoint_file.read(path)
 
 
 def test_any_flipped_bit_is_refused(path: Path):
@@ -60,13 +60,13 @@ def test_any_flipped_bit_is_refused(path: Path):
         hurt[position] ^= 1 << (position % 8)
         path.write_bytes(hurt)
         with pytest.raises(CheckpointError, match=r"iter_3\.pt"):
-            _file.read(path)
+            checkpoint_file.read(path)
 
 
 def test_bytes_behind_the_end_are_refused(path: Path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match="does not end with a checksum"):
-        _file.read(path)
+        checkpoint_file.read(path)
 
 
 class Bomb:
@@ -81,12 +81,12 @@ class Bomb:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, sealed: bool):
     path, target = tmp_path / "evil.pt", tmp_path / "harm"
     if sealed:
-        _file.write(path, {**CONTENT, "plugins": Bomb(target)})
-        _file.verify(path)
+        checkpoint_file.write(path, {**CONTENT, "plugins": Bomb(target)})
+        checkpoint_file.verify(path)
     else:
         path.write_bytes(pickle.dumps(Bomb(target), protocol=2))
     with pytest.raises(CheckpointError, match=r"evil\.pt: holds more than tensors and plain values; it is not loaded"):
-        _file.load(path)
+        checkpoint_file.load(path)
     assert not target.exists()
 
 
@@ -95,38 +95,38 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, sealed: bool):
     [
         ({"format": 2}, "has format 2, this detkernel reads 1"),
         ({"format": "x"}, "no checkpoint of a run"),
-        ({"model": None}, "'model' is missing or is no dict"),
+        ({"model": None}, "'model' is missing or is not a dict"),
         ({"position": {"epoch": -1}}, "its position is none"),
         ({"ranks": [3]}, "its processes have no states"),
     ],
 )
-def test_a_sound_file_of_another_form_is_refused(tmp_path: Path, change: dict, message: str):
-    _file.write(tmp_path / "a.pt", {**CONTENT, **change})
+def test_a_valid_file_of_another_form_is_refused(tmp_path: Path, change: dict, message: str):
+    checkpoint_file.write(tmp_path / "a.pt", {**CONTENT, **change})
     with pytest.raises(CheckpointError, match=message):
-        _file.read(tmp_path / "a.pt")
+        checkpoint_file.read(tmp_path / "a.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"none.pt: cannot be read: No such file"):
-        _file.read(tmp_path / "none.pt")
+        checkpoint_file.read(tmp_path / "none.pt")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch):
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        _file.write(path, {**CONTENT, "format": 5})
+        checkpoint_file.write(path, {**CONTENT, "format": 5})
     assert path.read_bytes() == before
     assert [left.name for left in path.parent.iterdir()] == ["iter_3.pt"]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "iter_9.pt")
-    for read in (_file.read, _file.load):
+    for read in (checkpoint_file.read, checkpoint_file.load):
         with pytest.raises(CheckpointError, match=r"iter_9.pt: .*not a regular file"):
             read(tmp_path / "iter_9.pt")
     with pytest.raises(CheckpointError, match=r"null: .*not a regular file"):
-        _file.load(Path("/dev/null"))
+        checkpoint_file.load(Path("/dev/null"))
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path):
@@ -134,9 +134,9 @@ def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
         for item in plain.infolist():
             bomb.writestr(item.filename, plain.read(item), zipfile.ZIP_DEFLATED)
-    assert _file.load(tmp_path / "plain.pt")["weight"].numel() == 100_000
+    assert checkpoint_file.load(tmp_path / "plain.pt")["weight"].numel() == 100_000
     with pytest.raises(CheckpointError, match=r"bomb.pt: .*its parts are compressed, or overlap"):
-        _file.load(tmp_path / "bomb.pt")
+        checkpoint_file.load(tmp_path / "bomb.pt")
 
 
 def test_shared_lists_that_nobody_could_visit_are_refused_at_once(tmp_path: Path):
@@ -144,10 +144,10 @@ def test_shared_lists_that_nobody_could_visit_are_refused_at_once(tmp_path: Path
     shared = [1]
     for _ in range(40):
         shared = [shared, shared]
-    for place in ("plugins", "origin", "more"):
-        _file.write(tmp_path / "iter_3.pt", {**CONTENT, place: {"x": shared}})
+    for place in ("plugins", "provenance", "more"):
+        checkpoint_file.write(tmp_path / "iter_3.pt", {**CONTENT, place: {"x": shared}})
         with pytest.raises(CheckpointError, match=r"iter_3\.pt: .*its values refer to each other so often"):
-            _file.read(tmp_path / "iter_3.pt")
+            checkpoint_file.read(tmp_path / "iter_3.pt")
 
 
 def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path):

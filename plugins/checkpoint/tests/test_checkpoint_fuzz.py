@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from detkernel import CheckpointError, Span
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection.testing import tiny_run
 from hypothesis import HealthCheck, given, settings
@@ -32,23 +32,23 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("valid")
     tiny_run({"checkpoint": Checkpoint(every=Span(2, "iters"))}, until="4 iters", validate="2 iters", work_dir=folder)
     return folder / "checkpoints" / "iter_2.pt"
 
 
 @EXAMPLES
 @given(data=st.data())
-def test_damaged_bytes(sound: Path, data: st.DataObject) -> None:
-    content = bytearray(sound.read_bytes())
+def test_damaged_bytes(valid: Path, data: st.DataObject) -> None:
+    content = bytearray(valid.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, max(len(content) - 1, 0)))
         piece = data.draw(st.binary(max_size=20))
         content[place : place + data.draw(st.integers(0, 200))] = piece
-    path = sound.with_name("damaged.pt")
+    path = valid.with_name("damaged.pt")
     path.write_bytes(content)
-    for read in (_file.read, _file.load):
+    for read in (checkpoint_file.read, checkpoint_file.load):
         with suppress(CheckpointError):
             assert isinstance(read(path), dict)
 
@@ -63,10 +63,10 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @EXAMPLES
 @given(data=st.data())
-def test_a_sound_file_with_other_content(
-    sound: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+def test_a_valid_file_with_other_content(
+    valid: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    content = copy.deepcopy(_file.load(sound))
+    content = copy.deepcopy(checkpoint_file.load(valid))
     for _ in range(data.draw(st.integers(1, 2))):
         *path, last = data.draw(st.sampled_from(places(content)))
         holder = content
@@ -78,8 +78,8 @@ def test_a_sound_file_with_other_content(
             del holder[last]
         else:
             holder[last] = data.draw(VALUES)
-    path = sound.with_name("other.pt")
-    _file.write(path, content)
+    path = valid.with_name("other.pt")
+    checkpoint_file.write(path, content)
     folder = tmp_path_factory.mktemp("run")
     plugin = Checkpoint(every=None, resume=str(path), accept_changes=data.draw(st.booleans()))
     with suppress(CheckpointError):

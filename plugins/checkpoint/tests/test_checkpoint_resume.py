@@ -14,9 +14,9 @@ import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin, state
 from detkernel.processes import Launch
 from detkernel.testing import Recorder
-from detkernel_checkpoint import _file
-from detkernel_checkpoint._folder import Folder
+from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_checkpoint.folder import Folder
 from detkernel_detection.testing import TinyDetector, TinySgd, tiny_kernel, tiny_run
 from torch import Tensor
 
@@ -177,7 +177,7 @@ def test_asynchronous_saving_writes_what_synchronous_saving_writes(tmp_path: Pat
         contents.append({file.name: torch.load(file, weights_only=True) for file in files})
     for one in contents:
         for content in one.values():
-            content["origin"] = None
+            content["provenance"] = None
     assert_same(contents[0], contents[1])
 
 
@@ -209,7 +209,7 @@ def test_a_stopped_run_is_saved_where_it_stopped_and_goes_on(tmp_path: Path, und
     assert_same(everything(tiny_run(parts(), **LENGTH, work_dir=tmp_path)), undisturbed[0])
 
 
-def test_the_newest_sound_one_is_found_when_the_last_is_torn(
+def test_the_newest_valid_one_is_found_when_the_last_is_torn(
     tmp_path: Path, undisturbed: Any, caplog: pytest.LogCaptureFixture
 ):
     with pytest.raises(KeyboardInterrupt):
@@ -255,7 +255,7 @@ def test_a_restart_goes_on_even_with_never(tmp_path: Path):
     assert recorder.names().count("after_train_iter") == 8
 
 
-def test_where_none_is_sound_nothing_starts_afresh_unasked(tmp_path: Path):
+def test_where_none_is_valid_nothing_starts_afresh_unasked(tmp_path: Path):
     tiny_run(parts(checkpoint=Checkpoint(every=Span(2, "iters"))), until="4 iters", work_dir=tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:-100])
@@ -270,7 +270,7 @@ def test_where_none_is_sound_nothing_starts_afresh_unasked(tmp_path: Path):
 def test_a_format_to_come_is_an_error_even_where_there_are_older_ones(tmp_path: Path):
     tiny_run(parts(checkpoint=Checkpoint(every=Span(2, "iters"))), until="4 iters", work_dir=tmp_path)
     path = tmp_path / "checkpoints" / "iter_4.pt"
-    _file.write(path, {**_file.read(path), "format": 2})
+    checkpoint_file.write(path, {**checkpoint_file.read(path), "format": 2})
     with pytest.raises(CheckpointError, match=r"iter_4.pt: has format 2, this detkernel reads 1"):
         tiny_run(parts(), until="4 iters", work_dir=tmp_path)
 
@@ -372,7 +372,7 @@ def test_other_data_is_a_difference(tmp_path: Path):
 
     tiny_run(parts(data=data(0)), until="4 iters", work_dir=tmp_path)
     tiny_run(parts(data=data(0)), until="4 iters", work_dir=tmp_path)
-    with pytest.raises(CheckpointError, match="the train data: other pictures, order or annotations"):
+    with pytest.raises(CheckpointError, match="the train data: other images, order or annotations"):
         tiny_run(parts(data=data(1)), until="4 iters", work_dir=tmp_path)
 
 
@@ -509,7 +509,7 @@ class Mine:
 def test_a_position_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, int], accept: bool):
     tiny_run(parts(), until="4 iters", work_dir=tmp_path)
     path = tmp_path / "checkpoints" / "iter_4.pt"
-    content = _file.read(path)
-    _file.write(path, {**content, "position": {**content["position"], **wrong}})
+    content = checkpoint_file.read(path)
+    checkpoint_file.write(path, {**content, "position": {**content["position"], **wrong}})
     with pytest.raises(CheckpointError, match="its position is none with 4 iterations an epoch"):
         tiny_run(parts(checkpoint=Checkpoint(accept_changes=accept)), until="4 iters", work_dir=tmp_path)

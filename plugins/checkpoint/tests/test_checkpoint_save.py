@@ -19,9 +19,9 @@ import pytest
 import torch
 from detkernel import CheckpointError, ConfigError, Run, Span, UserError, hookimpl, option, plugin, state
 from detkernel.metrics import Better
-from detkernel_checkpoint import _file
-from detkernel_checkpoint._snapshot import Snapshot
+from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_checkpoint.snapshot import Snapshot
 from detkernel_detection.testing import tiny_kernel, tiny_run
 
 
@@ -45,8 +45,8 @@ def test_only_the_newest_are_kept(tmp_path: Path):
 
 
 @plugin
-class Figures:
-    """An evaluator with figures made up in advance."""
+class Metrics:
+    """An evaluator with metrics made up in advance."""
 
     values: list[float] = option(help="one a validation")
     name: str = option(default="coco/bbox_mAP", help="of the metric")
@@ -74,19 +74,19 @@ class Figures:
 )
 def test_the_best_is_kept(tmp_path: Path, metric: str, better: Any, rule: Any, values: list[float], best: int):
     plugins = {
-        "figures": Figures(values=values, name=metric, better=better),
+        "metrics": Metrics(values=values, name=metric, better=better),
         "checkpoint": Checkpoint(every=None, best=metric, rule=rule),
     }
     tiny_run(plugins, until="4 iters", validate="1 iter", work_dir=tmp_path)
     assert names(tmp_path) == [f"best_iter_{best}.pt", "iter_4.pt"]
-    content = _file.read(tmp_path / "checkpoints" / f"best_iter_{best}.pt")
+    content = checkpoint_file.read(tmp_path / "checkpoints" / f"best_iter_{best}.pt")
     assert content["position"]["validated"] == content["position"]["iter"] == best
     assert content["position"]["metrics"][metric] == values[best - 1]
 
 
 def test_the_best_before_an_interruption_stays_the_best(tmp_path: Path):
     def plugins(values: list[float]) -> dict[str, object]:
-        return {"figures": Figures(values=values), "checkpoint": Checkpoint(best="coco/bbox_mAP", accept_changes=True)}
+        return {"metrics": Metrics(values=values), "checkpoint": Checkpoint(best="coco/bbox_mAP", accept_changes=True)}
 
     tiny_run(plugins([0.4]), until="1 epoch", validate="1 epoch", work_dir=tmp_path)
     tiny_run(plugins([0.3]), until="2 epochs", validate="1 epoch", work_dir=tmp_path)
@@ -94,7 +94,7 @@ def test_the_best_before_an_interruption_stays_the_best(tmp_path: Path):
 
 
 def test_a_metric_without_a_direction_needs_a_rule(tmp_path: Path):
-    plugins = {"figures": Figures(values=[0.1], better=None), "checkpoint": Checkpoint(best="coco/bbox_mAP")}
+    plugins = {"metrics": Metrics(values=[0.1], better=None), "checkpoint": Checkpoint(best="coco/bbox_mAP")}
     message = r"best: 'coco/bbox_mAP' does not say whether higher or lower is better: .* set `rule` to higher or lower"
     with pytest.raises(ConfigError, match=message):
         tiny_run(plugins, validate="1 iter", work_dir=tmp_path)
@@ -104,7 +104,7 @@ def test_a_metric_without_a_direction_needs_a_rule(tmp_path: Path):
 
 
 def test_a_metric_that_is_always_nan_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    plugins = {"figures": Figures(values=[float("nan")] * 4), "checkpoint": Checkpoint(best="coco/bbox_mAP")}
+    plugins = {"metrics": Metrics(values=[float("nan")] * 4), "checkpoint": Checkpoint(best="coco/bbox_mAP")}
     tiny_run(plugins, until="4 iters", validate="1 iter", work_dir=tmp_path)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert told == [
@@ -115,7 +115,7 @@ def test_a_metric_that_is_always_nan_is_told_once(tmp_path: Path, caplog: pytest
 
 
 def test_a_metric_that_is_not_there_is_told_with_its_neighbours(tmp_path: Path):
-    plugins = {"figures": Figures(values=[0.1]), "checkpoint": Checkpoint(best="coco/bbox_map")}
+    plugins = {"metrics": Metrics(values=[0.1]), "checkpoint": Checkpoint(best="coco/bbox_map")}
     with pytest.raises(ConfigError, match="no metric is named 'coco/bbox_map', did you mean 'coco/bbox_mAP'"):
         tiny_run(plugins, validate="1 iter", work_dir=tmp_path)
 
@@ -189,13 +189,13 @@ def test_a_state_that_cannot_be_saved_is_named(tmp_path: Path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
 def test_writing_steps_back_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write, seen = _file.write, []
+    write, seen = checkpoint_file.write, []
 
     def noted(path: Path, payload: object) -> None:
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         write(path, payload)
 
-    monkeypatch.setattr(_file, "write", noted)
+    monkeypatch.setattr(checkpoint_file, "write", noted)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     tiny_run({"checkpoint": Checkpoint()}, until="1 iters", work_dir=tmp_path)
     assert seen == [min(before + 10, 19)]
@@ -320,7 +320,7 @@ def test_a_disk_that_fails_in_the_middle_loses_nothing(
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert all(reason in error and "\n" not in error and "iter_2.pt" in error for error in errors)
     assert [int(error.partition("iter_")[2].split(".")[0]) for error in errors] == [4, 6]
-    assert _file.read(small_disk / "checkpoints" / "iter_2.pt")["position"]["iter"] == 2
+    assert checkpoint_file.read(small_disk / "checkpoints" / "iter_2.pt")["position"]["iter"] == 2
     assert not list((small_disk / "checkpoints").glob("*.tmp"))
 
 
@@ -350,7 +350,7 @@ def test_a_best_that_cannot_be_saved_is_told_though_the_end_is(
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     checkpoint = Checkpoint(every=None, best="coco/bbox_mAP", asynchronous=asynchronous)
-    parts = {"checkpoint": checkpoint, "figures": Figures(values=[0.5]), "disk": Room(begin=1)}
+    parts = {"checkpoint": checkpoint, "metrics": Metrics(values=[0.5]), "disk": Room(begin=1)}
     tiny_run(parts, until="4 iters", validate="4 iters", work_dir=tmp_path)
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert ["best_iter_4.pt could not be written: File too large" in error for error in errors][-1:] == [True]

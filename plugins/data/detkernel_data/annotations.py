@@ -1,6 +1,6 @@
 """Annotations of a whole data set in a few flat arrays.
 
-A list of objects, one a picture, would be copied into every loader worker by reference counting; an array is shared
+A list of objects, one an image, would be copied into every loader worker by reference counting; an array is shared
 after a fork and is one block to pickle for a spawned worker.
 """
 
@@ -88,7 +88,7 @@ class Masks:
 
 
 class MaskView(Sequence[Any]):
-    """The segmentations of one picture, made when they are asked for; pickled, a list of them."""
+    """The segmentations of one image, made when they are asked for; pickled, a list of them."""
 
     def __init__(self, masks: Masks, objects: Sequence[int]) -> None:
         self._masks = masks
@@ -112,14 +112,14 @@ class MaskView(Sequence[Any]):
 
 @attrs.define(eq=False)
 class FlatAnnotations:
-    """All annotations of n pictures and M objects, the objects in the order of their pictures."""
+    """All annotations of n images and M objects, the objects in the order of their images."""
 
     image_ids: NDArray[np.int64] | Texts
     files: Texts
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    """[n + 1] where each picture's objects begin."""
+    """[n + 1] where each image's objects begin."""
     boxes: NDArray[np.float64]
     """[M, 4] as the files have them; this and the arrays below are those of `Annotations`."""
     clean: NDArray[np.float64]
@@ -152,7 +152,7 @@ class FlatAnnotations:
 
     def _objects(self, index: int) -> range:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
         return range(int(self.offsets[index]), int(self.offsets[index + 1]))
 
@@ -178,7 +178,7 @@ class FlatAnnotations:
         return self.image_ids[index] if isinstance(self.image_ids, Texts) else int(self.image_ids[index])
 
     def digest(self, classes: Sequence[str]) -> str:
-        """A short hash of the pictures' ids, names and sizes, and of their objects; folders may move."""
+        """A short hash of the images' ids, names and sizes, and of their objects; folders may move."""
         digest = sha256(repr((tuple(classes), len(self))).encode())
         names = Texts(os.path.basename(self.files[index]) for index in range(len(self)))  # noqa: PTH119
         for column in attrs.astuple(attrs.evolve(self, files=names), recurse=False):

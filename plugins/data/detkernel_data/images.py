@@ -1,8 +1,8 @@
-"""Picture files: what a folder has, a picture's size without decoding it, and the decoding.
+"""Image files: what a folder has, an image's size without decoding it, and the decoding.
 
 JPEG is decoded by torchvision's operator, which takes half of Pillow's time; everything else by Pillow, since
 torchvision's PNG decoder ends the process on a damaged file. An EXIF orientation is applied on request only: annotation
-files of VOC and COCO form state coordinates of the picture as it is stored.
+files of VOC and COCO form state coordinates of the image as it is stored.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SAMPLED = 64
 
 
 class Header(NamedTuple):
-    """What a picture's first bytes say."""
+    """What an image's first bytes say."""
 
     height: int
     width: int
@@ -67,7 +67,7 @@ class Header(NamedTuple):
 
 
 def read_headers(paths: Sequence[str]) -> list[Header | DataError]:
-    """The headers of many pictures, in order; for a broken one, its error."""
+    """The headers of many images, in order; for a broken one, its error."""
     chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
     with ThreadPoolExecutor(READERS) as pool:
         return [header for chunk in pool.map(_read_chunk, chunks) for header in chunk]
@@ -84,14 +84,14 @@ def decode(path: str, apply_exif: bool, bits: int | None = None) -> Tensor:
         data = read_regular(path)
     except OSError as error:
         raise _unreadable(path, error) from None
-    with _opened(path, BytesIO(data)) as picture:
-        header = _header(picture)
+    with _opened(path, BytesIO(data)) as opened:
+        header = _header(opened)
         if header.kind in _JPEG:
             image = _decode_with_torchvision(path, data)
-        elif _is_deep(picture):
-            image = _to_8_bits(path, _deep_pixels(path, picture, data), bits)
+        elif _is_deep(opened):
+            image = _to_8_bits(path, _deep_pixels(path, opened, data), bits)
         else:
-            image = _decode_with_pillow(path, picture, data)
+            image = _decode_with_pillow(path, opened, data)
     return turn_upright(image, header.orientation) if apply_exif else image
 
 
@@ -100,11 +100,11 @@ def find_depth(paths: Sequence[str]) -> tuple[int | None, int]:
     largest = 0
     candidates = [path for path in paths if os.path.splitext(path)[1].lower() in (".png", ".tif", ".tiff")]  # noqa: PTH122
     for path in candidates[:: max(1, len(candidates) // _SAMPLED)]:
-        with suppress(DataError, OSError):  # told where images are checked
+        with suppress(DataError, OSError):  # reported where images are checked
             data = read_regular(path)
-            with _opened(path, BytesIO(data)) as picture:
-                if _is_deep(picture):
-                    largest = max(largest, int(_deep_pixels(path, picture, data).max()))
+            with _opened(path, BytesIO(data)) as opened:
+                if _is_deep(opened):
+                    largest = max(largest, int(_deep_pixels(path, opened, data).max()))
     if largest == 0:
         return None, 0
     return next((bits for bits in _DEPTHS if largest < 2**bits), _DEPTHS[-1]), largest
@@ -119,9 +119,9 @@ def turn_upright(image: Tensor, orientation: int) -> Tensor:
     return pixels.flip(axes).contiguous().permute(2, 0, 1) if orientation != 1 else image
 
 
-def picture_files(folder: Path) -> list[str]:
-    """The names of a folder's picture files. Raises `DataError` if there is no such folder."""
-    with scan(folder, "pictures") as entries:
+def image_files(folder: Path) -> list[str]:
+    """The names of a folder's image files. Raises `DataError` if there is no such folder."""
+    with scan(folder, "images") as entries:
         return [entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
 
 
@@ -171,8 +171,8 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
     found: list[Header | DataError] = []
     for path in paths:
         try:
-            with _file(path) as file, _opened(path, file) as picture:
-                found.append(_header(picture)._replace(animated=_is_animated(picture)))
+            with _file(path) as file, _opened(path, file) as image:
+                found.append(_header(image)._replace(animated=_is_animated(image)))
         except DataError as error:
             found.append(error)
     return found
@@ -190,23 +190,23 @@ def _file(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _opened(path: str, file: BinaryIO) -> Iterator[Image.Image]:
-    """Pillow's lazy picture. Only its header is read; one that would need gigabytes is refused here.
+    """Pillow's lazy image. Only its header is read; one that would need gigabytes is refused here.
 
     No warning filters are set: they belong to the whole process, and this runs in threads.
     """
     try:
-        picture = Image.open(file, formats=_formats())
+        image = Image.open(file, formats=_formats())
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large(path) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
-        reason = "no picture that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(
             f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file, or set `bad_images: drop`"
         ) from None
-    with picture:
-        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+    with image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise _too_large(path)
-        yield picture
+        yield image
 
 
 @cache
@@ -218,32 +218,32 @@ def _formats() -> tuple[str, ...]:
 
 def _too_large(path: str) -> DataError:
     limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-    return DataError(f"{relative(path)}: the picture has more than {limit} pixels; cut it into tiles")
+    return DataError(f"{relative(path)}: the image has more than {limit} pixels; cut it into tiles")
 
 
-def _header(picture: Image.Image) -> Header:
-    kind, orientation = picture.format or "", 1
+def _header(image: Image.Image) -> Header:
+    kind, orientation = image.format or "", 1
     # a TIFF's is part of the format, and Pillow has applied it; a PNG Pillow decodes to look for one behind the pixels
-    if kind != "TIFF" and (kind != "PNG" or "exif" in picture.info):
-        with suppress(Exception):  # a broken EXIF block says nothing about the picture
-            orientation = int(picture.getexif().get(_ORIENTATION, 1))
-    return Header(picture.height, picture.width, orientation if 1 <= orientation <= 8 else 1, kind)
+    if kind != "TIFF" and (kind != "PNG" or "exif" in image.info):
+        with suppress(Exception):  # a broken EXIF block says nothing about the image
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+    return Header(image.height, image.width, orientation if 1 <= orientation <= 8 else 1, kind)
 
 
-def _is_animated(picture: Image.Image) -> bool:
+def _is_animated(image: Image.Image) -> bool:
     """Not for a JPEG, whose further images are previews."""
     with suppress(Exception):  # a broken second frame says nothing about the first
-        return picture.format not in _JPEG and bool(getattr(picture, "is_animated", False))
+        return image.format not in _JPEG and bool(getattr(image, "is_animated", False))
     return False
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    return DataError(f"{relative(path)}: the picture cannot be read ({getattr(error, 'strerror', None) or error})")
+    return DataError(f"{relative(path)}: the image cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def _broken(path: str, reason: object) -> DataError:
     return DataError(
-        f"{relative(path)}: the picture is truncated or broken ({reason}); replace the file, or set `bad_images: drop`"
+        f"{relative(path)}: the image is truncated or broken ({reason}); replace the file, or set `bad_images: drop`"
     )
 
 
@@ -259,25 +259,23 @@ def _decode_with_torchvision(path: str, data: bytearray) -> Tensor:
     return image
 
 
-def _decode_with_pillow(path: str, picture: Image.Image, data: bytearray) -> Tensor:
+def _decode_with_pillow(path: str, image: Image.Image, data: bytearray) -> Tensor:
     import numpy as np
     import torch
 
-    if picture.mode.startswith(("I", "F")):
-        raise DataError(
-            f"{relative(path)}: {picture.mode} pixels; expected 8 or 16 bits a channel; convert the picture"
-        )
-    _check_png(path, picture, data)
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{relative(path)}: {image.mode} pixels; expected 8 or 16 bits a channel; convert the image")
+    _check_png(path, image, data)
     try:
-        pixels = np.array(picture.convert("RGB"))
+        pixels = np.array(image.convert("RGB"))
     except Exception as error:
         raise _broken(path, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _check_png(path: str, picture: Image.Image, data: bytearray) -> None:
+def _check_png(path: str, image: Image.Image, data: bytearray) -> None:
     """Compare the checksums of a PNG's critical chunks; Pillow passes over those of the pixels."""
-    if picture.format != "PNG":
+    if image.format != "PNG":
         return
     view, start = memoryview(data), 8
     while start + 12 <= len(data):
@@ -295,22 +293,22 @@ def _raw_mode(tile: Any) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _is_deep(picture: Image.Image) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     """Whether it has 16 bits a channel."""
-    return picture.mode.startswith("I;16") or any(";16" in _raw_mode(tile) for tile in getattr(picture, "tile", ()))
+    return image.mode.startswith("I;16") or any(";16" in _raw_mode(tile) for tile in getattr(image, "tile", ()))
 
 
-def _deep_pixels(path: str, picture: Image.Image, data: bytearray) -> NDArray[Any]:
+def _deep_pixels(path: str, image: Image.Image, data: bytearray) -> NDArray[Any]:
     """uint16 [H, W, 3]. Pillow keeps one byte of each colour value, and is asked for both in turn."""
     import numpy as np
 
-    _check_png(path, picture, data)
+    _check_png(path, image, data)
     try:
-        if picture.mode.startswith("I;16"):
-            return np.repeat(np.asarray(picture).astype(np.uint16)[..., None], 3, axis=2)
+        if image.mode.startswith("I;16"):
+            return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
         with _opened(path, BytesIO(data)) as again:
             has_lower = _read_lower_bytes(again)
-            high, low = (np.asarray(part.convert("RGB")).astype(np.uint16) for part in (picture, again))
+            high, low = (np.asarray(part.convert("RGB")).astype(np.uint16) for part in (image, again))
         return high << 8 | (low if has_lower else 0)
     except DataError:
         raise
@@ -318,18 +316,18 @@ def _deep_pixels(path: str, picture: Image.Image, data: bytearray) -> NDArray[An
         raise _broken(path, error) from None
 
 
-def _read_lower_bytes(picture: Any) -> bool:
+def _read_lower_bytes(image: Any) -> bool:
     """Make Pillow read the lower byte of each 16-bit value; false where it cannot (greyscale with alpha)."""
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
     tiles = []
-    for tile in picture.tile:
+    for tile in image.tile:
         mode = _raw_mode(tile)
         colours, _, order = mode.partition(";")
         if colours not in ("RGB", "RGBA", "RGBX") or order not in swapped:
             return False
         lower, args = f"{colours};{swapped[order]}", tile[3]
         tiles.append(tile._replace(args=(lower, *args[1:]) if isinstance(args, tuple) else lower))
-    picture.tile = tiles
+    image.tile = tiles
     return True
 
 

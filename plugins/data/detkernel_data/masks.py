@@ -101,7 +101,7 @@ def _none(height: int, width: int) -> Any:
 
 
 def mask_problem(mask: Any, height: int, width: int) -> str | None:
-    """What is wrong with a COCO segmentation of a picture of that size, or None.
+    """What is wrong with a COCO segmentation of an image of that size, or None.
 
     A polygon's numbers are expected packed in an `array`, as the readers do with every list of numbers.
     """
@@ -116,10 +116,10 @@ def mask_problem(mask: Any, height: int, width: int) -> str | None:
         if len(part) % 2 or len(part) < 6:
             return f"polygon {number}: expected x, y of at least 3 points, got {len(part)} numbers"
         if not math.isfinite(sum(part)):
-            return f"polygon {number}: a coordinate that is no finite number"
+            return f"polygon {number}: a coordinate that is not a finite number"
         if min(part) < -side or max(part) > 2 * side:
             farthest = max(part, key=abs)
-            return f"polygon {number}: a coordinate of {farthest:.6g}, far outside a picture of {width}x{height}"
+            return f"polygon {number}: a coordinate of {farthest:.6g}, far outside an image of {width}x{height}"
     return None
 
 
@@ -166,7 +166,7 @@ def _runs_problem(mask: Mapping[str, Any], height: int, width: int) -> str | Non
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         return f"run lengths: expected a size of [height, width], got {size!r}"
     if size != [height, width]:
-        return f"run lengths: a size of {size}, but the picture's is [{height}, {width}]"
+        return f"run lengths: a size of {size}, but the image's is [{height}, {width}]"
     if isinstance(counts, str):
         runs = decode_counts(counts)
     elif isinstance(counts, list) and all(type(count) is int for count in counts):
@@ -176,7 +176,7 @@ def _runs_problem(mask: Mapping[str, Any], height: int, width: int) -> str | Non
     if runs is None or min(runs, default=0) < 0:
         return "run lengths: expected `counts` of whole numbers, or COCO's text form of them"
     if sum(runs) != size[0] * size[1]:
-        return f"run lengths: {sum(runs)} pixels in all, but the picture has {size[0] * size[1]}"
+        return f"run lengths: {sum(runs)} pixels in all, but the image has {size[0] * size[1]}"
     return None
 
 

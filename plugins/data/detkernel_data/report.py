@@ -1,4 +1,4 @@
-"""Mistakes and remarks about data, collected: each kind is told once, with a count and its first places."""
+"""Mistakes and remarks about data, collected: each kind is reported once, with a count and its first places."""
 
 from __future__ import annotations
 

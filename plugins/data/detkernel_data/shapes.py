@@ -21,7 +21,7 @@ TRIES = 20
 
 
 class Plan(NamedTuple):
-    """How many shapes of which sizes are drawn on pictures of which side."""
+    """How many shapes of which sizes are drawn on images of which side."""
 
     side: int
     objects: tuple[int, int]
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What is in a picture."""
+    """What is in an image."""
 
     labels: list[int]
     """The classes of its shapes, at least one, from front to back."""
@@ -121,22 +121,22 @@ def paint(key: Sequence[int], scene: Scene) -> NDArray[np.uint8]:
 
 KINDS = ("circle", "square", "triangle", "diamond", "cross")
 DRAWING = 1
-"""Goes up when the same options give other pictures."""
+"""Goes up when the same options give other images."""
 
 
 @plugin
 class Shapes(Dataset):
     """Coloured circles, squares and triangles on noise, drawn afresh from a seed, with exact boxes and masks.
 
-    A picture depends on (seed, split, its index) and the options below, not on `size`. Boxes and masks are those of
-    the part that is seen. Where a shape finds no free place, the picture has one less.
+    An image depends on (seed, split, its index) and the options below, not on `size`. Boxes and masks are those of
+    the part that is seen. Where a shape finds no free place, the image has one less.
     """
 
-    size: int = option(default=1000, at_least=1, help="number of pictures")
-    split: Literal["train", "val", "test"] = option(default="train", help="other splits have other pictures")
+    size: int = option(default=1000, at_least=1, help="number of images")
+    split: Literal["train", "val", "test"] = option(default="train", help="other splits have other images")
     seed: int = option(default=0, at_least=0, help="where the shapes lie follows from it")
-    side: int = option(default=128, at_least=16, help="height and width of a picture, in pixels")
-    objects: tuple[int, int] = option(default=(1, 5), at_least=1, at_most=100, help="fewest and most shapes a picture")
+    side: int = option(default=128, at_least=16, help="height and width of an image, in pixels")
+    objects: tuple[int, int] = option(default=(1, 5), at_least=1, at_most=100, help="fewest and most shapes an image")
     sizes: tuple[int, int] = option(
         default=(12, 60), at_least=6, help="smallest and largest side of a shape, in pixels"
     )
@@ -152,7 +152,7 @@ class Shapes(Dataset):
             if low > high:
                 raise ValueError(f"{name}: expected the smaller number first, got {[low, high]}")
         if self.sizes[1] > self.side:
-            raise ValueError(f"sizes: expected at most the picture's side of {self.side}, got {self.sizes[1]}")
+            raise ValueError(f"sizes: expected at most the image's side of {self.side}, got {self.sizes[1]}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError("kinds: expected at least one, and each once")
 
@@ -198,7 +198,7 @@ class Shapes(Dataset):
 
     def _key(self, index: int) -> tuple[int, int, int, int]:
         if not -self.size <= index < self.size:
-            raise IndexError(f"picture {index} of {self.size}")
+            raise IndexError(f"image {index} of {self.size}")
         return DRAWING, self.seed, ("train", "val", "test").index(self.split), index % self.size
 
 

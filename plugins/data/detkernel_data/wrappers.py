@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Concat(Dataset):
     """Several data sets, one behind the other; their classes are matched by name.
 
-    If two of them share a picture's id, all ids become texts with the position of the data set, such as `1/000005`.
+    If two of them share an image's id, all ids become texts with the position of the data set, such as `1/000005`.
     Annotation ids are left out.
     """
 
@@ -98,7 +98,7 @@ class Concat(Dataset):
                     differing = ", ".join(f"'{name}'" for name in sorted(set(classes) ^ set(head)))
                     raise DataError(
                         f"concat: data sets 0 and {number} differ in the classes {differing}; give `class_names` here "
-                        "if objects of a class really cannot be in one of them, or mend the data"
+                        "if objects of a class really cannot be in one of them, or fix the data"
                     )
             return head
         known = {name for part in self.datasets for name in part.classes}
@@ -116,7 +116,7 @@ class Repeat(Dataset):
     """A data set, several times over: longer epochs of a small one."""
 
     dataset: Dataset = option(help="the data set")
-    times: int = option(at_least=1, help="how often each picture is in it")
+    times: int = option(at_least=1, help="how often each image is in it")
 
     def load(self) -> None:
         self.dataset.load()
@@ -142,12 +142,12 @@ class Repeat(Dataset):
 
 @plugin
 class Subset(Dataset):
-    """A part of a data set, in its order: the first pictures, a random part, or named ones. For quick trials."""
+    """A part of a data set, in its order: the first images, a random part, or named ones. For quick trials."""
 
     dataset: Dataset = option(help="the data set")
-    first: int | None = option(default=None, at_least=1, help="the first so many pictures")
+    first: int | None = option(default=None, at_least=1, help="the first so many images")
     fraction: float | None = option(default=None, above=0, at_most=1, help="a random part, drawn from `seed`")
-    ids: list[int | str] | None = option(default=None, help="the pictures of these ids")
+    ids: list[int | str] | None = option(default=None, help="the images of these ids")
     seed: int = option(default=0, at_least=0, help="what `fraction` draws follows from it")
     _chosen: Any = state()
 
@@ -166,7 +166,7 @@ class Subset(Dataset):
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
         self.fields = dict(self.dataset.fields)
         self._chosen = np.array(self._choose(len(self.dataset)), dtype=np.int64)
-        self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} pictures"]
+        self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} images"]
 
     def __len__(self) -> int:
         return 0 if self._chosen is None else len(self._chosen)
@@ -186,7 +186,7 @@ class Subset(Dataset):
     def _choose(self, total: int) -> Sequence[int]:
         if self.first is not None:
             if self.first > total:
-                raise DataError(f"subset: `first` is {self.first}, but the data set has {total} pictures")
+                raise DataError(f"subset: `first` is {self.first}, but the data set has {total} images")
             return range(self.first)
         if self.fraction is not None:
             import numpy as np
@@ -202,13 +202,13 @@ class Subset(Dataset):
         missing = sorted(map(repr, wanted.difference(there)))
         if missing:
             examples = ", ".join(map(repr, there[:3]))
-            raise DataError(f"subset: `ids`: no picture has {', '.join(first(missing))}; ids are such as {examples}")
+            raise DataError(f"subset: `ids`: no image has {', '.join(first(missing))}; ids are such as {examples}")
         return [index for index, name in enumerate(there) if name in wanted]
 
 
 def _position(index: int, length: int) -> int:
     if not -length <= index < length:
-        raise IndexError(f"picture {index} of {length}")
+        raise IndexError(f"image {index} of {length}")
     return index % length
 
 

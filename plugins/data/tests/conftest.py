@@ -1,4 +1,4 @@
-"""Shared by the tests of data sets: pictures on disk, the real data, and how a data set refuses."""
+"""Shared by the tests of data sets: images on disk, the real data, and how a data set refuses."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def picture() -> Callable[..., Path]:
-    """Write a picture of a smooth gradient: `picture(path, 40, 30, mode="L", quality=95)`."""
+def make_image() -> Callable[..., Path]:
+    """Write an image of a smooth gradient: `image(path, 40, 30, mode="L", quality=95)`."""
 
     def write(path: Path, width: int = 40, height: int = 30, mode: str = "RGB", **save: Any) -> Path:
         rows, columns = np.mgrid[0:height, 0:width]

@@ -22,14 +22,14 @@ from detkernel_detection.testing import TinyDataset, tiny_kernel
 
 
 @pytest.fixture
-def data(here, picture):
+def data(here, make_image):
     """Write five images and their annotations in all three forms; `data(broken)` cuts some of the images."""
 
     def write(broken=(), count=5):
         (here / "labels").mkdir(exist_ok=True)
         (here / "Annotations").mkdir(exist_ok=True)
         for number in range(count):
-            path = picture(here / f"images/{number}.jpg", 40, 30, quality=100)
+            path = make_image(here / f"images/{number}.jpg", 40, 30, quality=100)
             if number in broken:
                 path.write_bytes(path.read_bytes()[:-150])
             (here / f"labels/{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
@@ -64,11 +64,11 @@ def check(train, fast=False, options=None, **loader):
 
 def decoded(monkeypatch):
     """The files that are decoded from now on."""
-    import detkernel_data.images as pictures
+    import detkernel_data.images as image_module
 
-    seen, plain = [], pictures.decode
+    seen, plain = [], image_module.decode
     monkeypatch.setattr(
-        pictures, "decode", lambda path, *args, **more: seen.append(Path(path).name) or plain(path, *args, **more)
+        image_module, "decode", lambda path, *args, **more: seen.append(Path(path).name) or plain(path, *args, **more)
     )
     return seen
 
@@ -80,7 +80,7 @@ def test_check_decodes_every_image_of_every_split(data):
         check(make())
     assert str(caught.value) == (
         "train data: 1 of 5 images cannot be used; `bad_images: drop` leaves out those that cannot be decoded\n"
-        "  images/3.jpg: the picture is truncated or broken (Image is incomplete or truncated); replace the file, or "
+        "  images/3.jpg: the image is truncated or broken (Image is incomplete or truncated); replace the file, or "
         "set `bad_images: drop`"
     )
     good = TinyDataset()
@@ -141,13 +141,13 @@ def test_many_images_are_decoded_by_workers(data, monkeypatch):
 
 
 def test_a_decoder_that_crashes_is_named_with_its_image(data, monkeypatch):
-    import detkernel_data.images as pictures
+    import detkernel_data.images as image_module
 
     monkeypatch.setattr(check_images, "_FEW", 0)
-    coco, plain = data()(), pictures.decode
+    coco, plain = data()(), image_module.decode
     coco.load()
     monkeypatch.setattr(
-        pictures, "decode", lambda path, *args: os.kill(os.getpid(), 11) if "3.jpg" in path else plain(path, *args)
+        image_module, "decode", lambda path, *args: os.kill(os.getpid(), 11) if "3.jpg" in path else plain(path, *args)
     )
     with pytest.raises(ResourceError, match=r"died \(SIGSEGV\) while images were checked, reading images/3.jpg"):
         check_images.check_images(coco, "train", workers=1)
@@ -162,7 +162,7 @@ def test_bad_images_can_be_dropped_in_every_form(data, form):
     assert [len(dataset.annotations(index)) for index in range(3)] == [1, 1, 1]
     assert [int(dataset.image(index).shape[2]) for index in range(3)] == [40] * 3
     told = next(note for note in dataset.notes if "decoded" in note)
-    assert told.startswith("2 images that cannot be decoded dropped: images/1.jpg: the picture is truncated or broken")
+    assert told.startswith("2 images that cannot be decoded dropped: images/1.jpg: the image is truncated or broken")
     assert told.endswith("(`bad_images: error` refuses them)")
     whole = data(broken=())(form, bad_images="drop")
     whole.load()
@@ -251,11 +251,11 @@ def test_check_detects_in_splits_that_the_run_does_not_need_and_leaves_nothing(t
     assert not any(folder.exists() for folder in seen.folders)
 
 
-def test_check_takes_the_largest_images_and_the_fewest_smallest(here, picture):
+def test_check_takes_the_largest_images_and_the_fewest_smallest(here, make_image):
     """What takes most memory, and what a batch norm or a window cannot take."""
     images, sides = [], [(30, 20), (60, 50), (90, 80), (15, 12), (70, 60), (31, 21), (25, 16)]
     for number, (width, height) in enumerate(sides):
-        picture(here / f"{number}.png", width, height)
+        make_image(here / f"{number}.png", width, height)
         images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
     boxes = [{"id": n + 1, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81} for n in range(7)]
     names = [{"id": 1, "name": "bolt"}]

@@ -22,7 +22,7 @@ Write = Callable[..., Coco]
 SQUARE = [10, 5, 20, 5, 20, 15, 10, 15]
 RUNS = {"size": [30, 40], "counts": [10 * 30 + 5, 10, 20, 10, 1200 - 345]}
 """Two columns of 10 pixels."""
-EMPTY_KEPT = "1 picture without an object kept: pictures/c.bmp (`keep_empty: false` drops them)"
+EMPTY_KEPT = "1 image without an object kept: images/c.bmp (`keep_empty: false` drops them)"
 GOOD: dict[str, Any] = {
     "images": [
         {"id": 7, "file_name": "a.bmp", "width": 40, "height": 30},
@@ -55,10 +55,10 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.fixture
-def write(here: Path, picture: Callable[..., Path]) -> Write:
+def write(here: Path, make_image: Callable[..., Path]) -> Write:
     """Write GOOD to a file, changed by a function or replaced by a text, and make a data set of it."""
     for name in ("a", "more/b", "c"):
-        picture(here / f"pictures/{name}.bmp")
+        make_image(here / f"images/{name}.bmp")
 
     def make(change: Callable[[Any], object] | str = lambda _: None, **options: Any) -> Coco:
         data = copy.deepcopy(GOOD)
@@ -66,7 +66,7 @@ def write(here: Path, picture: Callable[..., Path]) -> Write:
             change(data)
         text = change if isinstance(change, str) else json.dumps(data)
         (here / "labels.json").write_text(text, encoding="utf-8")
-        return Coco(**{"annotation_file": Path("labels.json"), "image_folder": Path("pictures"), **options})
+        return Coco(**{"annotation_file": Path("labels.json"), "image_folder": Path("images"), **options})
 
     return make
 
@@ -103,7 +103,7 @@ def test_classes_go_by_id_and_ids_may_have_gaps(load: Write) -> None:
     assert dataset.category_ids == {"person": 1, "dog": 18, "toothbrush": 90}
     assert [dataset.annotations(index).image_id for index in range(3)] == [7, 3, 5]
     notes = dataset.annotations(1)
-    assert notes.path == "pictures/more/b.bmp"
+    assert notes.path == "images/more/b.bmp"
     assert notes.labels.tolist() == [2, 0]
     assert notes.boxes.tolist() == [[1, 2, 4, 6], [10, 5, 12, 15]]
     assert notes.area.tolist() == [10, 20]
@@ -183,10 +183,10 @@ def test_ids_may_be_text(load: Write) -> None:
     assert [dataset.annotations(index).image_id for index in range(3)] == ["sieben\ud800", "3", "5"]
 
 
-def test_takes_the_size_of_the_picture_where_none_is_stated(load: Write) -> None:
+def test_takes_the_size_of_the_image_where_none_is_stated(load: Write) -> None:
     dataset = load(lambda data: [data["images"][1].pop(side) for side in ("width", "height")])
     assert dataset.annotations(1).width == 40
-    assert dataset.notes[0] == "1 picture of no stated size, taken from the file: labels.json: image 3"
+    assert dataset.notes[0] == "1 image of no stated size, taken from the file: labels.json: image 3"
 
 
 # Mistakes: the file
@@ -194,12 +194,12 @@ def test_takes_the_size_of_the_picture_where_none_is_stated(load: Write) -> None
 
 def test_a_file_or_folder_that_is_missing(write: Write, here: Path, refusal: Refusal) -> None:
     assert refusal(write(annotation_file=Path("annotations/train.json"))) == (
-        "annotations/train.json: there is no such file; . has labels.json, pictures"
+        "annotations/train.json: there is no such file; . has labels.json, images"
     )
-    assert refusal(write(annotation_file=here / "pictures")) == (
-        "pictures: the annotations cannot be read (Is a directory)"
+    assert refusal(write(annotation_file=here / "images")) == (
+        "images: the annotations cannot be read (Is a directory)"
     )
-    assert refusal(write(image_folder=Path("train"))) == ("train: there is no such folder of pictures; . has pictures/")
+    assert refusal(write(image_folder=Path("train"))) == ("train: there is no such folder of images; . has images/")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_file_or_folder_that_is_missing(write: Write, here: Path, refusal: Ref
         ("{}", ": `categories` is missing"),
         ('{"categories": {}}', ": `categories`: expected a list, got a map of 0"),
         ('{"categories": [], "images": null}', ": `images` is missing"),
-        ('{"categories": [], "images": [], "annotations": []}', ": there is no picture in it"),
+        ('{"categories": [], "images": [], "annotations": []}', ": there is no image in it"),
     ],
 )
 def test_broken_files(write: Write, refusal: Refusal, text: str, message: str) -> None:
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> N
     assert refusal(dataset).startswith("labels.json: broken JSON: 'utf-8' codec can't decode byte 0xff")
 
 
-# Mistakes: categories and pictures
+# Mistakes: categories and images
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> N
         ),
         (
             lambda data: data["images"][1].update(file_name="more/d.bmp"),
-            "image 3: the picture pictures/more/d.bmp is missing; `bad_images: drop` leaves out such images",
+            "image 3: the image images/more/d.bmp is missing; `bad_images: drop` leaves out such images",
         ),
         (
             lambda data: data["images"][1].update(file_name=7),
@@ -289,12 +289,12 @@ def test_a_file_that_is_no_text(write: Write, here: Path, refusal: Refusal) -> N
         (lambda data: data["images"][1].pop("id"), "images[1]: `id` is missing"),
         (
             lambda data: data["images"][1].update(width=30, height=40),
-            "image 3: states a size of 30x40, but pictures/more/b.bmp is 40x30; "
+            "image 3: states a size of 30x40, but images/more/b.bmp is 40x30; "
             "width and height are swapped; correct the annotation",
         ),
     ],
 )
-def test_wrong_categories_and_pictures(
+def test_wrong_categories_and_images(
     write: Write, refusal: Refusal, change: Callable[[Any], object], message: str
 ) -> None:
     told = refusal(write(change))
@@ -307,9 +307,9 @@ def test_a_file_name_that_no_system_allows(write: Write, refusal: Refusal) -> No
 
 
 def test_sizes_that_are_not_checked_may_be_anything(load: Write) -> None:
-    dataset = load(lambda data: data["images"][0].update(width=2**40), check_pictures=False, masks=False)
+    dataset = load(lambda data: data["images"][0].update(width=2**40), check_images=False, masks=False)
     assert dataset.annotations(0).width == 2**40
-    with pytest.raises(Exception, match=r"a.bmp: the picture is 40x30, its annotations state 1099511627776x30"):
+    with pytest.raises(Exception, match=r"a.bmp: the image is 40x30, its annotations state 1099511627776x30"):
         dataset.image(0)
 
 
@@ -383,18 +383,18 @@ def test_keypoints_of_a_category_without_any(write: Write, refusal: Refusal) -> 
         ([SQUARE, ["1"] * 6], "polygon 1: expected a list of numbers x, y, ..."),
         ([SQUARE, [1, 2, 3, 4]], "polygon 2: expected x, y of at least 3 points, got 4 numbers"),
         ([SQUARE[:-1]], "polygon 1: expected x, y of at least 3 points, got 7 numbers"),
-        ([[float("nan"), *SQUARE[1:]]], "polygon 1: a coordinate that is no finite number"),
-        ([[1e9, *SQUARE[1:]]], "polygon 1: a coordinate of 1e+09, far outside a picture of 40x30"),
+        ([[float("nan"), *SQUARE[1:]]], "polygon 1: a coordinate that is not a finite number"),
+        ([[1e9, *SQUARE[1:]]], "polygon 1: a coordinate of 1e+09, far outside an image of 40x30"),
         ([[10**400, *SQUARE[1:]]], "polygon 1: expected a list of numbers x, y, ..."),
-        ({"size": [40, 30], "counts": [1200]}, "run lengths: a size of [40, 30], but the picture's is [30, 40]"),
+        ({"size": [40, 30], "counts": [1200]}, "run lengths: a size of [40, 30], but the image's is [30, 40]"),
         ({"size": [30], "counts": [1200]}, "run lengths: expected a size of [height, width], got [30]"),
         ({"counts": [1200]}, "run lengths: expected a size of [height, width], got None"),
-        ({"size": [30, 40], "counts": [1199]}, "run lengths: 1199 pixels in all, but the picture has 1200"),
+        ({"size": [30, 40], "counts": [1199]}, "run lengths: 1199 pixels in all, but the image has 1200"),
         ({"size": [30, 40], "counts": [1201, -1]}, "run lengths: expected `counts` of whole numbers, or COCO's text "),
         ({"size": [30, 40], "counts": [600.0] * 2}, "run lengths: expected `counts` of whole numbers, or COCO's text "),
         ({"size": [30, 40], "counts": "\u00e9\u00e9"}, "run lengths: expected `counts` of whole numbers, or COCO's"),
         ({"size": [30, 40], "counts": "oooooooo"}, "run lengths: expected `counts` of whole numbers, or COCO's text "),
-        ({"size": [30, 40], "counts": ""}, "run lengths: 0 pixels in all, but the picture has 1200"),
+        ({"size": [30, 40], "counts": ""}, "run lengths: 0 pixels in all, but the image has 1200"),
         ({"size": [30, 40]}, "run lengths: expected `counts` of whole numbers, or COCO's text form of them"),
     ],
 )
@@ -427,7 +427,7 @@ def test_boxes_that_cannot_be_used(load: Write, write: Write, refusal: Refusal) 
     ]
     assert refusal(write(spoil, bad_boxes="error")) == (
         "labels.json: annotation 11 'toothbrush' of b.bmp (x 1..-2, y 2..6 in 40x30): a box without area; "
-        "mend the file, or set `bad_boxes` to clip or drop"
+        "fix the file, or set `bad_boxes` to clip or drop"
     )
 
 
@@ -462,9 +462,9 @@ def test_a_category_without_an_object_is_noted(load: Write) -> None:
 def test_fingerprint(load: Write, here: Path) -> None:
     first = load().fingerprint()
     assert load().fingerprint() == first
-    (here / "pictures").rename(here / "moved")
+    (here / "images").rename(here / "moved")
     assert load(image_folder=Path("moved")).fingerprint() == first
-    (here / "moved").rename(here / "pictures")
+    (here / "moved").rename(here / "images")
     changes: list[Callable[[Any], object]] = [
         lambda data: person(data, bbox=[10, 5, 2, 11]),
         lambda data: person(data, iscrowd=0),
@@ -476,7 +476,7 @@ def test_fingerprint(load: Write, here: Path) -> None:
         lambda data: data["images"].pop(),
     ]
     found = [load(change).fingerprint() for change in changes]
-    (here / "pictures/c.bmp").rename(here / "pictures/d.bmp")
+    (here / "images/c.bmp").rename(here / "images/d.bmp")
     found.append(load(lambda data: data["images"][2].update(file_name="d.bmp")).fingerprint())
     assert len({first, *found}) == 1 + len(changes) + 1
 

@@ -32,10 +32,10 @@ SQUARE = [10.0, 5, 20, 5, 20, 15, 10, 15]
 
 
 @pytest.fixture
-def make(here: Path, picture: Callable[..., Path]) -> Make:
+def make(here: Path, make_image: Callable[..., Path]) -> Make:
     """Two images of 40 x 30, classes a and b, and the given annotations, which lack what all have in common."""
     for name in "01":
-        picture(here / f"images/{name}.bmp")
+        make_image(here / f"images/{name}.bmp")
 
     def write(
         *annotations: dict[str, Any], images: Any = None, top: Any = None, names: Any = ("a", "b"), **options: Any
@@ -144,8 +144,8 @@ def test_duplicates_are_counted_dropped_or_refused(make: Make, refusal: Refusal)
     )
 
 
-def test_duplicates_of_other_forms(here: Path, picture: Callable[..., Path]) -> None:
-    picture(here / "images/a.bmp")
+def test_duplicates_of_other_forms(here: Path, make_image: Callable[..., Path]) -> None:
+    make_image(here / "images/a.bmp")
     (here / "labels").mkdir()
     (here / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.2\n" * 3)
     (here / "data.yaml").write_text("train: images\nnames: [a]\n")
@@ -157,11 +157,11 @@ def test_duplicates_among_many_are_those_of_a_plain_search() -> None:
     draw = np.random.default_rng(0)
     count = 3000
     boxes = draw.integers(0, 6, (count, 4)).astype(float) * draw.choice([1, 0.1, 1 / 3], (count, 1))
-    pictures, labels = draw.integers(0, 3, count), draw.integers(-1, 2, count)
-    table = Table(source="x", declared=list, where=str, where_picture=str, picture=pictures.tolist())
+    images, labels = draw.integers(0, 3, count), draw.integers(-1, 2, count)
+    table = Table(source="x", declared=list, where=str, where_image=str, image=images.tolist())
     seen: set[Any] = set()
     expected = []
-    for key in zip(pictures.tolist(), labels.tolist(), map(tuple, boxes.tolist()), strict=True):
+    for key in zip(images.tolist(), labels.tolist(), map(tuple, boxes.tolist()), strict=True):
         expected.append(key in seen and key[1] >= 0)
         seen.add(key)
     assert find_duplicates(table, boxes, labels).tolist() == expected
@@ -248,9 +248,9 @@ def test_classes_are_renamed_and_merged(make: Make, refusal: Refusal) -> None:
     )
 
 
-def test_voc_classes_of_the_whole_folder_can_be_renamed(here: Path, picture: Callable[..., Path]) -> None:
+def test_voc_classes_of_the_whole_folder_can_be_renamed(here: Path, make_image: Callable[..., Path]) -> None:
     for name, thing in (("a", "cat"), ("b", "dog")):
-        picture(here / f"JPEGImages/{name}.bmp")
+        make_image(here / f"JPEGImages/{name}.bmp")
         (here / "Annotations").mkdir(exist_ok=True)
         box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
         (here / f"Annotations/{name}.xml").write_text(f"<a><object><name>{thing}</name>{box}</object></a>")
@@ -388,19 +388,17 @@ def first_batch_without_masks(loader: Loader) -> Batch:
         loader.after_run()
 
 
-def test_images_that_are_too_small_are_dropped(make: Make, here: Path, picture: Callable[..., Path]) -> None:
-    picture(here / "images/1.bmp", 20, 60)
+def test_images_that_are_too_small_are_dropped(make: Make, here: Path, make_image: Callable[..., Path]) -> None:
+    make_image(here / "images/1.bmp", 20, 60)
     sizes = {"height": None, "width": None}
     for side, ids in ((20, [0, 1]), (21, [0]), (30, [0])):
         dataset = loaded(make(BOX, {**BOX, "image_id": 1}, images=sizes, min_side=side))
         assert [dataset.annotations(index).image_id for index in range(len(dataset))] == ids
-    assert told(dataset, "`min_side`") == (
-        "1 picture dropped, a side of less than 30 pixels: images/1.bmp (`min_side`)"
-    )
+    assert told(dataset, "`min_side`") == ("1 image dropped, a side of less than 30 pixels: images/1.bmp (`min_side`)")
 
 
-def test_folders_of_voc_form_by_other_names(here: Path, picture: Callable[..., Path]) -> None:
-    picture(here / "pics/a.bmp")
+def test_folders_of_voc_form_by_other_names(here: Path, make_image: Callable[..., Path]) -> None:
+    make_image(here / "pics/a.bmp")
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
     for folder, name, text in (
         ("xml", "a.xml", f"<a><object><name>cat</name>{box}</object></a>"),
@@ -424,7 +422,7 @@ def test_images_without_objects_are_kept_or_dropped_in_every_form(make: Make) ->
 def test_training_on_images_without_objects(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     loader = Loader(train=make(BOX), workers=0, batch_size=2)
     assert first_batch_without_masks(loader).indices == [0]
-    assert "1 of 2 pictures have no object: not trained on (data.skip_empty=false trains on them)" in caplog.text
+    assert "1 of 2 images have no object: not trained on (data.skip_empty=false trains on them)" in caplog.text
     loader = Loader(train=make(BOX), workers=0, batch_size=2, skip_empty=False)
     assert sorted(first_batch_without_masks(loader).indices) == [0, 1]
     nothing = Loader(train=make(allow_no_objects=True), workers=0, batch_size=2, skip_empty=False)

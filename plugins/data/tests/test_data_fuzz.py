@@ -1,4 +1,4 @@
-"""Whatever an annotation file says, the outcome is sound annotations or one `DataError`.
+"""Whatever an annotation file says, the outcome is valid annotations or one `DataError`.
 
 `DETKERNEL_FUZZ` sets the number of files for each form, drawn anew at every run; without it, they are a hundred and
 always the same.
@@ -44,7 +44,7 @@ ODD_NUMBERS = [
 ]
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "bad_boxes": st.sampled_from(["clip", "drop", "error"]),
-    "check_pictures": st.booleans(),
+    "check_images": st.booleans(),
     "keep_empty": st.booleans(),
     "duplicates": st.sampled_from(["keep", "drop", "error"]),
     "allow_no_objects": st.booleans(),
@@ -82,7 +82,7 @@ def files(texts: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, in the folders of every form."""
+    """Three images, in the folders of every form."""
     folder = tmp_path_factory.mktemp("fuzz")
     for part in ("JPEGImages", "Annotations", "ImageSets/Main", "images/train", "labels/train"):
         (folder / part).mkdir(parents=True)
@@ -93,7 +93,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcome(make: Callable[[], FileDataset]) -> str:
-    """Load it: what is wrong is told in a `DataError` of a few lines, and what is not wrong is sound."""
+    """Load it: what is wrong is told in a `DataError` of a few lines, and what is not wrong is valid."""
     try:
         dataset = make()
         dataset.load()

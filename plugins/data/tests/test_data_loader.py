@@ -37,12 +37,12 @@ class Noise(Transform):
 
 @plugin
 class Sizes(Dataset):
-    """Pictures of given sizes; every other one is empty where wanted."""
+    """Images of given sizes; every other one is empty where wanted."""
 
     sizes: list[tuple[int, int]] = option(help="heights and widths")
-    empty: bool = option(default=False, help="every other picture has no object")
+    empty: bool = option(default=False, help="every other image has no object")
     names: tuple[str, ...] = option(default=("a", "b"), help="classes")
-    fail_at: int = option(default=-1, help="a picture that cannot be decoded")
+    fail_at: int = option(default=-1, help="an image that cannot be decoded")
     error: str = option(default="data", help="how it fails")
 
     def load(self):
@@ -54,7 +54,7 @@ class Sizes(Dataset):
     def image(self, index):
         if index == self.fail_at:
             if self.error == "data":
-                raise DataError(f"picture-{index}.jpg: truncated")
+                raise DataError(f"image-{index}.jpg: truncated")
             if self.error.startswith("SIG"):
                 os.kill(os.getpid(), signal.Signals[self.error])
             if self.error == "bug":
@@ -69,7 +69,7 @@ class Sizes(Dataset):
         flags = np.arange(count)
         return Annotations(
             image_id=f"id-{index}",
-            path=f"picture-{index}.jpg",
+            path=f"image-{index}.jpg",
             height=height,
             width=width,
             boxes=np.tile([1.0, 1, 9, 9], (count, 1)),
@@ -81,7 +81,7 @@ class Sizes(Dataset):
 
 
 def batches(loader, epochs=1, start=0, mode="train", **run_options):
-    """(picture positions, pixels, boxes) of every batch."""
+    """(image positions, pixels, boxes) of every batch."""
     kernel = tiny_kernel({"data": loader}, **run_options)
     made = loader.build_loader(kernel.state, mode)
     found = []
@@ -183,10 +183,10 @@ def test_portrait_and_landscape_do_not_share_a_batch():
     assert sorted(index for indices, _, _ in found for index in indices) == list(range(10))
 
 
-def test_pictures_without_objects_are_left_out_with_a_count(caplog):
+def test_images_without_objects_are_left_out_with_a_count(caplog):
     found = batches(Loader(train=Sizes(sizes=[(16, 16)] * 6, empty=True), batch_size=1, workers=0))
     assert sorted(indices[0] for indices, _, _ in found) == [0, 2, 4]
-    assert "train data: 3 of 6 pictures have no object: not trained on" in caplog.text
+    assert "train data: 3 of 6 images have no object: not trained on" in caplog.text
     kept = batches(Loader(train=Sizes(sizes=[(16, 16)] * 6, empty=True), batch_size=1, workers=0, skip_empty=False))
     assert len(kept) == 6
 
@@ -194,33 +194,33 @@ def test_pictures_without_objects_are_left_out_with_a_count(caplog):
 def test_nothing_to_train_on():
     @plugin
     class Empty(Sizes):
-        """No picture has an object."""
+        """No image has an object."""
 
         def annotations(self, index):
             return super().annotations(1)
 
     empty = Empty(sizes=[(16, 16)] * 2, empty=True)
-    with pytest.raises(DataError, match="none of the 2 pictures has an object to train on"):
+    with pytest.raises(DataError, match="none of the 2 images has an object to train on"):
         batches(Loader(train=empty, workers=0))
 
 
-def test_no_pictures():
-    with pytest.raises(DataError, match="train data: no picture is left"):
+def test_no_images():
+    with pytest.raises(DataError, match="train data: no image is left"):
         batches(Loader(train=Sizes(sizes=[]), workers=0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_cannot_be_read_is_one_line(workers):
+def test_an_image_that_cannot_be_read_is_one_line(workers):
     dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2)
     with pytest.raises(DataError) as caught:
         batches(Loader(train=dataset, workers=workers))
-    assert str(caught.value) == "picture-2.jpg: truncated"
+    assert str(caught.value) == "image-2.jpg: truncated"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bug_names_the_picture_and_keeps_its_traceback(workers):
+def test_a_bug_names_the_image_and_keeps_its_traceback(workers):
     dataset = Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="bug")
-    with pytest.raises(RuntimeError, match=r"picture-2.jpg \(image 2\) in Sizes: ZeroDivisionError: a bug") as caught:
+    with pytest.raises(RuntimeError, match=r"image-2.jpg \(image 2\) in Sizes: ZeroDivisionError: a bug") as caught:
         batches(Loader(train=dataset, workers=workers))
     assert 'raise ZeroDivisionError("a bug")' in str(caught.value)
 
@@ -231,7 +231,7 @@ def test_a_worker_that_is_killed_names_the_image_that_it_read(mode, when):
     with pytest.raises(ResourceError) as caught:
         batches(Loader(**{mode: dataset}, workers=2, batch_size=2), mode=mode)
     assert str(caught.value) == (
-        f"data: a loader worker died (SIGKILL) {when}, reading picture-7.jpg; most often memory ran out: lower "
+        f"data: a loader worker died (SIGKILL) {when}, reading image-7.jpg; most often memory ran out: lower "
         "data.workers, data.prefetch or data.batch_size"
     )
 
@@ -241,7 +241,7 @@ def test_a_worker_that_crashes_is_not_said_to_lack_memory():
     with pytest.raises(ResourceError) as caught:
         batches(Loader(train=dataset, workers=2, batch_size=2))
     assert str(caught.value) == (
-        "data: a loader worker died (SIGSEGV) around epoch 1, reading picture-7.jpg; a library crashed on this image, "
+        "data: a loader worker died (SIGSEGV) around epoch 1, reading image-7.jpg; a library crashed on this image, "
         "or in a transform: replace the file; data.workers=0 loads in the main process and shows an error at its place"
     )
 
@@ -281,7 +281,7 @@ def test_a_validation_without_data(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_processes_share_the_pictures(world_size):
+def test_processes_share_the_images(world_size):
     group = np.arange(11)
     orders = [
         BatchSampler([group], 2, 0, training=True, rank=rank, world_size=world_size) for rank in range(world_size)
@@ -295,7 +295,7 @@ def test_processes_share_the_pictures(world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_validation_shows_each_picture_once(world_size):
+def test_validation_shows_each_image_once(world_size):
     group = np.arange(11)
     orders = [
         BatchSampler([group], 2, 0, training=False, rank=rank, world_size=world_size) for rank in range(world_size)
@@ -427,14 +427,14 @@ def test_a_slow_worker_is_named_with_its_image(monkeypatch, caplog):
     found = batches(Loader(train=Sizes(sizes=[(16, 16)] * 4, fail_at=2, error="slow"), workers=1, shuffle=False))
     assert len(found) == 2
     assert re.search(
-        r"waiting for a batch for \d+ seconds: worker 0 \(process \d+, reading picture-2.jpg\) is slow", caplog.text
+        r"waiting for a batch for \d+ seconds: worker 0 \(process \d+, reading image-2.jpg\) is slow", caplog.text
     )
 
 
 @pytest.mark.parametrize(
     ("boxes", "labels", "message"),
     [
-        ([[1, 1, 400, 9]], [0], r"picture 1 \('1'\): box 0 \[1, 1, 400, 9\] has no area, or lies outside .* of 32x32"),
+        ([[1, 1, 400, 9]], [0], r"image 1 \('1'\): box 0 \[1, 1, 400, 9\] has no area, or lies outside .* of 32x32"),
         ([[1, 1, 9, 9], [9, 1, 2, 9]], [0, 0], r"box 1 \[9, 1, 2, 9\] has no area"),
         ([[1, 1, float("nan"), 9]], [0], r"box 0 \[1, 1, nan, 9\]"),
         ([[1, 1, 9, 9]], [3], r"label 3 of box 0 is none of 0\.\.2, the 3 classes"),
@@ -445,7 +445,7 @@ def test_a_slow_worker_is_named_with_its_image(monkeypatch, caplog):
 def test_annotations_that_nobody_could_train_on_are_refused(boxes, labels, message, tmp_path):
     @plugin
     class Odd(TinyDataset):
-        """Has one picture with odd annotations."""
+        """Has one image with odd annotations."""
 
         def annotations(self, index):
             notes = super().annotations(index)
@@ -453,5 +453,5 @@ def test_annotations_that_nobody_could_train_on_are_refused(boxes, labels, messa
                 return notes
             return attrs.evolve(notes, boxes=np.array(boxes, np.float32), labels=np.array(labels))
 
-    with pytest.raises(DataError, match=f"train data: {message}" if message.startswith("picture") else message):
+    with pytest.raises(DataError, match=f"train data: {message}" if message.startswith("image") else message):
         tiny_run({"data": Loader(train=Odd(size=4), workers=0)}, work_dir=tmp_path)

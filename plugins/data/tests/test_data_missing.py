@@ -20,7 +20,7 @@ from detkernel_data.images import SUFFIXES
 from detkernel_detection import Dataset
 from PIL import Image
 
-Picture = Callable[..., Path]
+MakeImage = Callable[..., Path]
 Refusal = Callable[[Dataset], str]
 
 
@@ -58,26 +58,26 @@ ACCENTED = "caf\u00e9"
             "; there is images/train/a.bmp (another folder): set `image_folder` to images/train",
         ),
         ("images/a.bmp", "images/a.bmp", "; there is images/a.bmp (another folder): set `image_folder` to "),
-        ("pictures/a.bmp", "a.bmp", "; there is pictures/a.bmp (another folder): set `image_folder` to pictures"),
+        ("images/a.bmp", "a.bmp", "; there is images/a.bmp (another folder): set `image_folder` to images"),
         ("images/b/a.bmp", "c/a.bmp", "; there is images/b/a.bmp (another folder)"),
         ("images/s/A.PNG", r"s\a.jpg", r"images/s/A.PNG ('/' as the separator, not '\', another case, another suffix)"),
-        ("images/picture.bmp", "pictrue.bmp", ", did you mean 'picture.bmp'?"),
+        ("images/image.bmp", "pictrue.bmp", ", did you mean 'image.bmp'?"),
         ("images/frame0012.bmp", "frame0013.bmp", ""),
     ],
 )
 def test_a_missing_image_is_told_with_what_is_there(
-    here: Path, picture: Picture, refusal: Refusal, there: str, wanted: str, hint: str
+    here: Path, make_image: MakeImage, refusal: Refusal, there: str, wanted: str, hint: str
 ) -> None:
-    picture(here / "images/other.bmp")
-    picture(here / there)
+    make_image(here / "images/other.bmp")
+    make_image(here / there)
     message = refusal(coco([wanted]))
-    expected = f"a.json: image 0: the picture {Path('images') / wanted} is missing"
+    expected = f"a.json: image 0: the image {Path('images') / wanted} is missing"
     assert message.startswith(expected)
     assert message[len(expected) :].startswith(hint or "; `bad_images: drop`") or hint in message[len(expected) :]
 
 
-def test_images_that_are_missing_can_be_dropped(here: Path, picture: Picture, refusal: Refusal) -> None:
-    picture(here / "images/a.bmp")
+def test_images_that_are_missing_can_be_dropped(here: Path, make_image: MakeImage, refusal: Refusal) -> None:
+    make_image(here / "images/a.bmp")
     dataset = coco(["a.bmp", "zzz.bmp"])
     assert refusal(dataset).endswith("images/zzz.bmp is missing; `bad_images: drop` leaves out such images")
     dataset.bad_images = "drop"
@@ -89,14 +89,14 @@ def test_images_that_are_missing_can_be_dropped(here: Path, picture: Picture, re
     (here / "labels").mkdir()
     (here / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.2\n")
     listed = Yolo(data=here, split="train")
-    assert "list.txt:2: the picture images/zzz.bmp is missing" in refusal(listed)
+    assert "list.txt:2: the image images/zzz.bmp is missing" in refusal(listed)
     listed.bad_images = "drop"
     listed.load()
     assert len(listed) == 1
 
 
-def test_the_option_that_is_advised_helps(here: Path, picture: Picture, refusal: Refusal) -> None:
-    picture(here / "images/train/a.bmp")
+def test_the_option_that_is_advised_helps(here: Path, make_image: MakeImage, refusal: Refusal) -> None:
+    make_image(here / "images/train/a.bmp")
     folder = refusal(coco(["a.bmp"])).rpartition(" to ")[2]
     coco(["a.bmp"], folder).load()
     folder = refusal(coco(["train/a.bmp"], "images/train")).rpartition(" to ")[2]
@@ -129,7 +129,7 @@ def test_folders_that_link_to_each_other_are_visited_once(here: Path) -> None:
     assert Near("a").hint("X.txt") == "; there is a/b/x.txt (another case, another folder)"
 
 
-def test_an_annotation_file_that_is_missing_is_looked_for(here: Path, picture: Picture, refusal: Refusal) -> None:
+def test_an_annotation_file_that_is_missing_is_looked_for(here: Path, make_image: MakeImage, refusal: Refusal) -> None:
     dataset = coco([])
     Path("Train.JSON").write_text("{}")
     dataset.annotation_file = Path("train.json")
@@ -139,7 +139,7 @@ def test_an_annotation_file_that_is_missing_is_looked_for(here: Path, picture: P
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_is_not_a_regular_file_is_not_read(here: Path, picture: Picture, refusal: Refusal, kind: str) -> None:
+def test_what_is_not_a_regular_file_is_not_read(here: Path, make_image: MakeImage, refusal: Refusal, kind: str) -> None:
     def make(path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def test_what_is_not_a_regular_file_is_not_read(here: Path, picture: Picture, re
             Path(path).symlink_to("/dev/zero")
 
     what = "not a regular file"
-    picture(here / "images/a.bmp")
+    make_image(here / "images/a.bmp")
     dataset = coco(["a.bmp"])
     make("a.json")
     assert what in refusal(dataset)
@@ -164,15 +164,15 @@ def test_what_is_not_a_regular_file_is_not_read(here: Path, picture: Picture, re
     assert what in refusal(Yolo(data=here, split="val"))
     make("data.yaml")
     assert what in refusal(Yolo(data=here, split="train"))
-    picture(here / "JPEGImages/a.bmp")
+    make_image(here / "JPEGImages/a.bmp")
     make("Annotations/a.xml")
     make("ImageSets/Main/train.txt")
     assert what in refusal(Voc(root=here, split=None))
     assert what in refusal(Voc(root=here, split="train"))
 
 
-def test_xml_nested_deeply_takes_no_time(here: Path, picture: Picture, refusal: Refusal) -> None:
-    picture(here / "JPEGImages/a.bmp")
+def test_xml_nested_deeply_takes_no_time(here: Path, make_image: MakeImage, refusal: Refusal) -> None:
+    make_image(here / "JPEGImages/a.bmp")
     (here / "Annotations").mkdir()
     deep = f"<annotation>{'<a>' * 1_000_000}{'</a>' * 1_000_000}</annotation>"
     (here / "Annotations/a.xml").write_text(deep)
@@ -181,8 +181,8 @@ def test_xml_nested_deeply_takes_no_time(here: Path, picture: Picture, refusal: 
     assert time.process_time() - started < 2
 
 
-def test_label_files_are_read_within_a_budget(here: Path, picture: Picture, refusal: Refusal) -> None:
-    picture(here / "images/a.bmp")
+def test_label_files_are_read_within_a_budget(here: Path, make_image: MakeImage, refusal: Refusal) -> None:
+    make_image(here / "images/a.bmp")
     (here / "labels").mkdir()
     with Path("labels/a.txt").open("wb") as file:
         file.truncate(2**40)  # a hole: no disk is filled
@@ -194,12 +194,12 @@ def test_label_files_are_read_within_a_budget(here: Path, picture: Picture, refu
 
 
 @pytest.fixture
-def yolo(here: Path, picture: Picture) -> Callable[..., Yolo]:
+def yolo(here: Path, make_image: MakeImage) -> Callable[..., Yolo]:
     """Images by name, and labels by name without suffix."""
 
     def make(images: list[str], labels: list[str], **options: Any) -> Yolo:
         for name in images:
-            picture(here / f"images/{name}")
+            make_image(here / f"images/{name}")
         for name in labels:
             path = here / f"labels/{name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,11 +234,11 @@ def test_files_that_are_no_images_and_labels_without_an_image_are_counted(
     dataset.load()
     assert list(dataset.notes) == [
         "3 files in images left out, not of a suffix that is read as images: .dng 1x, .heic 2x",
-        "4 label files without a picture left out: labels/b.txt; labels/c.txt; labels/d.txt; and 1 more "
+        "4 label files without an image left out: labels/b.txt; labels/c.txt; labels/d.txt; and 1 more "
         "(`orphan_labels: error` refuses them)",
     ]
     assert refusal(yolo([], [], orphan_labels="error")) == (
-        "data.yaml: train: 4 label files without a picture: labels/b.txt; labels/c.txt; labels/d.txt; "
+        "data.yaml: train: 4 label files without an image: labels/b.txt; labels/c.txt; labels/d.txt; "
         "`orphan_labels: drop` leaves them out"
     )
 
@@ -256,7 +256,7 @@ def test_images_without_labels(yolo: Callable[..., Yolo], refusal: Refusal, unla
     dataset = yolo(["a.bmp", "b.bmp"], ["a"], unlabelled=unlabelled)
     dataset.load()
     assert len(dataset) == count
-    assert dataset.notes[0].startswith("1 picture without a label file ")
+    assert dataset.notes[0].startswith("1 image without a label file ")
     assert "images/b.bmp" in dataset.notes[0]
     assert refusal(yolo([], [], unlabelled="error")) == (
         "images/b.bmp: its labels/b.txt is missing; `unlabelled: keep` takes it as an image without objects, "
@@ -276,7 +276,7 @@ def test_a_folder_that_links_to_itself(yolo: Callable[..., Yolo], here: Path) ->
 def test_images_alone_are_refused_with_what_is_missing(yolo: Callable[..., Yolo], refusal: Refusal, here: Path) -> None:
     dataset = yolo(["a.bmp", "b.bmp"], [])
     assert refusal(dataset) == (
-        "data.yaml: train: none of 2 pictures has labels; expected labels/a.txt and so on; training and evaluation "
+        "data.yaml: train: none of 2 images has labels; expected labels/a.txt and so on; training and evaluation "
         "need them"
     )
     (here / "label").mkdir()
@@ -289,16 +289,16 @@ def test_images_alone_are_refused_with_what_is_missing(yolo: Callable[..., Yolo]
     assert "; there is Labels/other/a.txt; training" in refusal(dataset)
 
 
-def test_boxes_are_those_of_the_upright_image(yolo: Callable[..., Yolo], picture: Picture, here: Path) -> None:
+def test_boxes_are_those_of_the_upright_image(yolo: Callable[..., Yolo], make_image: MakeImage, here: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     dataset = yolo([], ["a"])
-    picture(here / "images/a.jpg", 40, 30, exif=exif)
+    make_image(here / "images/a.jpg", 40, 30, exif=exif)
     dataset.load()
     assert dataset.annotations(0).boxes.tolist() == [[7.5, 16, 22.5, 24]]
     assert dataset.image(0).shape == (3, 40, 30)
     assert list(dataset.notes) == [
-        "1 picture with an EXIF orientation turned upright: images/a.jpg "
+        "1 image with an EXIF orientation turned upright: images/a.jpg "
         "(`exif_orientation: ignore` takes them as stored)"
     ]
 
@@ -333,14 +333,14 @@ XML = (
 
 
 @pytest.fixture
-def voc(here: Path, picture: Picture) -> Callable[..., Voc]:
+def voc(here: Path, make_image: MakeImage) -> Callable[..., Voc]:
     """Images and XML files by name; a list `train` of all names that are given."""
 
     def make(images: list[str], xml: list[str], **options: Any) -> Voc:
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (here / folder).mkdir(parents=True, exist_ok=True)
         for name in images:
-            picture(here / f"JPEGImages/{name}.bmp")
+            make_image(here / f"JPEGImages/{name}.bmp")
         for name in xml:
             (here / f"Annotations/{name}.xml").write_text(XML.format("", 3))
         names = sorted({*images, *xml})
@@ -361,7 +361,7 @@ def test_images_without_xml(voc: Callable[..., Voc], refusal: Refusal) -> None:
         kept.load()
         assert [len(kept.annotations(index)) for index in range(len(kept))] == [1, 0, 0]
         assert kept.notes[0] == (
-            "2 pictures without an annotation file taken as images without objects: JPEGImages/b.bmp; JPEGImages/c.bmp "
+            "2 images without an annotation file taken as images without objects: JPEGImages/b.bmp; JPEGImages/c.bmp "
             "(`unlabelled: drop` leaves them out)"
         )
         dropped = voc(*given, unlabelled="drop", split=split)
@@ -391,7 +391,7 @@ def test_xml_without_an_image(voc: Callable[..., Voc], refusal: Refusal) -> None
         dataset.load()
         assert len(dataset) == 1
         assert dataset.notes[0] == (
-            "1 annotation file without a picture left out: Annotations/b.xml (`orphan_labels: error` refuses them)"
+            "1 annotation file without an image left out: Annotations/b.xml (`orphan_labels: error` refuses them)"
         )
 
 

@@ -28,7 +28,7 @@ def counts(dataset: Dataset) -> Counter[str]:
 
 
 def check(dataset: Dataset, sample: int = 3) -> None:
-    """Every box is sound, and some pictures decode to their size."""
+    """Every box is valid, and some images decode to their size."""
     for index in range(len(dataset)):
         notes = dataset.annotations(index)
         assert (notes.boxes >= 0).all()
@@ -40,12 +40,12 @@ def check(dataset: Dataset, sample: int = 3) -> None:
         assert image.float().std() > 1
 
 
-def compare_masks(dataset: Coco, pictures: Sequence[int]) -> int:
-    """How many masks of these pictures are pixel by pixel those of pycocotools; all must be."""
+def compare_masks(dataset: Coco, images: Sequence[int]) -> int:
+    """How many masks of these images are pixel by pixel those of pycocotools; all must be."""
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(str(dataset.annotation_file))
     equal = 0
-    for index in pictures:
+    for index in images:
         notes = dataset.annotations(index)
         assert notes.masks is not None
         assert notes.ids is not None

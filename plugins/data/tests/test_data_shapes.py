@@ -1,4 +1,4 @@
-"""Drawn pictures: the same everywhere, other ones by seed, split and index, with exact boxes and masks."""
+"""Drawn images: the same everywhere, other ones by seed, split and index, with exact boxes and masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shapes(**options: object) -> Shapes:
 
 
 def content(dataset: Shapes, index: int) -> str:
-    """A hash of a picture and its annotations."""
+    """A hash of an image and its annotations."""
     notes = dataset.annotations(index)
     parts = [dataset.image(index).numpy().tobytes(), notes.boxes.tobytes(), notes.labels.tobytes(), repr(notes.masks)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -33,16 +33,16 @@ class TestContract(DatasetContract):
         return Shapes(size=6, side=48, sizes=(6, 20), kinds=KINDS)
 
 
-def test_a_picture_follows_from_seed_split_and_index() -> None:
+def test_an_image_follows_from_seed_split_and_index() -> None:
     first = shapes()
     assert [content(first, index) for index in range(20)] == [content(shapes(), index) for index in range(20)]
     assert len({content(first, index) for index in range(20)}) == 20
-    assert content(shapes(size=5), 3) == content(first, 3), "a picture does not depend on how many there are"
+    assert content(shapes(size=5), 3) == content(first, 3), "an image does not depend on how many there are"
     others = [shapes(seed=1), shapes(split="val"), shapes(split="test"), shapes(overlap=0.5, objects=(9, 9))]
     assert len({content(dataset, 3) for dataset in [first, *others]}) == 5
 
 
-def test_the_same_pictures_on_every_machine() -> None:
+def test_the_same_images_on_every_machine() -> None:
     scene = compose((1, 0, 0, 0), shapes(kinds=KINDS)._plan())
     assert hashlib.sha256(scene.canvas.tobytes()).hexdigest()[:16] == "761f6c5d32b97c96"
 
@@ -81,7 +81,7 @@ def test_no_more_is_hidden_than_allowed() -> None:
         assert areas.min() >= 400 * (1 - overlap)
 
 
-def test_tiny_pictures() -> None:
+def test_tiny_images() -> None:
     dataset = shapes(side=16, sizes=(6, 16), objects=(1, 100), kinds=KINDS)
     for index in range(len(dataset)):
         notes = dataset.annotations(index)
@@ -120,7 +120,7 @@ def test_indices_count_from_the_end_too() -> None:
     [
         ({"objects": (3, 2)}, r"objects: expected the smaller number first, got \[3, 2\]"),
         ({"sizes": (20, 10)}, r"sizes: expected the smaller number first, got \[20, 10\]"),
-        ({"sizes": (6, 65)}, r"sizes: expected at most the picture's side of 64, got 65"),
+        ({"sizes": (6, 65)}, r"sizes: expected at most the image's side of 64, got 65"),
         ({"sizes": (5, 10)}, r"sizes: expected at least 6, got 5"),
         ({"kinds": ()}, r"kinds: expected at least one, and each once"),
         ({"kinds": ("square", "square")}, r"kinds: expected at least one, and each once"),

@@ -151,7 +151,7 @@ def test_crop_with_keep_objects_never_loses_all_of_them():
         assert all(len(one.target) == 1 for one in found) == keep
         assert any(one.size == (HEIGHT, WIDTH) for one in found) == keep
     slivers = many(Crop(size=(20, 20), visible=0), lambda: located([[0, 0, 0.7, 0.7]]), 60)
-    assert {one.size for one in slivers} == {(HEIGHT, WIDTH)}, "less than a pixel is no object"
+    assert {one.size for one in slivers} == {(HEIGHT, WIDTH)}, "less than a pixel is not an object"
     empty = many(Crop(size=(20, 20)), lambda: located([]), 5)
     assert {one.size for one in empty} == {(20, 20)}
 

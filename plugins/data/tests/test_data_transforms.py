@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 def sample(height=40, width=60):
-    """A dark picture with two bright rectangles, which are its objects; a mask and a keypoint mark each."""
+    """A dark image with two bright rectangles, which are its objects; a mask and a keypoint mark each."""
     image = torch.full((height, width, 3), 10, dtype=torch.uint8).permute(2, 0, 1)
     boxes = torch.tensor([[4.0, 6, 20, 16], [30, 20, 50, 38]])
     masks = torch.zeros(2, height, width, dtype=torch.uint8)
@@ -21,7 +21,7 @@ def sample(height=40, width=60):
 
 
 def bright(found):
-    """[N, 4] the boxes that masks give, and whether the picture is bright exactly there."""
+    """[N, 4] the boxes that masks give, and whether the image is bright exactly there."""
     masks = found.target.masks.bool()
     assert torch.equal(masks.any(0), found.image[0] > 100)
     boxes = []

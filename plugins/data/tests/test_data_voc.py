@@ -29,18 +29,18 @@ CAT, DOG = thing("cat", 1, 1, 21, 11), thing("dog", 11, 6, 41, 31)
 
 
 class Folder:
-    """A folder in VOC form that a test fills; every picture is 40 wide and 30 high."""
+    """A folder in VOC form that a test fills; every image is 40 wide and 30 high."""
 
     suffix = "jpg"
 
-    def __init__(self, root: Path, picture: Callable[..., Path]) -> None:
+    def __init__(self, root: Path, make_image: Callable[..., Path]) -> None:
         self.root = root
-        self._picture = picture
+        self._image = make_image
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (root / name).mkdir(parents=True)
 
     def add(self, name: str, *objects: str, size: str = "<width>40</width><height>30</height>") -> None:
-        self._picture(self.root / f"JPEGImages/{name}.{self.suffix}")
+        self._image(self.root / f"JPEGImages/{name}.{self.suffix}")
         self.xml(name, f"<annotation>\n  <size>{size}</size>\n{''.join(objects)}</annotation>\n")
 
     def xml(self, name: str, text: str) -> None:
@@ -51,9 +51,9 @@ class Folder:
 
 
 @pytest.fixture
-def folder(here: Path, picture: Callable[..., Path]) -> Folder:
-    """Two pictures: a cat in one, a cat and a dog in the other; a third, a bird, is in no list."""
-    made = Folder(here / "VOC", picture)
+def folder(here: Path, make_image: Callable[..., Path]) -> Folder:
+    """Two images: a cat in one, a cat and a dog in the other; a third, a bird, is in no list."""
+    made = Folder(here / "VOC", make_image)
     made.add("a", CAT)
     made.add("b", CAT, DOG)
     made.add("c", thing("bird", 1, 1, 9, 9))
@@ -73,8 +73,8 @@ def loaded(**options: object) -> Voc:
 
 class TestContract(DatasetContract):
     @pytest.fixture(autouse=True)
-    def _files(self, here: Path, picture: Callable[..., Path]) -> None:
-        made = Folder(here, picture)
+    def _files(self, here: Path, make_image: Callable[..., Path]) -> None:
+        made = Folder(here, make_image)
         made.suffix = "bmp"  # a fresh process imports torchvision for others, which takes seconds
         made.add("a", CAT)
         made.add("b", CAT, DOG, thing("dog", 0, 0, 99, 99))
@@ -121,13 +121,13 @@ def test_joins_lists(folder: Folder) -> None:
     assert len(loaded(split=None)) == 3
 
 
-def test_takes_the_size_of_the_picture_where_none_is_stated(folder: Folder) -> None:
+def test_takes_the_size_of_the_image_where_none_is_stated(folder: Folder) -> None:
     folder.add("a", CAT, size="<width>0</width><height>0</height>")
     dataset = loaded()
     assert dataset.annotations(0).width == 40
     assert list(dataset.notes) == [
         "no object here of bird",
-        "1 picture of no stated size, taken from the file: VOC/Annotations/a.xml",
+        "1 image of no stated size, taken from the file: VOC/Annotations/a.xml",
     ]
 
 
@@ -144,7 +144,7 @@ def test_classes_follow_the_given_order(folder: Folder) -> None:
     assert len(dataset) == 1
     assert list(dataset.notes) == [
         "2 objects left out by `ignore_classes`: cat 2x",
-        "1 picture without an object dropped: VOC/JPEGImages/a.jpg (`keep_empty: true` keeps them)",
+        "1 image without an object dropped: VOC/JPEGImages/a.jpg (`keep_empty: true` keeps them)",
     ]
 
 
@@ -160,7 +160,7 @@ def test_classes_follow_the_given_order(folder: Folder) -> None:
         ),
         (
             {"image_folder": "images/train"},
-            "VOC/images/train: there is no such folder of pictures; VOC has Annotations/, ImageSets/, JPEGImages/",
+            "VOC/images/train: there is no such folder of images; VOC has Annotations/, ImageSets/, JPEGImages/",
         ),
         (
             {"split_folder": "ImageSets/Layout"},
@@ -191,7 +191,7 @@ def test_a_listed_name_without_files(folder: Folder, refusal: Refusal) -> None:
     folder.list("train", "a\nb\n")
     (folder.root / "JPEGImages/b.jpg").unlink()
     assert refusal(voc()) == (
-        "VOC/ImageSets/Main/train.txt:2: the picture of 'b', VOC/JPEGImages/b, is missing; "
+        "VOC/ImageSets/Main/train.txt:2: the image of 'b', VOC/JPEGImages/b, is missing; "
         "`orphan_labels: drop` leaves such annotation files out"
     )
 
@@ -200,14 +200,13 @@ def test_a_name_listed_twice(folder: Folder, refusal: Refusal) -> None:
     folder.list("train", "a\nb\n")
     folder.list("val", "b\n")
     assert refusal(voc(split=["train", "val"])) == (
-        "VOC/ImageSets/Main/val.txt:1: 'b' is listed already, in VOC/ImageSets/Main/train.txt:2; "
-        "each picture counts once"
+        "VOC/ImageSets/Main/val.txt:1: 'b' is listed already, in VOC/ImageSets/Main/train.txt:2; each image counts once"
     )
 
 
-def test_two_pictures_of_one_stem(folder: Folder, picture: Callable[..., Path], refusal: Refusal) -> None:
-    picture(folder.root / "JPEGImages/a.png")
-    assert refusal(voc()) == "VOC/JPEGImages: several pictures are called 'a': a.jpg, a.png; keep one of them"
+def test_two_images_of_one_stem(folder: Folder, make_image: Callable[..., Path], refusal: Refusal) -> None:
+    make_image(folder.root / "JPEGImages/a.png")
+    assert refusal(voc()) == "VOC/JPEGImages: several images are called 'a': a.jpg, a.png; keep one of them"
 
 
 def test_a_list_that_is_no_text(folder: Folder, refusal: Refusal) -> None:
@@ -218,7 +217,7 @@ def test_a_list_that_is_no_text(folder: Folder, refusal: Refusal) -> None:
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_list(folder: Folder, refusal: Refusal, text: str) -> None:
     folder.list("train", text)
-    assert refusal(voc()) == "VOC/ImageSets/Main/train.txt: there is no picture in it"
+    assert refusal(voc()) == "VOC/ImageSets/Main/train.txt: there is no image in it"
 
 
 def test_tells_many_problems_at_once(folder: Folder, refusal: Refusal) -> None:
@@ -318,7 +317,7 @@ def test_names_that_contradict() -> None:
         voc(class_names=[])
 
 
-# Mistakes: boxes, sizes, pictures
+# Mistakes: boxes, sizes, images
 
 
 def test_boxes_without_area_are_dropped_and_listed(folder: Folder, refusal: Refusal) -> None:
@@ -334,11 +333,11 @@ def test_boxes_without_area_are_dropped_and_listed(folder: Folder, refusal: Refu
     assert first == "VOC/ImageSets/Main/train.txt: 2 problems"
     assert lines[0] == (
         "  VOC/Annotations/a.xml:7: object 2 'cat' (x 4..4, y 4..8 in 40x30): a box without area; "
-        "mend the file, or set `bad_boxes` to clip or drop"
+        "fix the file, or set `bad_boxes` to clip or drop"
     )
 
 
-def test_boxes_outside_their_picture(folder: Folder, refusal: Refusal) -> None:
+def test_boxes_outside_their_image(folder: Folder, refusal: Refusal) -> None:
     folder.add("a", CAT, thing("cat", 41, 5, 60, 9), thing("cat", 30, 5, 60, 9), thing("cat", 0, 5, 9, 31))
     dataset = loaded()
     assert dataset.annotations(0).boxes.tolist() == [[0, 0, 20, 10], [29, 4, 40, 8], [0, 4, 8, 30]]
@@ -359,24 +358,24 @@ def test_boxes_of_ignored_classes_are_not_looked_at(folder: Folder) -> None:
     assert len(loaded(ignore_classes=["blob"], bad_boxes="error").annotations(0)) == 1
 
 
-def test_a_size_that_is_not_the_pictures(folder: Folder, picture: Callable[..., Path], refusal: Refusal) -> None:
+def test_a_size_that_is_not_the_images(folder: Folder, make_image: Callable[..., Path], refusal: Refusal) -> None:
     folder.add("a", CAT, size="<width>30</width><height>40</height>")
     assert refusal(voc()) == (
         "VOC/Annotations/a.xml: states a size of 30x40, but VOC/JPEGImages/a.jpg is 40x30; "
         "width and height are swapped; correct the annotation"
     )
-    dataset = loaded(check_pictures=False)
-    with pytest.raises(Exception, match=r"VOC/JPEGImages/a.jpg: the picture is 40x30, its annotations state 30x40; "):
+    dataset = loaded(check_images=False)
+    with pytest.raises(Exception, match=r"VOC/JPEGImages/a.jpg: the image is 40x30, its annotations state 30x40; "):
         dataset.image(0)
 
 
 def test_nothing_left_says_why(folder: Folder, refusal: Refusal) -> None:
     options = {"class_names": ["bird"], "ignore_classes": "others", "keep_empty": False, "min_side": 31}
     assert refusal(voc(**options)).splitlines() == [
-        "VOC/ImageSets/Main/train.txt: no object is left of 3, in 2 pictures:",
+        "VOC/ImageSets/Main/train.txt: no object is left of 3, in 2 images:",
         "  3 objects left out by `ignore_classes`: cat 2x, dog 1x",
         "  no object here of bird",
-        "  2 pictures dropped, a side of less than 31 pixels: VOC/JPEGImages/a.jpg; VOC/JPEGImages/b.jpg (`min_side`)",
+        "  2 images dropped, a side of less than 31 pixels: VOC/JPEGImages/a.jpg; VOC/JPEGImages/b.jpg (`min_side`)",
     ]
     folder.add("a")
     folder.add("b")
@@ -417,40 +416,40 @@ def test_asks_to_be_loaded() -> None:
         voc().annotations(0)
 
 
-def test_pictures_on_their_side(folder: Folder, picture: Callable[..., Path], refusal: Refusal) -> None:
+def test_images_on_their_side(folder: Folder, make_image: Callable[..., Path], refusal: Refusal) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(folder.root / "JPEGImages/a.jpg", 40, 30, exif=exif)  # 30 wide and 40 high once it is upright
+    make_image(folder.root / "JPEGImages/a.jpg", 40, 30, exif=exif)  # 30 wide and 40 high once it is upright
     dataset = loaded()
     assert dataset.image(0).shape == (3, 30, 40)
     assert dataset.notes[-1] == (
-        "1 picture with an EXIF orientation taken as stored: VOC/JPEGImages/a.jpg (`exif_orientation: apply` turns "
+        "1 image with an EXIF orientation taken as stored: VOC/JPEGImages/a.jpg (`exif_orientation: apply` turns "
         "them upright, which is how most tools show them when boxes are drawn)"
     )
     folder.xml("a", f"<annotation><size><width>30</width><height>40</height></size>{CAT}</annotation>")
     assert refusal(voc()) == (
         "VOC/Annotations/a.xml: states a size of 30x40, but VOC/JPEGImages/a.jpg is 40x30; it carries EXIF "
-        "orientation 6: set `exif_orientation: apply` if its boxes were drawn on the upright picture"
+        "orientation 6: set `exif_orientation: apply` if its boxes were drawn on the upright image"
     )
     dataset = loaded(exif_orientation="apply")
     assert dataset.image(0).shape == (3, 40, 30)
     assert list(dataset.notes) == [
         "no object here of bird",
-        "1 picture with an EXIF orientation turned upright: VOC/JPEGImages/a.jpg "
+        "1 image with an EXIF orientation turned upright: VOC/JPEGImages/a.jpg "
         "(`exif_orientation: ignore` takes them as stored)",
     ]
 
 
-def test_a_picture_that_is_cut_off_is_told_when_it_is_decoded(
-    folder: Folder, picture: Callable[..., Path], refusal: Refusal
+def test_an_image_that_is_cut_off_is_told_when_it_is_decoded(
+    folder: Folder, make_image: Callable[..., Path], refusal: Refusal
 ) -> None:
     folder.xml("b", f"<annotation>{CAT}</annotation>")
-    path = picture(folder.root / "JPEGImages/b.jpg", 400, 300)
+    path = make_image(folder.root / "JPEGImages/b.jpg", 400, 300)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"^VOC/JPEGImages/b.jpg: the picture is truncated or broken \(.+\); replace "):
+    with pytest.raises(DataError, match=r"^VOC/JPEGImages/b.jpg: the image is truncated or broken \(.+\); replace "):
         loaded().image(1)
     path.write_bytes(b"GIF")
     assert refusal(voc()) == (
-        "VOC/JPEGImages/b.jpg: no picture that can be read; expected a JPEG, PNG or similar; replace the file, or set "
+        "VOC/JPEGImages/b.jpg: no image that can be read; expected a JPEG, PNG or similar; replace the file, or set "
         "`bad_images: drop`"
     )

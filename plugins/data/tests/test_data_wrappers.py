@@ -67,13 +67,13 @@ def test_concat_keeps_ids_apart() -> None:
 
 def test_concat_passes_notes_on() -> None:
     both = loaded(Concat(datasets=[shapes(), Subset(dataset=shapes(), first=3)]))
-    assert list(both.notes) == ["data set 1: 3 of 4 pictures"]
+    assert list(both.notes) == ["data set 1: 3 of 4 images"]
 
 
 def test_concat_of_other_classes(refusal: Refusal) -> None:
     assert refusal(Concat(datasets=[shapes(), shapes("circle", "cross")])) == (
         "concat: data sets 0 and 1 differ in the classes 'cross', 'square'; give `class_names` here "
-        "if objects of a class really cannot be in one of them, or mend the data"
+        "if objects of a class really cannot be in one of them, or fix the data"
     )
     assert refusal(Concat(datasets=[shapes(), shapes("cross")], class_names=["circle", "square", "cros"])) == (
         "concat: `class_names`: no data set has 'cros', did you mean 'cross'?"
@@ -104,7 +104,7 @@ def test_repeat() -> None:
 def test_subset_by_number() -> None:
     part = loaded(Subset(dataset=shapes(size=9), first=3))
     assert [part.annotations(index).image_id for index in range(len(part))] == [0, 1, 2]
-    assert list(part.notes) == ["3 of 9 pictures"]
+    assert list(part.notes) == ["3 of 9 images"]
 
 
 def test_subset_by_fraction_is_drawn_from_the_seed() -> None:
@@ -126,9 +126,9 @@ def test_subset_by_ids_keeps_the_order_of_the_data() -> None:
 
 
 def test_subset_that_cannot_be(refusal: Refusal) -> None:
-    assert refusal(Subset(dataset=shapes(), first=5)) == ("subset: `first` is 5, but the data set has 4 pictures")
+    assert refusal(Subset(dataset=shapes(), first=5)) == ("subset: `first` is 5, but the data set has 4 images")
     assert refusal(Subset(dataset=shapes(), ids=["1", 9, 2])) == (
-        "subset: `ids`: no picture has '1', 9; ids are such as 0, 1, 2"
+        "subset: `ids`: no image has '1', 9; ids are such as 0, 1, 2"
     )
 
 
@@ -166,7 +166,7 @@ def test_fingerprints() -> None:
         )
     ]
     assert len(set(found)) == len(found)
-    assert loaded(Subset(dataset=shapes(), ids=[1, 0])).fingerprint() == found[6], "the same pictures, chosen otherwise"
+    assert loaded(Subset(dataset=shapes(), ids=[1, 0])).fingerprint() == found[6], "the same images, chosen otherwise"
 
 
 def test_those_that_are_not_loaded_are_empty() -> None:

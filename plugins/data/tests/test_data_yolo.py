@@ -20,19 +20,19 @@ names: {0: cat, 1: dog}
 
 
 class Folder:
-    """A folder in YOLO form that a test fills; every picture is 40 wide and 30 high."""
+    """A folder in YOLO form that a test fills; every image is 40 wide and 30 high."""
 
-    def __init__(self, root: Path, picture: Callable[..., Path]) -> None:
+    def __init__(self, root: Path, make_image: Callable[..., Path]) -> None:
         self.root = root
-        self._picture = picture
+        self._image = make_image
         self.yaml(GOOD)
 
     def yaml(self, text: str) -> None:
         (self.root / "data.yaml").write_text(text, encoding="utf-8")
 
     def add(self, name: str, labels: str | None, suffix: str = "bmp") -> None:
-        """A picture of a split: `train/a`."""
-        self._picture(self.root / f"images/{name}.{suffix}")
+        """An image of a split: `train/a`."""
+        self._image(self.root / f"images/{name}.{suffix}")
         if labels is not None:
             self.write(f"labels/{name}.txt", labels)
 
@@ -43,8 +43,8 @@ class Folder:
 
 
 @pytest.fixture
-def folder(here: Path, picture: Callable[..., Path]) -> Folder:
-    made = Folder(here, picture)
+def folder(here: Path, make_image: Callable[..., Path]) -> Folder:
+    made = Folder(here, make_image)
     made.add("train/a", "0 0.5 0.5 0.5 0.2 \n1 0.25 0.5 0.5 1\n")
     made.add("train/b", "")
     made.add("train/c", None)
@@ -84,9 +84,9 @@ def test_reads_boxes_as_fractions(folder: Folder) -> None:
     assert notes.masks is None
     assert [len(dataset.annotations(index)) for index in range(3)] == [2, 0, 0]
     assert list(dataset.notes) == [
-        "1 picture without a label file taken as images without objects: images/train/c.bmp "
+        "1 image without a label file taken as images without objects: images/train/c.bmp "
         "(`unlabelled: drop` leaves them out)",
-        "2 pictures without an object kept: images/train/b.bmp; images/train/c.bmp (`keep_empty: false` drops them)",
+        "2 images without an object kept: images/train/b.bmp; images/train/c.bmp (`keep_empty: false` drops them)",
     ]
 
 
@@ -102,7 +102,7 @@ def test_reads_polygons_as_masks(folder: Folder) -> None:
     assert loaded().annotations(0).area.tolist() == [120]
 
 
-def test_boxes_end_at_the_picture(folder: Folder) -> None:
+def test_boxes_end_at_the_image(folder: Folder) -> None:
     folder.add("train/a", "0 0.05 0.5 0.1 0.2\n0 0.95 0.35 0.10000001 0.7\n1 0.9 0.5 0.4 0.5\n")
     dataset = loaded()
     boxes = dataset.annotations(0).boxes
@@ -123,7 +123,7 @@ def test_names_in_every_form(folder: Folder, names: str) -> None:
     assert loaded().classes == ("cat", "dog")
 
 
-def test_finds_pictures_in_every_form(folder: Folder, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_images_in_every_form(folder: Folder, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ids() -> list[str]:
         dataset = loaded()
         return [str(dataset.annotations(index).image_id) for index in range(len(dataset))]
@@ -140,8 +140,8 @@ def test_finds_pictures_in_every_form(folder: Folder, here: Path, monkeypatch: p
     assert ids() == ["images/train/a.bmp", "images/train/b.bmp", "images/train/c.bmp", "images/val/a.bmp"]
 
 
-def test_labels_beside_the_pictures(here: Path, picture: Callable[..., Path]) -> None:
-    picture(here / "both/a.bmp")
+def test_labels_beside_the_images(here: Path, make_image: Callable[..., Path]) -> None:
+    make_image(here / "both/a.bmp")
     (here / "both/a.txt").write_text("0 0.5 0.5 0.5 0.2")
     (here / "data.yaml").write_text("train: both\nnames: [cat]\n")
     assert len(loaded().annotations(0)) == 1
@@ -188,11 +188,11 @@ def test_labels_beside_the_pictures(here: Path, picture: Callable[..., Path]) ->
         ("train: {a: b}\nnames: [cat]", "data.yaml: `train`: expected a folder, a list of folders, or a .txt file of "),
         (
             "train: images/trian\nnames: [cat]",
-            "images/trian: there is no such folder of pictures; images has train/, val/",
+            "images/trian: there is no such folder of images; images has train/, val/",
         ),
-        ('train: "a\\0"\nnames: [cat]', "a\\x00: there is no such folder of pictures; . has images/, labels/"),
+        ('train: "a\\0"\nnames: [cat]', "a\\x00: there is no such folder of images; . has images/, labels/"),
         ("path: 5\ntrain: x\nnames: [cat]", "data.yaml: `path`: expected text, got a whole number 5"),
-        ("train: list.txt\nnames: [cat]", "list.txt: there is no such folder of pictures; . has images/, labels/"),
+        ("train: list.txt\nnames: [cat]", "list.txt: there is no such folder of images; . has images/, labels/"),
     ],
 )
 def test_wrong_yaml(folder: Folder, refusal: Refusal, text: str, message: str) -> None:
@@ -209,35 +209,35 @@ def test_a_data_file_that_is_missing(folder: Folder, refusal: Refusal) -> None:
     assert refusal(yolo(split="trian")) == "data.yaml: there is no split 'trian', did you mean 'train'?"
 
 
-def test_a_picture_listed_twice(folder: Folder, refusal: Refusal) -> None:
+def test_an_image_listed_twice(folder: Folder, refusal: Refusal) -> None:
     folder.write("list.txt", "images/val/a.bmp\nimages/val/a.bmp\n")
     folder.yaml("train: list.txt\nnames: [cat, dog]\n")
     assert refusal(yolo()) == "images/val/a.bmp: listed twice in data.yaml"
 
 
-def test_two_pictures_with_one_label_file(folder: Folder, refusal: Refusal) -> None:
+def test_two_images_with_one_label_file(folder: Folder, refusal: Refusal) -> None:
     folder.add("train/a", None, suffix="png")
     assert refusal(yolo()) == (
         "images/train/a.png and images/train/a.bmp have one label file, labels/train/a.txt; rename one"
     )
 
 
-def test_a_listed_picture_that_is_missing(folder: Folder, refusal: Refusal) -> None:
+def test_a_listed_image_that_is_missing(folder: Folder, refusal: Refusal) -> None:
     folder.write("list.txt", "images/val/a.bmp\nimages/val/b.bmp\n")
     folder.yaml("train: list.txt\nnames: [cat, dog]\n")
     assert refusal(yolo()) == (
-        "list.txt:2: the picture images/val/b.bmp is missing; there is images/train/b.bmp (another folder)"
+        "list.txt:2: the image images/val/b.bmp is missing; there is images/train/b.bmp (another folder)"
     )
 
 
-def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal: Refusal) -> None:
+def test_folders_without_images_or_labels(folder: Folder, here: Path, refusal: Refusal) -> None:
     (here / "empty").mkdir()
     folder.yaml("train: empty\nnames: [cat]\n")
-    assert refusal(yolo()) == "data.yaml: train: there is no picture in it"
+    assert refusal(yolo()) == "data.yaml: train: there is no image in it"
     folder.yaml(GOOD)
     (here / "labels").rename(here / "label")
     assert refusal(yolo()) == (
-        "data.yaml: train: none of 3 pictures has labels; expected labels/train/a.txt and so on; "
+        "data.yaml: train: none of 3 images has labels; expected labels/train/a.txt and so on; "
         "there is label/train/a.txt; "
         "training and evaluation need them"
     )
@@ -258,13 +258,13 @@ def test_folders_without_pictures_or_labels(folder: Folder, here: Path, refusal:
         ("0.0 .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got '0.0'"),
         ("cat .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got 'cat'"),
         (f"{'9' * 5000} .5 .5 .5 .5", "expected a class of 0 to 1 (data.yaml's names), got '99999999999999999999'"),
-        ("0 .5 .5 .5 2.5", "expected fractions of the picture's width and height, 0 to 1; got '2.5'"),
-        ("0 .5 .5 .5 .5 1.5 .5", "expected fractions of the picture's width and height, 0 to 1; got '1.5'"),
-        ("0 200 100 30 20", "expected fractions of the picture's width and height, 0 to 1; got '200'"),
-        ("0 -1.5 .5 .5 .5", "expected fractions of the picture's width and height, 0 to 1; got '-1.5'"),
-        ("0 .5 nan .5 .5", "expected fractions of the picture's width and height, 0 to 1; got 'nan'"),
-        ("0 .5 .5 inf .5", "expected fractions of the picture's width and height, 0 to 1; got 'inf'"),
-        ("0 .5 .5 x .5", "expected fractions of the picture's width and height, 0 to 1; got 'x'"),
+        ("0 .5 .5 .5 2.5", "expected fractions of the image's width and height, 0 to 1; got '2.5'"),
+        ("0 .5 .5 .5 .5 1.5 .5", "expected fractions of the image's width and height, 0 to 1; got '1.5'"),
+        ("0 200 100 30 20", "expected fractions of the image's width and height, 0 to 1; got '200'"),
+        ("0 -1.5 .5 .5 .5", "expected fractions of the image's width and height, 0 to 1; got '-1.5'"),
+        ("0 .5 nan .5 .5", "expected fractions of the image's width and height, 0 to 1; got 'nan'"),
+        ("0 .5 .5 inf .5", "expected fractions of the image's width and height, 0 to 1; got 'inf'"),
+        ("0 .5 .5 x .5", "expected fractions of the image's width and height, 0 to 1; got 'x'"),
         ("0,.5,.5,.5,.5", "expected 'class x y width height', or a class and the points of a polygon; got 1 value"),
     ],
 )
@@ -303,11 +303,11 @@ def test_classes_by_name(folder: Folder, refusal: Refusal) -> None:
 def test_nothing_left(folder: Folder, refusal: Refusal) -> None:
     folder.add("train/a", "")
     assert refusal(yolo(keep_empty=False)).splitlines() == [
-        "data.yaml: train: no object is left of 0, in 3 pictures:",
-        "  1 picture without a label file taken as images without objects: images/train/c.bmp "
+        "data.yaml: train: no object is left of 0, in 3 images:",
+        "  1 image without a label file taken as images without objects: images/train/c.bmp "
         "(`unlabelled: drop` leaves them out)",
         "  no object here of cat, dog",
-        "  3 pictures without an object dropped: images/train/a.bmp; images/train/b.bmp; images/train/c.bmp "
+        "  3 images without an object dropped: images/train/a.bmp; images/train/b.bmp; images/train/c.bmp "
         "(`keep_empty: true` keeps them)",
     ]
     kept = refusal(yolo()).splitlines()[-1]

@@ -80,7 +80,7 @@ class Mapped:
 
 
 def class_outputs(model: Any, attribute: str = "class_outputs") -> dict[str, ClassOutput] | None:
-    """What a model says of its class outputs; None if it says nothing. Raises `UserError` if that is not sound."""
+    """What a model says of its class outputs; None if it says nothing. Raises `UserError` if that is not valid."""
     said = getattr(model, attribute, None)
     if said is None:
         return None

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Dataset(Part, ABC):
-    """A data set: pictures with their annotations, by index.
+    """A data set: images with their annotations, by index.
 
-    `load` is called once, before anything else, in the main process; it reads and checks every annotation (no picture
+    `load` is called once, before anything else, in the main process; it reads and checks every annotation (no image
     is decoded) and raises `DataError` for what cannot be used. The object then travels to the loader's workers, so hold
     annotations in a few flat arrays, not in a list of dicts (reference counting copies that into every worker).
     """
@@ -42,11 +42,11 @@ class Dataset(Part, ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """Decode one picture: uint8 [3, H, W] RGB. Raises `DataError` naming the file if it cannot be decoded."""
+        """Decode one image: uint8 [3, H, W] RGB. Raises `DataError` naming the file if it cannot be decoded."""
 
     @abstractmethod
     def annotations(self, index: int) -> Annotations:
@@ -61,7 +61,7 @@ class Dataset(Part, ABC):
         return self.annotations(index)
 
     def fingerprint(self) -> str:
-        """A short hash that changes with the pictures' names, order or annotations; a resume compares it."""
+        """A short hash that changes with the images' names, order or annotations; a resume compares it."""
         import hashlib
 
         digest = hashlib.sha256(repr((self.classes, len(self))).encode())

@@ -315,7 +315,7 @@ class _Reader:
     def _view(self, storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Tensor:
         numbers = (offset, *size, *stride)
         if len(size) != len(stride) or len(size) > DEEPEST or not all(map(_is_count, numbers)):
-            raise UnsafeError("it has a tensor without a sound shape")
+            raise UnsafeError("it has a tensor without a valid shape")
         count, last = 1, offset
         for side, step in zip(size, stride, strict=True):
             count *= side

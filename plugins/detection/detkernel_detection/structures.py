@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 @attrs.define(eq=False)
 class Annotations:
-    """What a data set knows of one picture, in the coordinates of the file. Arrays of N objects; NumPy, not torch."""
+    """What a data set knows of one image, in the coordinates of the file. Arrays of N objects; NumPy, not torch."""
 
     image_id: ImageId
     path: str
-    """The picture's file, for messages; a generated picture has a made-up name."""
+    """The image's file, for messages; a generated image has a made-up name."""
     height: int
     width: int
     boxes: NDArray[np.float64]
@@ -138,10 +138,10 @@ class Context:
 
 @attrs.define(eq=False)
 class Sample:
-    """One picture on its way through the transforms."""
+    """One image on its way through the transforms."""
 
     image: Tensor
-    """uint8 [3, H, W]; float32 once a transform has normalised it (models leave a float picture as it is)."""
+    """uint8 [3, H, W]; float32 once a transform has normalised it (models leave a float image as it is)."""
     target: Target
     index: int
     """Position in the data set."""
@@ -149,7 +149,7 @@ class Sample:
     original_size: tuple[int, int]
     """(height, width) of the file."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """(y, x) factors from the file's coordinates to this picture's; detections are divided by them."""
+    """(y, x) factors from the file's coordinates to this image's; detections are divided by them."""
     epoch: int = 0
     field_kinds: Mapping[str, str] = attrs.field(factory=dict)
     """How each of the target's fields changes with the image (`Dataset.fields`)."""
@@ -231,7 +231,7 @@ class Batch:
 
 @attrs.define(eq=False)
 class Detections:
-    """What a model found in one picture, in the coordinates of the file, sorted by falling score."""
+    """What a model found in one image, in the coordinates of the file, sorted by falling score."""
 
     image_id: ImageId
     index: int

@@ -177,7 +177,7 @@ ATTACKS = {
     ),
     "one number as a terabyte": (a_tensor(b"K\4", HUGE + b"\x85", b"K\0\x85"), "a tensor of 1000000000000 values"),
     "beyond its memory": (a_tensor(b"K\4", b"K\4\x85", b"K\1\x85", b"K\1"), "a tensor of 4 values over memory of 4"),
-    "backwards": (a_tensor(b"K\4", b"K\4\x85", b"J\xff\xff\xff\xff\x85"), "without a sound shape"),
+    "backwards": (a_tensor(b"K\4", b"K\4\x85", b"J\xff\xff\xff\xff\x85"), "without a valid shape"),
     "memory that is not there": (a_tensor(HUGE, b"K\4\x85", b"K\1\x85"), "memory has 16 bytes in the file"),
     "memory of less than nothing": (a_tensor(b"J\xff\xff\xff\xff", b"K\4\x85", b"K\1\x85"), "memory of no size"),
     "a key that hashes for ever": (
@@ -200,7 +200,7 @@ def test_an_attack_costs_nothing(path: Path, what: str):
         tensor_file.read(path, foreign=True)
 
 
-def test_the_attack_over_four_floats_is_a_sound_tensor_when_it_asks_for_four(path: Path):
+def test_the_attack_over_four_floats_is_a_valid_tensor_when_it_asks_for_four(path: Path):
     write_zip(path, a_tensor(b"K\4", b"K\4\x85", b"K\1\x85"), {"data/0": np.arange(4, dtype="<f4").tobytes()})
     assert torch.equal(tensor_file.read(path), torch.arange(4.0))
 
@@ -314,7 +314,7 @@ def test_a_damaged_file_is_read_or_refused(path: Path, form: str):
             continue
 
 
-def test_a_large_sound_file_is_read_as_fast_as_it_should(path: Path):
+def test_a_large_valid_file_is_read_as_fast_as_it_should(path: Path):
     many = {f"layer.{number}.weight": torch.zeros(8) for number in range(3000)}
     save({"model": many, "ids": list(range(100_000))}, path)
     begun = time.process_time()

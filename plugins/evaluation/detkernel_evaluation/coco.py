@@ -13,11 +13,11 @@ from detkernel.errors import relative
 from detkernel.files import refuse_links
 from detkernel_detection import Annotations, Dataset, Detections
 
-from detkernel_evaluation._evaluator import Evaluator, Kind
+from detkernel_evaluation.evaluator import Evaluator, Kind
 
 if TYPE_CHECKING:
-    from detkernel_evaluation._coco_eval import Evaluation
-    from detkernel_evaluation._found import Found, Picture
+    from detkernel_evaluation.coco_evaluation import Evaluation
+    from detkernel_evaluation.found import Found, ImageResult
 
 PERSON_KEYPOINTS = 17
 """Those that COCO names, from the nose to the ankles."""
@@ -30,7 +30,7 @@ class CocoMap(Evaluator):
     resume_neutral: ClassVar[tuple[str, ...]] = ("save",)
 
     prefix: str = option(default="coco", help="what the names of its metrics begin with, before a slash")
-    kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own figures")
+    kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own metrics")
     iou_thresholds: tuple[float, ...] | None = option(
         default=None,
         above=0,
@@ -115,27 +115,27 @@ class CocoMap(Evaluator):
         return wrong(self, "kinds", f"{message}; leave it out of `kinds`")
 
     def _compact(self, run: Run, detections: Detections) -> Found:
-        from detkernel_evaluation._found import compact
+        from detkernel_evaluation.found import compact
 
         for kind, part in ("segm", detections.masks), ("keypoints", detections.keypoints):
             if kind in self.kinds and part is None and len(detections):
                 raise self._lacks(f"the model detects no {'masks' if kind == 'segm' else kind}")
         return compact(detections, masks="segm" in self.kinds, keypoints="keypoints" in self.kinds)
 
-    def _evaluate(self, run: Run, pictures: Sequence[Picture]) -> Mapping[str, float]:
-        from detkernel_evaluation._coco_eval import Evaluation, Rules, check_sizes
-        from detkernel_evaluation._coco_figures import figures
+    def _evaluate(self, run: Run, images: Sequence[ImageResult]) -> Mapping[str, float]:
+        from detkernel_evaluation.coco_evaluation import Evaluation, Rules, check_sizes
+        from detkernel_evaluation.coco_metrics import summary
 
-        check_sizes(pictures)
+        check_sizes(images)
         if not run.checking:
-            self._write(run, pictures)
+            self._write(run, images)
         categories = _categories(run.loader.dataset)
         labels = sorted(range(len(categories)), key=lambda label: categories[label])
         rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
         metrics: dict[str, float] = {}
         for kind in self.kinds:
-            evaluation = Evaluation(kind, pictures, labels, rules)
-            metrics |= figures(evaluation)
+            evaluation = Evaluation(kind, images, labels, rules)
+            metrics |= summary(evaluation)
             if self.per_class:
                 metrics |= self._classes(run, evaluation)
         return metrics
@@ -144,8 +144,8 @@ class CocoMap(Evaluator):
         return ", or set `save` to a file to have the detections written" if self.save is None else ""
 
     def _classes(self, run: Run, evaluation: Evaluation) -> dict[str, float]:
-        from detkernel_evaluation._coco_figures import by_class
-        from detkernel_evaluation._table import shown, table
+        from detkernel_evaluation.coco_metrics import by_class
+        from detkernel_evaluation.table import shown, table
 
         values, names = by_class(evaluation), shown(run.loader.dataset.classes)
         rows = list(zip(names, evaluation.counts(), values, strict=True))
@@ -164,13 +164,13 @@ class CocoMap(Evaluator):
             return {self.kinds[0]: path}
         return {kind: path.with_suffix(f".{kind}{path.suffix}") for kind in self.kinds}
 
-    def _write(self, run: Run, pictures: Sequence[Picture]) -> None:
-        from detkernel_evaluation._coco_results import write
+    def _write(self, run: Run, images: Sequence[ImageResult]) -> None:
+        from detkernel_evaluation.coco_results import write
 
         categories = _categories(run.loader.dataset)
         for kind, path in self._files(run, run.val_set).items():
             try:
-                write(path, kind, pictures, categories, run.work_dir)
+                write(path, kind, images, categories, run.work_dir)
                 run.log.info("wrote the detections to %s", relative(path))
             except (OSError, UserError) as error:
                 why = getattr(error, "strerror", None) or error

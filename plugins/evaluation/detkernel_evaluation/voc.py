@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from detkernel import Run, option, plugin
 from detkernel_detection import Detections
 
-from detkernel_evaluation._evaluator import Evaluator
+from detkernel_evaluation.evaluator import Evaluator
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from detkernel_evaluation._found import Found, Picture
+    from detkernel_evaluation.found import Found, ImageResult
 
 
 @plugin
@@ -40,18 +40,18 @@ class VocMap(Evaluator):
         return self.iou if isinstance(self.iou, list) else [self.iou]
 
     def _compact(self, run: Run, detections: Detections) -> Found:
-        from detkernel_evaluation._found import compact
+        from detkernel_evaluation.found import compact
 
         return compact(detections, masks=False, keypoints=False)
 
-    def _evaluate(self, run: Run, pictures: Sequence[Picture]) -> Mapping[str, float]:
+    def _evaluate(self, run: Run, images: Sequence[ImageResult]) -> Mapping[str, float]:
         import numpy as np
 
-        from detkernel_evaluation._table import shown
-        from detkernel_evaluation._voc_ap import average_precision, match
+        from detkernel_evaluation.table import shown
+        from detkernel_evaluation.voc_ap import average_precision, match
 
         classes = shown(run.loader.dataset.classes)
-        matches = [match(pictures, label, self.legacy_widths) for label in range(len(classes))]
+        matches = [match(images, label, self.legacy_widths) for label in range(len(classes))]
         aps = np.array([[average_precision(one, iou, self.metric) for iou in self.thresholds] for one in matches])
         there = np.array([one.positives > 0 for one in matches])
         means = aps[there].mean(0) if there.any() else np.full(len(self.thresholds), np.nan)
@@ -66,7 +66,7 @@ class VocMap(Evaluator):
         return [f"AP{100 * iou:g}" for iou in self.thresholds]
 
     def _log(self, run: Run, classes: Sequence[str], counts: Sequence[int], aps: NDArray[np.float64]) -> None:
-        from detkernel_evaluation._table import table
+        from detkernel_evaluation.table import table
 
         rows = list(zip(classes, counts, aps.tolist(), strict=True))
         run.log.info("%s", table(f"{self._title(run, '')} by class", self._columns(), rows))

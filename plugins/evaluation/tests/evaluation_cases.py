@@ -19,7 +19,7 @@ Case = tuple["GivenData", list[Detections]]
 
 
 class GivenData(Dataset):
-    """A data set of given annotations; its pictures are never looked at."""
+    """A data set of given annotations; its images are never looked at."""
 
     def __init__(self, classes: Sequence[str], notes: Sequence[Annotations]) -> None:
         self.classes = tuple(classes)
@@ -32,7 +32,7 @@ class GivenData(Dataset):
         return len(self.given)
 
     def image(self, index: int) -> torch.Tensor:
-        raise AssertionError("an evaluator decodes no picture")
+        raise AssertionError("an evaluator decodes no image")
 
     def annotations(self, index: int) -> Annotations:
         return self.given[index]
@@ -60,7 +60,7 @@ class Given:
     """Data and a detector that knows what it will find."""
 
     case: Any = option(help="the data set, and the detections in its order")
-    batch_size: int = option(default=3, help="pictures a batch")
+    batch_size: int = option(default=3, help="images a batch")
     max_detections: int | None = option(default=None, help="what the model says it gives at most")
     order: list[int] | None = option(default=None, help="the positions to go through; null: all")
 
@@ -183,7 +183,7 @@ def _found(
         [label_of[one["category_id"]] for one in own],
         masks=torch.tensor(np.array(masks)) if masks else None,
         keypoints=points.reshape(len(own), -1, 3) if len(points) else None,
-        dtype=torch.float64,  # COCO's example has overlaps that lie on a threshold; a bit less is another figure
+        dtype=torch.float64,  # COCO's example has overlaps that lie on a threshold; a bit less is another value
     )
 
 
@@ -194,7 +194,7 @@ def _decoded(mask: Mapping[str, Any]) -> Any:
 
 
 def random_coco(seed: int, images: int = 12, side: int = 320) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Truths and results in COCO's JSON: crowds, all sizes, equal scores, ids with gaps, and pictures without either.
+    """Truths and results in COCO's JSON: crowds, all sizes, equal scores, ids with gaps, and images without either.
 
     Coordinates are quarters of a pixel, which float32 holds exactly.
     """

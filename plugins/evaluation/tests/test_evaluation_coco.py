@@ -1,4 +1,4 @@
-"""`coco_map` gives pycocotools' figures, to the last bit."""
+"""`coco_map` gives pycocotools' metrics, to the last bit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def same(metrics: Mapping[str, float], expected: Mapping[str, float]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_cocos_own_example_gives_the_published_figures(evaluator_data: Path, kind: Any) -> None:
+def test_cocos_own_example_gives_the_published_metrics(evaluator_data: Path, kind: Any) -> None:
     expected = json.loads((evaluator_data / "expected_pycocotools.json").read_text())["cases"][f"cocoapi_{kind}"]
     truth, results = (json.loads((evaluator_data / expected[name]).read_text()) for name in ("gt", "dt"))
     metrics = evaluated(CocoMap(kinds=[kind], per_class=True), from_coco(truth, results), batch_size=16)
@@ -99,7 +99,7 @@ def test_keypoints_as_pycocotools(seed: int) -> None:
     assert 0 < metrics["coco/keypoints_mAP"] < 1
 
 
-def test_several_kinds_have_their_own_figures() -> None:
+def test_several_kinds_have_their_own_metrics() -> None:
     truth, results = random_coco(1)
     with_masks(truth, results)
     metrics = evaluated(CocoMap(kinds=["bbox", "segm"]), from_coco(truth, results))

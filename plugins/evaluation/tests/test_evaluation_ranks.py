@@ -1,4 +1,4 @@
-"""Two real processes: each sees half of the pictures, both have the figures of the whole."""
+"""Two real processes: each sees half of the images, both have the metrics of the whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test(parts, case, order):
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 many = len(CASE[0])
-halves = [list(range(rank, many, 2)), [*range(rank, many, 2), rank]]  # the second shows two pictures twice
+halves = [list(range(rank, many, 2)), [*range(rank, many, 2), rank]]  # the second shows two images twice
 metrics = [test(evaluators(), CASE, order) for order in halves]
 one = GivenData(CASE[0].classes, CASE[0].given[:1]), CASE[1][:1]  # a set smaller than the number of processes
 alone = test(evaluators(), one, [0])
@@ -92,7 +92,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_both_have_the_figures_of_one_process(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_both_have_the_metrics_of_one_process(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
     first, *more = evaluators()
     alone = json.loads(json.dumps(kernel(first, CASE, tmp_path, *more).test().metrics))
     assert len(alone) > 30

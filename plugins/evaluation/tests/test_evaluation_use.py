@@ -1,4 +1,4 @@
-"""What a user sees of the evaluators: tables, files, messages, and figures that do not depend on the way there."""
+"""What a user sees of the evaluators: tables, files, messages, and metrics that do not depend on the way there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ONE, OTHER = [10.0, 10, 40, 40], [60.0, 60, 90, 90]
 
 @pytest.fixture
 def case() -> Case:
-    """Two pictures, three classes; of the second nothing is found, of the third there is nothing."""
+    """Two images, three classes; of the second nothing is found, of the third there is nothing."""
     notes = [annotations("a", [ONE, OTHER], [0, 1]), annotations("b", [ONE], [0])]
     found = [detections(0, [ONE], [0.75], [0]), detections(1, [ONE, OTHER], [0.5, 0.25], [0, 2])]
     return GivenData(["cat", "long-haired dog", "emu"], notes), found
@@ -89,7 +89,7 @@ def test_a_second_validation_starts_afresh(cls: Any, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("evaluator", "name"), [(CocoMap(), "coco/bbox_mAP"), (VocMap(), "pascal_voc/mAP")])
-def test_a_check_goes_by_the_pictures_that_it_saw(evaluator: Any, name: str, case: Case, tmp_path: Path) -> None:
+def test_a_check_goes_by_the_images_that_it_saw(evaluator: Any, name: str, case: Case, tmp_path: Path) -> None:
     checked = kernel(evaluator, case, tmp_path, batch_size=1, order=[1])
     checked.check()
     assert checked.state.metrics[name] == pytest.approx(1.0)
@@ -97,11 +97,11 @@ def test_a_check_goes_by_the_pictures_that_it_saw(evaluator: Any, name: str, cas
 
 
 @pytest.mark.parametrize(("evaluator", "name"), [(CocoMap(), "coco/bbox_mAP"), (VocMap(), "pascal_voc/mAP")])
-def test_pictures_that_were_not_seen_count_as_missed_and_are_told(
+def test_images_that_were_not_seen_count_as_missed_and_are_told(
     evaluator: Any, name: str, case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert evaluated(evaluator, case, order=[1])[name] < evaluated(evaluator, case)[name]
-    assert "1 of 2 pictures were not seen: their objects count as missed" in caplog.messages
+    assert "1 of 2 images were not seen: their objects count as missed" in caplog.messages
 
 
 def test_detections_are_saved_in_cocos_form(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ def _voc_ap(rec: Any, prec: Any, use_07_metric: bool) -> float:
 
 
 def random_case(seed: int) -> Case:
-    """Crowded pictures of whole-numbered boxes: equal scores, equal overlaps, and a class that nothing is of."""
+    """Crowded images of whole-numbered boxes: equal scores, equal overlaps, and a class that nothing is of."""
     draw = random.Random(seed)
     notes, found = [], []
     for index in range(draw.randint(1, 8)):
@@ -120,7 +120,7 @@ A, B = [10.0, 10, 29, 29], [50.0, 50, 69, 69]
 
 
 def ap(truths: list[Box], found: list[Box], difficult: list[bool] | None = None, **options: Any) -> float:
-    """Of one picture and class; the scores fall."""
+    """Of one image and class; the scores fall."""
     scores = [0.9 - 0.1 * at for at in range(len(found))]
     note = annotations("000001", truths, [0] * len(truths), difficult=difficult)
     case = GivenData(["a"], [note]), [detections(0, found, scores, [0] * len(found))]

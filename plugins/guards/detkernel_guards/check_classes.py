@@ -39,6 +39,6 @@ class CheckClasses:
             if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < count:
                 labels = sorted(set(target.labels.tolist()))
                 raise UserError(
-                    f"picture {image_id}: labels {labels}, but the data has {count} classes, counted from 0; a "
+                    f"image {image_id}: labels {labels}, but the data has {count} classes, counted from 0; a "
                     "data set or transform changes labels"
                 )

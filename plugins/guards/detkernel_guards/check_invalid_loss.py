@@ -32,7 +32,7 @@ class CheckInvalidLoss:
     run waits for the device anyway: at a line of the log, before a checkpoint is saved, before a validation and at the
     end. So no checkpoint is written of what came behind an invalid loss.
 
-    A loss that has had one and the same value since the run began is told once: what it trains does not learn.
+    A loss that has had one and the same value since the run began is reported once: what it trains does not learn.
 
     Where a stepping plugin leaves out invalid steps (it then counts them, as `skipped_steps` in `run.scalars`), an
     invalid loss reaches no weights and stops nothing.

@@ -157,7 +157,7 @@ def test_a_model_of_another_class_count(tmp_path):
         tiny_run({"wrong": Wrong(), "check": CheckClasses()}, work_dir=tmp_path)
 
 
-def test_labels_beyond_the_classes_name_the_picture(tmp_path):
+def test_labels_beyond_the_classes_name_the_image(tmp_path):
     @plugin
     class Shift:
         """Counts labels from 1."""
@@ -168,12 +168,12 @@ def test_labels_beyond_the_classes_name_the_picture(tmp_path):
         def before_train_iter(self, batch):
             batch.targets.labels[batch.targets.valid] += 1
 
-    with pytest.raises(UserError, match=r"picture \d: labels \[3\], but the data has 3 classes, counted from 0"):
+    with pytest.raises(UserError, match=r"image \d: labels \[3\], but the data has 3 classes, counted from 0"):
         tiny_run({"shift": Shift(), "check": CheckClasses(interval=1)}, work_dir=tmp_path)
 
 
 def test_early_stopping_waits_and_stops(tmp_path):
-    figures = iter([0.1, 0.3, 0.2, 0.3, float("nan"), 0.9])
+    metrics = iter([0.1, 0.3, 0.2, 0.3, float("nan"), 0.9])
 
     @plugin
     class Score:
@@ -181,7 +181,7 @@ def test_early_stopping_waits_and_stops(tmp_path):
 
         @hookimpl
         def after_val_epoch(self, run):
-            run.metrics.publish("mAP", next(figures), better="higher")
+            run.metrics.publish("mAP", next(metrics), better="higher")
 
     run = tiny_run(
         {"score": Score(), "stop": EarlyStopping(metric="mAP", patience=3)},
@@ -193,7 +193,7 @@ def test_early_stopping_waits_and_stops(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("better", "rule", "figures", "delta", "ends"),
+    ("better", "rule", "metrics", "delta", "ends"),
     [
         ("higher", None, [0.1, 0.2, 0.2, 0.1], 0, 4),
         ("lower", None, [0.5, 0.4, 0.4, 0.6], 0, 4),
@@ -203,8 +203,8 @@ def test_early_stopping_waits_and_stops(tmp_path):
         ("lower", None, [0.5, 0.45, 0.41, 0.3], 0.1, 3),
     ],
 )
-def test_early_stopping_goes_by_the_direction_of_the_metric(better, rule, figures, delta, ends, tmp_path):
-    left = iter(figures)
+def test_early_stopping_goes_by_the_direction_of_the_metric(better, rule, metrics, delta, ends, tmp_path):
+    left = iter(metrics)
 
     @plugin
     class Score:

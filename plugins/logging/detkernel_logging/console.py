@@ -11,8 +11,8 @@ from detkernel import Run, plugin, state
 from detkernel_logging.sink import Entry, Sink
 
 if TYPE_CHECKING:
-    from detkernel_logging._bar import Bar
     from detkernel_logging.progress import Progress
+    from detkernel_logging.progress_bar import Bar
 
 
 @plugin
@@ -25,7 +25,7 @@ class Console(Sink):
 
     def start(self, run: Run, progress: Progress) -> None:
         if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not run.checking:
-            from detkernel_logging._bar import Bar
+            from detkernel_logging.progress_bar import Bar
 
             self._bar = Bar(run, progress)
 

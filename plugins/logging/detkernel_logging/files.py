@@ -14,7 +14,7 @@ from detkernel import Run, plugin
 from detkernel.errors import relative
 from detkernel.files import open_to_write, refuse_links, write_atomic
 
-from detkernel_logging.sink import Entry, Figures, Sink
+from detkernel_logging.sink import Entry, Metrics, Sink
 
 if TYPE_CHECKING:
     from detkernel_logging.progress import Progress
@@ -34,7 +34,7 @@ class TextLog(Sink):
 
 @plugin
 class JsonLines(Sink):
-    """Every line of figures as a JSON object in `<work_dir>/log.jsonl`."""
+    """Every line of metrics as a JSON object in `<work_dir>/log.jsonl`."""
 
     def start(self, run: Run, progress: Progress) -> None:
         """What a killed run wrote beyond the position that this one resumes is removed; another run's file is kept
@@ -54,8 +54,8 @@ class JsonLines(Sink):
             write_atomic(path, b"".join(line + b"\n" for line in kept), within=run.work_dir)
 
     def write(self, run: Run, entry: Entry) -> None:
-        if entry.figures is not None:
-            line = json.dumps(_plain(entry.figures), allow_nan=False)
+        if entry.metrics is not None:
+            line = json.dumps(_plain(entry.metrics), allow_nan=False)
             append(run.work_dir / "log.jsonl", _line(line), run.work_dir)
 
 
@@ -77,10 +77,10 @@ def _line(text: str) -> bytes:
     return f"{text}\n".encode(errors="backslashreplace")
 
 
-def _plain(figures: Figures) -> dict[str, Any]:
-    """What JSON can say: it has no NaN and no infinity. A value with the name of a field is told by its mode."""
-    head = attrs.asdict(figures, filter=lambda field, _: field.name != "values")
-    named = {f"{figures.mode}/{name}" if name in head else name: value for name, value in figures.values.items()}
+def _plain(metrics: Metrics) -> dict[str, Any]:
+    """What JSON can say: it has no NaN and no infinity. A value with the name of a field has its mode in front."""
+    head = attrs.asdict(metrics, filter=lambda field, _: field.name != "values")
+    named = {f"{metrics.mode}/{name}" if name in head else name: value for name, value in metrics.values.items()}
     return head | {name: value if math.isfinite(value) else None for name, value in named.items()}
 
 

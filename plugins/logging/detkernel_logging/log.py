@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from detkernel import Run, hookimpl, hookspec, option, plugin, state
 from detkernel_detection import Losses
 
-from detkernel_logging import _lines
+from detkernel_logging import log_lines
 from detkernel_logging.console import Console
 from detkernel_logging.files import JsonLines, TextLog
 from detkernel_logging.progress import Progress
-from detkernel_logging.sink import Figures, Sink
+from detkernel_logging.sink import Metrics, Sink
 
 if TYPE_CHECKING:
-    from detkernel_logging._forward import Forward
-    from detkernel_logging._meter import Meter
+    from detkernel_logging.forward import Forward
+    from detkernel_logging.meter import Meter
 
 
 class LogEvents:
@@ -29,7 +29,7 @@ class LogEvents:
 
 @plugin
 class Log:
-    """Log losses, figures and messages to the console, to files, and wherever else a sink writes."""
+    """Log losses, metrics and messages to the console, to files, and wherever else a sink writes."""
 
     priority = "very_low"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
@@ -55,8 +55,8 @@ class Log:
     @hookimpl(tryfirst=True)
     def setup(self, run: Run) -> None:
         """Before all others, so that no message of theirs is lost."""
-        from detkernel_logging._forward import Forward
-        from detkernel_logging._meter import Meter
+        from detkernel_logging.forward import Forward
+        from detkernel_logging.meter import Meter
 
         self._meter = Meter()
         name = next((name for name, part in run.bus.plugins.items() if part is self), "log")
@@ -74,7 +74,7 @@ class Log:
         self._progress = Progress()
         self._began = True
         if run.is_main and self._forward is not None:
-            from detkernel_logging._describe import described
+            from detkernel_logging.describe import described
 
             self._forward.each(lambda sink: sink.start(run, self._progress))
             self._forward.begin()
@@ -125,8 +125,8 @@ class Log:
             return
         values = {name: float(value) for name, value in run.metrics.items()}
         epoch = max(run.epoch + (run.batch > 0), 1)
-        figures = Figures(run.mode, epoch, self._progress.val_batches, run.iter, values)
-        run.log.info("%s", _lines.val_line(run, figures), extra={"figures": figures})
+        metrics = Metrics(run.mode, epoch, self._progress.val_batches, run.iter, values)
+        run.log.info("%s", log_lines.val_line(run, metrics), extra={"metrics": metrics})
 
     @hookimpl(wrapper=True, specname="after_val_epoch")
     def _after_val_epoch_of_all(self) -> Generator[None, None, None]:
@@ -139,7 +139,7 @@ class Log:
         if self._forward is None:
             return
         if self._began and run.is_main:
-            from detkernel_logging._describe import ending
+            from detkernel_logging.describe import ending
 
             level, text, brief = ending(run, self._progress)
             run.log.log(level, "%s", text, extra={"brief": brief})
@@ -155,7 +155,7 @@ class Log:
         self._meter.load_state_dict(state["sums"])
 
     def _due(self, run: Run) -> bool:
-        """The same on every process, and in a run that was resumed: an early stop is no reason for a line."""
+        """The same on every process, and in a run that was resumed: an early stop is not a reason for a line."""
         if run.iter == self._max_iters:
             return True
         if run.options.until.unit == "iters":
@@ -165,6 +165,6 @@ class Log:
     def _say_train(self, run: Run, means: Mapping[str, float], times: Mapping[str, float]) -> None:
         scalars = {name: float(ask()) for name, ask in run.scalars.items()}
         position = run.batch if run.options.until.unit == "epochs" else run.iter
-        figures = Figures("train", run.epoch + 1, position, run.iter, _lines.ordered(means, times, scalars))
-        line = _lines.train_line(run, figures, self._progress.left(run))
-        run.log.info("%s", line, extra={"figures": figures})
+        metrics = Metrics("train", run.epoch + 1, position, run.iter, log_lines.ordered(means, times, scalars))
+        line = log_lines.train_line(run, metrics, self._progress.left(run))
+        run.log.info("%s", line, extra={"metrics": metrics})

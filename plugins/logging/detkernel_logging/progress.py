@@ -13,7 +13,7 @@ class Progress:
     """Seconds an iteration takes, and how many of them it waits for its batch.
 
     An iteration is what lies between the wait for its batch and the call of `log` behind its step: validations and
-    checkpoints are no part of it. Sinks may read all of this at any time, from any thread.
+    checkpoints are not part of it. Sinks may read all of this at any time, from any thread.
     """
 
     val_batches: int = 0

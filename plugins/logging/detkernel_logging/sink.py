@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class Figures:
+class Metrics:
     """The numbers of a line."""
 
     mode: Mode
@@ -30,13 +30,13 @@ class Figures:
 
 @attrs.frozen
 class Entry:
-    """One line of the log: a message of the kernel or a plugin, or figures that are due."""
+    """One line of the log: a message of the kernel or a plugin, or metrics that are due."""
 
     text: str
     """As it is to be read, with its time and level, without a newline at its end."""
     level: int
     """As in `logging`."""
-    figures: Figures | None = None
+    metrics: Metrics | None = None
 
 
 class Sink(Part, ABC):

@@ -50,11 +50,11 @@ class TensorBoard(Sink):
             self._head += _record(wall_time=now, step=run.iter + 1, session_log={"status": 1})  # START
 
     def write(self, run: Run, entry: Entry) -> None:
-        if self._path is None or entry.figures is None:
+        if self._path is None or entry.metrics is None:
             return
-        mode, step = entry.figures.mode, entry.figures.step
+        mode, step = entry.metrics.mode, entry.metrics.step
         values = [
-            {"tag": f"{mode}/{printable(name)}", "simple_value": value} for name, value in entry.figures.values.items()
+            {"tag": f"{mode}/{printable(name)}", "simple_value": value} for name, value in entry.metrics.values.items()
         ]
         record = _record(wall_time=time.time(), step=step, summary={"value": values})
         append(self._path, record, run.work_dir, head=self._head)

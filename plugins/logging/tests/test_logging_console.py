@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from detkernel import DataError, Run, hookimpl, plugin
 from detkernel_detection.testing import tiny_kernel, tiny_run
-from detkernel_logging._bar import _speed
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
+from detkernel_logging.progress_bar import _speed
 
 
 @plugin

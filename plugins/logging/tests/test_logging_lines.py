@@ -1,4 +1,4 @@
-"""The lines: their form, when they are due, and that their figures are right."""
+"""The lines: their form, when they are due, and that their metrics are right."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from detkernel import Run, hookimpl, option, plugin
 from detkernel_detection import Batch, Losses
 from detkernel_detection.testing import TinyData, TinyDataset, TinyLoader, tiny_kernel, tiny_run
 from detkernel_logging import progress
-from detkernel_logging._lines import duration
 from detkernel_logging.files import JsonLines, TextLog
 from detkernel_logging.log import Log
+from detkernel_logging.log_lines import duration
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - detkernel - (INFO|WARNING|ERROR) - "
 NUMBER = r"\d+\.\d{4}"
@@ -67,7 +67,7 @@ def lines(folder: Path) -> list[str]:
     return (folder / "log.txt").read_text().splitlines()
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
+def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -84,7 +84,7 @@ def test_a_training_line_has_mmdetections_form(tmp_path: Path):
 def test_lines_are_counted_in_the_epoch_and_its_end_has_one(tmp_path: Path):
     tiny_run({"log": files_only(3)}, until="2 epochs", work_dir=tmp_path)
     assert re.findall(r"Epoch (\S+)\t", "\n".join(lines(tmp_path))) == ["[1][3/4]", "[1][4/4]", "[2][3/4]", "[2][4/4]"]
-    keys = [(entry["epoch"], entry["iter"], entry["step"]) for entry in figures(tmp_path)]
+    keys = [(entry["epoch"], entry["iter"], entry["step"]) for entry in metrics(tmp_path)]
     assert keys == [(1, 3, 3), (1, 4, 4), (2, 3, 7), (2, 4, 8)]
 
 
@@ -94,7 +94,7 @@ def test_a_run_in_iterations_counts_over_its_epochs(tmp_path: Path):
     assert heads == [
         "Iter [3/10]", "Iter(val) [5][4/4]", "Iter [6/10]", "Iter [9/10]", "Iter [10/10]", "Iter(val) [10][4/4]"
     ]  # fmt: skip
-    assert [(e["mode"], e["epoch"], e["iter"], e["step"]) for e in figures(tmp_path)][:3] == [
+    assert [(e["mode"], e["epoch"], e["iter"], e["step"]) for e in metrics(tmp_path)][:3] == [
         ("train", 1, 3, 3), ("val", 2, 4, 5), ("train", 2, 6, 6)
     ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_validation_line_has_all_metrics(tmp_path: Path):
     line = next(line for line in lines(tmp_path) if "(val)" in line)
     said = "Epoch(val) [1][4/4]  coco/bbox_mAP: 0.3740  coco/bbox_mAP_50: 0.5810  coco/bbox_mAP_s: nan"
     assert re.fullmatch(STAMP + re.escape(said), line)
-    assert figures(tmp_path)[-1] == {
+    assert metrics(tmp_path)[-1] == {
         "mode": "val", "epoch": 1, "iter": 4, "step": 4,
         "coco/bbox_mAP": 0.374, "coco/bbox_mAP_50": 0.581, "coco/bbox_mAP_s": None,
     }  # fmt: skip
@@ -114,13 +114,13 @@ def test_a_test_has_a_line_too(tmp_path: Path):
     for _ in range(2):
         tiny_kernel({"log": files_only(), "metrics": Metrics()}, work_dir=tmp_path).test()
     assert "Epoch(test) [4/4]  coco/bbox_mAP: 0.3740" in lines(tmp_path)[-2]
-    assert [entry["mode"] for entry in figures(tmp_path)] == ["test", "test"]
+    assert [entry["mode"] for entry in metrics(tmp_path)] == ["test", "test"]
 
 
 def test_losses_are_means_over_the_interval(tmp_path: Path):
     told = [{"loss_cls": value, "loss_box": 10 * value, "accuracy": value} for value in (1.0, 2.0, 3.0, 7.0, 5.0)]
     tiny_run({"log": files_only(2), "model": Scripted(losses=told)}, until="5 iters", work_dir=tmp_path)
-    first, second, last = figures(tmp_path)
+    first, second, last = metrics(tmp_path)
     assert (first["loss_cls"], first["loss_box"], first["accuracy"], first["loss"]) == (1.5, 15.0, 1.5, 16.5)
     assert (second["loss_cls"], second["loss"]) == (5.0, 55.0)
     assert (last["loss_cls"], last["loss"]) == (5.0, 55.0)
@@ -130,14 +130,14 @@ def test_losses_are_means_over_the_interval(tmp_path: Path):
 def test_a_loss_that_is_not_always_there_is_a_mean_over_where_it_was(tmp_path: Path):
     told = [{"loss_cls": 1.0}, {"loss_cls": 2.0, "loss_mask": 8.0}, {"loss_cls": 6.0}]
     tiny_run({"log": files_only(3), "model": Scripted(losses=told)}, until="3 iters", work_dir=tmp_path)
-    (entry,) = figures(tmp_path)
+    (entry,) = metrics(tmp_path)
     assert (entry["loss_cls"], entry["loss_mask"]) == (3.0, 8.0)
     assert entry["loss"] == pytest.approx(17 / 3)
 
 
 def test_a_loss_named_loss_is_not_counted_twice(tmp_path: Path):
     tiny_run({"log": files_only(), "model": Scripted(losses=[{"loss": 2.0}])}, until="2 iters", work_dir=tmp_path)
-    (entry,) = figures(tmp_path)
+    (entry,) = metrics(tmp_path)
     assert entry["loss"] == 2.0
     assert lines(tmp_path)[-2].count("loss") == 1
 
@@ -145,7 +145,7 @@ def test_a_loss_named_loss_is_not_counted_twice(tmp_path: Path):
 def test_nan_and_infinity_are_null_in_json(tmp_path: Path):
     told = [{"loss_cls": math.nan, "loss_box": math.inf}]
     tiny_run({"log": files_only(1), "model": Scripted(losses=told)}, until="1 iters", work_dir=tmp_path)
-    (entry,) = figures(tmp_path)
+    (entry,) = metrics(tmp_path)
     assert (entry["loss_cls"], entry["loss_box"], entry["loss"]) == (None, None, None)
     assert "loss_cls: nan, loss_box: inf, loss: nan" in lines(tmp_path)[-2]
 
@@ -153,7 +153,7 @@ def test_nan_and_infinity_are_null_in_json(tmp_path: Path):
 def test_a_loss_with_the_name_of_a_field_leaves_the_field_alone(tmp_path: Path):
     told = [{"loss": 2.0, "step": 7.0, "mode": 8.0}]
     tiny_run({"log": files_only(), "model": Scripted(losses=told)}, until="2 iters", work_dir=tmp_path)
-    (entry,) = figures(tmp_path)
+    (entry,) = metrics(tmp_path)
     assert (entry["mode"], entry["step"]) == ("train", 2)
     assert (entry["train/mode"], entry["train/step"], entry["loss"]) == (8.0, 7.0, 2.0)
 
@@ -181,7 +181,7 @@ def test_losses_in_half_precision_are_summed_in_float32(tmp_path: Path):
             return {"loss": (run.model.weight.sum() * 0 + 1).bfloat16()}
 
     tiny_run({"log": files_only(400), "model": Half(losses=[])}, until="400 iters", work_dir=tmp_path)
-    assert figures(tmp_path)[0]["loss"] == 1.0
+    assert metrics(tmp_path)[0]["loss"] == 1.0
 
 
 def test_an_early_stop_gives_no_line_that_an_undisturbed_run_lacks(tmp_path: Path):
@@ -195,7 +195,7 @@ def test_an_early_stop_gives_no_line_that_an_undisturbed_run_lacks(tmp_path: Pat
                 run.stop("enough")
 
     tiny_run({"log": files_only(2), "stop": Stop()}, until="8 iters", work_dir=tmp_path)
-    assert [entry["iter"] for entry in figures(tmp_path)] == [2]
+    assert [entry["iter"] for entry in metrics(tmp_path)] == [2]
     assert re.search(r"stopped at iteration 3, after 0:00:0\d: enough$", lines(tmp_path)[-1])
 
 
@@ -203,7 +203,7 @@ def test_a_run_says_what_it_is_and_how_it_ended(tmp_path: Path):
     tiny_run({"log": files_only(2)}, until="2 iters", validate="2 iters", work_dir=tmp_path)
     first, *_, last = lines(tmp_path)
     assert first.endswith(
-        f"work dir {tmp_path}, device cpu, 3 classes, 8 pictures to train on, 8 pictures to validate on, "
+        f"work dir {tmp_path}, device cpu, 3 classes, 8 images to train on, 8 images to validate on, "
         "1143 parameters, 1143 of them trained"
     )
     assert re.search(r"done after 0:00:0\d$", last)
@@ -274,7 +274,7 @@ def test_validations_and_checkpoints_are_no_part_of_the_time(tmp_path: Path, mon
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     plugins = {"log": files_only(2), "data": SlowData(clock=clock), "slow": SlowParts(clock=clock)}
     tiny_run(plugins, until="2 epochs", validate="every 1 iters", work_dir=tmp_path)
-    times = [(entry["time"], entry["data_time"]) for entry in figures(tmp_path) if entry["mode"] == "train"]
+    times = [(entry["time"], entry["data_time"]) for entry in metrics(tmp_path) if entry["mode"] == "train"]
     assert times == [(0.5 + 1.125 / 2, 1.125 / 2), (0.625, 0.125)] * 2
     etas = [line.split("eta: ")[1].split(",")[0] for line in lines(tmp_path) if "eta" in line]
     assert etas == ["0:00:06", "0:00:03", "0:00:02", "0:00:00"]  # 6 x 1.0625, 4 x 0.84375, 2 x 0.917, 0

@@ -22,7 +22,7 @@ from detkernel_logging.console import Console
 from detkernel_logging.files import JsonLines, TextLog, append
 from detkernel_logging.log import Log
 from detkernel_logging.progress import Progress
-from detkernel_logging.sink import Entry, Figures, Sink
+from detkernel_logging.sink import Entry, Metrics, Sink
 from detkernel_logging.tensorboard import TensorBoard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -59,11 +59,11 @@ def test_a_sink_of_ones_own_is_given_everything(tmp_path: Path):
     mine = Mine()
     tiny_run({"log": Log(interval=2, sinks=[mine]), "metric": Metric()}, validate="4 iters", work_dir=tmp_path)
     assert mine.calls == ["start at 0", "stop"]
-    figures = [entry.figures for entry in mine.entries if entry.figures is not None]
-    assert [(f.mode, f.epoch, f.iter, f.step) for f in figures] == [
+    metrics = [entry.metrics for entry in mine.entries if entry.metrics is not None]
+    assert [(f.mode, f.epoch, f.iter, f.step) for f in metrics] == [
         ("train", 1, 2, 2), ("train", 1, 4, 4), ("val", 1, 4, 4)
     ]  # fmt: skip
-    assert figures[-1] == Figures("val", 1, 4, 4, {"coco/bbox_mAP": 0.29})
+    assert metrics[-1] == Metrics("val", 1, 4, 4, {"coco/bbox_mAP": 0.29})
     assert mine.entries[0].text.endswith("1143 of them trained")
     assert {entry.level for entry in mine.entries} == {logging.INFO}
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -215,7 +215,7 @@ def test_a_sink_that_can_write_again_does(tmp_path: Path, capfd: pytest.CaptureF
 
     sink = Briefly()
     tiny_run({"log": Log(interval=1, sinks=[Console(), sink])}, until="4 iters", work_dir=tmp_path)
-    assert [entry.figures.step for entry in sink.entries if entry.figures] == [3, 4]
+    assert [entry.metrics.step for entry in sink.entries if entry.metrics] == [3, 4]
     assert capfd.readouterr().err.count("log.sinks (Briefly) cannot write: no room; the run goes on without") == 1
 
 

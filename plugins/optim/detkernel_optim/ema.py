@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from detkernel import Run, UserError, hookimpl, option, plugin, state
 
 if TYPE_CHECKING:
-    from detkernel_optim._averages import Averages
+    from detkernel_optim.averages import Averages
 
 
 @plugin
@@ -35,7 +35,7 @@ class Ema:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        from detkernel_optim._averages import Averages
+        from detkernel_optim.averages import Averages
 
         self._averages, self._steps, self._swapped = Averages(run.bare_model), 0, False
         self._heard = False

@@ -13,8 +13,8 @@ from detkernel_detection import Batch, Detections, Losses
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detkernel_optim._gradients import Norms
-    from detkernel_optim._losses import Totals
+    from detkernel_optim.gradients import Norms
+    from detkernel_optim.loss_terms import Totals
 
 _MOST_SKIPPED = 50
 """Steps left out one after the other, before a run is said to learn nothing."""
@@ -101,20 +101,20 @@ class Stepping:
 
     @hookimpl
     def before_run(self, run: Run) -> None:
-        from detkernel_optim import _gradients, _groups, _losses, _stepping
+        from detkernel_optim import gradients, loss_terms, optimizer_settings, param_groups
 
         self._run = run
         if not run.trains:
             return
-        groups = _groups.parameter_groups(self, run, self._rate(run))
+        groups = param_groups.parameter_groups(self, run, self._rate(run))
         if not any(parameter.requires_grad for _, parameter in run.named_parameters()):
             raise UserError("every parameter of the model is frozen: there is nothing to train")
         run.optimizer = self._make(groups.settings())
         for group in run.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self._made, self._resumed = _stepping.group_settings(run.optimizer), False
-        self._scaler = _stepping.scaler(self.precision, run.device)
-        self._norms, self._totals = _gradients.Norms(), _losses.Totals()
+        self._made, self._resumed = optimizer_settings.group_settings(run.optimizer), False
+        self._scaler = optimizer_settings.scaler(self.precision, run.device)
+        self._norms, self._totals = gradients.Norms(), loss_terms.Totals()
         self._window = self._skipped = self._skipped_last = 0
         places = {id(group): place for place, group in enumerate(run.optimizer.param_groups)}
         for name, group in groups.rates(run.optimizer.param_groups).items():
@@ -126,11 +126,11 @@ class Stepping:
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
-        from detkernel_optim import _losses
+        from detkernel_optim import loss_terms
 
         with self._local(run, run.iter + 1), self._autocast(run):
             losses = yield
-        return self._totals.without(run, _losses.scalars(losses, run.device))
+        return self._totals.without(run, loss_terms.scalars(losses, run.device))
 
     @hookimpl(wrapper=True)
     def val_step(self, run: Run) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
@@ -139,9 +139,9 @@ class Stepping:
 
     @hookimpl
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
-        from detkernel_optim import _losses
+        from detkernel_optim import loss_terms
 
-        loss = _losses.total(run, losses)
+        loss = loss_terms.total(run, losses)
         with self._local(run, run.iter):
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         run.hook.after_backward(run=run)
@@ -165,12 +165,12 @@ class Stepping:
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
-        from detkernel_optim import _groups
+        from detkernel_optim import param_groups
 
         name = type(run.optimizer).__name__
         scaled = f" ({self.lr:g} for {self.base_batch_size} images a step)" if self.base_batch_size is not None else ""
         text = f"{name}, lr {self._rate(run):g}{scaled}, {self.precision}"
-        return {"optimizer": text, "parameter groups": _groups.described(run.optimizer)}
+        return {"optimizer": text, "parameter groups": param_groups.described(run.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, the loss scale, where in an accumulation this is, and the norm at the last step."""
@@ -188,19 +188,19 @@ class Stepping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Moments, counts and what the run itself changed in the parameter groups; what the config now says, holds."""
-        from detkernel_optim import _restore
+        from detkernel_optim import restoring
 
-        _restore.optimizer(self._run.optimizer, state, self._made)
-        _restore.scaler(self._scaler, state["scaler"])
-        self._window = _restore.count(state["window"])
+        restoring.optimizer(self._run.optimizer, state, self._made)
+        restoring.scaler(self._scaler, state["scaler"])
+        self._window = restoring.count(state["window"])
         if self._window and state["processes"] != self._run.world_size:
             self._run.log.warning(
                 "optimizer: the gradients of %d iterations, accumulated by %d processes, are dropped: there are %d now",
                 *(self._window, state["processes"], self._run.world_size),
             )
             self._window = 0
-        self._norm = _restore.norm(state["grad_norm"])
-        self._skipped, self._skipped_last = map(_restore.count, state["skipped"])
+        self._norm = restoring.norm(state["grad_norm"])
+        self._skipped, self._skipped_last = map(restoring.count, state["skipped"])
         self._resumed = True
 
     def rank_state_dict(self) -> dict[str, Any]:
@@ -212,10 +212,10 @@ class Stepping:
         return {"gradients": {name: p.grad.to(device) for name, p in named if p.grad is not None}}
 
     def load_rank_state_dict(self, state: Mapping[str, Any]) -> None:
-        from detkernel_optim import _restore
+        from detkernel_optim import restoring
 
         if self._window:
-            _restore.gradients(self._run, state["gradients"])
+            restoring.gradients(self._run, state["gradients"])
 
     def _rate(self, run: Run) -> float:
         """`lr`, for the images a step that this run has."""
@@ -245,28 +245,28 @@ class Stepping:
     def _autocast(self, run: Run) -> AbstractContextManager[None]:
         if self.precision == "fp32":
             return nullcontext()
-        from detkernel_optim import _stepping
+        from detkernel_optim import optimizer_settings
 
-        return _stepping.autocast(self.precision, run.device)
+        return optimizer_settings.autocast(self.precision, run.device)
 
     def _step(self, run: Run, batch: Batch, losses: Losses) -> None:
-        from detkernel_optim import _gradients, _stepping
+        from detkernel_optim import gradients, optimizer_settings
 
         if self._window > 1:
-            _gradients.average(run.optimizer, self._window)
+            gradients.average(run.optimizer, self._window)
         self._window = 0
         if self._scaler is not None:
             self._scaler.unscale_(run.optimizer)
         run.hook.before_optimizer_step(run=run)
-        norm = _gradients.norm(run.optimizer)
+        norm = gradients.norm(run.optimizer)
         taken = self._is_fit(run, batch, losses, norm)
         if taken:
             self._norm = norm
-            _gradients.clip(run.optimizer, norm, self.clip_norm, self.clip_value)
+            gradients.clip(run.optimizer, norm, self.clip_norm, self.clip_value)
             try:
                 run.optimizer.step()
             except Exception as error:
-                raise _stepping.misfit(error) if self._resumed else error from None
+                raise optimizer_settings.misfit(error) if self._resumed else error from None
             self._resumed = False
         if self._scaler is not None:
             self._scaler.update()
@@ -279,7 +279,7 @@ class Stepping:
     def _is_fit(self, run: Run, batch: Batch, losses: Losses, norm: Tensor) -> bool:
         """Whether to step with gradients of this norm. Where the answer need not be known at once and the device would
         have to be waited for, it is asked later."""
-        from detkernel_optim import _gradients
+        from detkernel_optim import gradients
 
         skips = self.invalid_gradients == "skip" or self._scaler is not None
         if not skips and norm.device.type != "cpu":
@@ -289,10 +289,10 @@ class Stepping:
             self._skipped_last = 0
             return True
         if not skips:
-            raise _gradients.invalid(run, batch, losses, norm)
+            raise gradients.invalid(run, batch, losses, norm)
         self._skipped, self._skipped_last = self._skipped + 1, self._skipped_last + 1
         if self._skipped_last >= _MOST_SKIPPED:
-            error = _gradients.invalid(run, batch, losses, norm)
+            error = gradients.invalid(run, batch, losses, norm)
             raise UserError(f"the last {self._skipped_last} steps were left out: nothing is learned any more. {error}")
         if self._scaler is None and self._skipped_last == 1 and run.is_main:
             run.log.warning(
@@ -365,11 +365,11 @@ class TorchOptimizer(Stepping):
     @hookimpl
     def setup(self, run: Run) -> None:
         """Before any data is read."""
-        from detkernel_optim import _stepping
+        from detkernel_optim import optimizer_settings
 
-        _stepping.optimizer_class(self, self.name, self.args)
+        optimizer_settings.optimizer_class(self, self.name, self.args)
 
     def _make(self, groups: list[dict[str, Any]]) -> Any:
-        from detkernel_optim import _stepping
+        from detkernel_optim import optimizer_settings
 
-        return _stepping.by_name(self, groups)
+        return optimizer_settings.by_name(self, groups)

@@ -7,8 +7,8 @@ import torch
 from detkernel import UserError, hookimpl, plugin, state
 from detkernel.testing import Recorder
 from detkernel_detection.testing import HookContract, TinyDetector, tiny_kernel, tiny_run
-from detkernel_optim._gradients import Norms
 from detkernel_optim.ema import Ema
+from detkernel_optim.gradients import Norms
 from detkernel_optim.schedules import Cosine
 from detkernel_optim.stepping import Adamw, Sgd
 
@@ -300,10 +300,10 @@ def test_norms_on_a_device_are_asked_for_together():
     for ask in (lambda: norms.add(50, torch.tensor(1.0)), norms.look, norms.look):  # also of those who ask later
         with pytest.raises(UserError, match=message):
             ask()
-    sound = Norms()
+    valid = Norms()
     for iteration in range(1000):
-        sound.add(iteration, torch.tensor(1.0))
-    sound.look()
+        valid.add(iteration, torch.tensor(1.0))
+    valid.look()
 
 
 def test_every_backward_pass_is_told_with_the_sum_so_far(tmp_path):

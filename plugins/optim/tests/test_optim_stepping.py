@@ -3,7 +3,7 @@ import torch
 from detkernel import ConfigError, UserError, hookimpl, option, plugin, state
 from detkernel.testing import Recorder
 from detkernel_detection.testing import HookContract, tiny_kernel, tiny_run
-from detkernel_optim import _restore
+from detkernel_optim import restoring
 from detkernel_optim.ema import Ema
 from detkernel_optim.stepping import Adam, Adamw, Group, Sgd, TorchOptimizer
 
@@ -276,7 +276,7 @@ def test_a_gradient_in_accumulation_comes_back_in_its_memory_format():
     """Or its norm, summed in another order, would differ in the last bit: found by a hundred kills, in a log line."""
     model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     given = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
-    _restore.gradients(model, {"weight": given})
+    restoring.gradients(model, {"weight": given})
     assert model.weight.grad.stride() == given.stride()
     assert torch.equal(model.weight.grad, given)
     assert model.weight.grad.data_ptr() != given.data_ptr()

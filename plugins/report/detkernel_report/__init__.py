@@ -1,1 +1,1 @@
-"""Pictures of predictions, for detkernel."""
+"""Images of predictions, for detkernel."""

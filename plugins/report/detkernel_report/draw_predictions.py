@@ -1,4 +1,4 @@
-"""A picture of what the model sees."""
+"""An image of what the model sees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detkernel_detection import Detections
 
 @plugin
 class DrawPredictions:
-    """After each validation, draw detections of some pictures, beside their annotations, on one sheet.
+    """After each validation, draw detections of some images, beside their annotations, on one sheet.
 
     The sheet is `<work_dir>/predictions.png`, for a further validation set `predictions_NAME.png`. Detections are
     coloured by class, annotations are thin white lines.
@@ -22,10 +22,10 @@ class DrawPredictions:
     priority = "low"
     resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
-    count: int = option(default=12, at_least=1, help="pictures on the sheet, spread evenly over the data")
-    columns: int = option(default=4, at_least=1, help="pictures in a row")
+    count: int = option(default=12, at_least=1, help="images on the sheet, spread evenly over the data")
+    columns: int = option(default=4, at_least=1, help="images in a row")
     score: float = option(default=0.3, at_least=0, at_most=1, help="detections below this score are not drawn")
-    side: int = option(default=320, at_least=64, help="what the longer side of a picture is scaled to, in pixels")
+    side: int = option(default=320, at_least=64, help="what the longer side of an image is scaled to, in pixels")
     annotations: bool = option(default=True, help="draw annotations too")
 
     _kept: dict[int, Detections] = state(factory=dict)
@@ -50,13 +50,13 @@ class DrawPredictions:
         kept = {index: found for part in run.processes.gathered(here) for index, found in part.items()}
         if not run.is_main or run.checking or not kept:
             return
-        from detkernel_report import _sheet
+        from detkernel_report import contact_sheet
 
         dataset = run.loader.dataset
-        tiles = [_sheet.tile(self, dataset, kept[index]) for index in sorted(kept)]
+        tiles = [contact_sheet.tile(self, dataset, kept[index]) for index in sorted(kept)]
         path = run.work_dir / f"predictions{'_' * bool(run.val_set)}{run.val_set}.png"
         try:
-            write_atomic(path, _sheet.encode(tiles, self.columns), within=run.work_dir)
+            write_atomic(path, contact_sheet.encode(tiles, self.columns), within=run.work_dir)
         except OSError as error:
             run.log.warning("%s could not be written: %s; the run goes on", relative(path), error.strerror or error)
         self._kept.clear()

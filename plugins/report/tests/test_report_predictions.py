@@ -5,7 +5,7 @@ import pytest
 import torch
 from detkernel_detection import Detections
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel, tiny_run
-from detkernel_report._sheet import colour, tile
+from detkernel_report.contact_sheet import colour, tile
 from detkernel_report.draw_predictions import DrawPredictions
 from PIL import Image
 
@@ -28,7 +28,7 @@ def test_a_sheet_is_written_after_a_validation(tmp_path):
     }
     tiny_run(plugins, work_dir=tmp_path, validate="every 4 iters")
     with Image.open(tmp_path / "predictions.png") as sheet:
-        assert sheet.size == (2 * 70 + 6, 2 * 70 + 6)  # three pictures of 64 in rows of two
+        assert sheet.size == (2 * 70 + 6, 2 * 70 + 6)  # three images of 64 in rows of two
 
 
 def test_a_check_leaves_nothing(tmp_path):

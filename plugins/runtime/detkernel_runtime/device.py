@@ -41,7 +41,7 @@ class Device:
         "module that says `channels_last = False` keeps its own as they are",
     )
     compile: bool = option(default=False, help="compile the model with torch.compile")
-    sync_batchnorm: bool = option(default=False, help="batch norm over the pictures of all processes")
+    sync_batchnorm: bool = option(default=False, help="batch norm over the images of all processes")
     find_unused_parameters: bool = option(
         default=False, help="several processes: some parameters get no gradient in some iterations"
     )
@@ -223,7 +223,7 @@ class Device:
 
     @contextmanager
     def _explaining(self, run: Run, batch: Batch) -> Iterator[None]:
-        """Turn torch's errors that a user can mend into messages that say how."""
+        """Turn torch's errors that a user can fix into messages that say how."""
         try:
             yield
         except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Errors of torch that a user can mend, as messages that say how."""
+"""Errors of torch that a user can fix, as messages that say how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def explained(options: Device, run: Run, batch: Batch, error: Exception) -> UserError | None:
-    """The message for an error of torch that a user can mend; None for any other."""
+    """The message for an error of torch that a user can fix; None for any other."""
     if _UNREDUCED in str(error):
         return _unused(options, run, error)
     if _VIEW in str(error):
@@ -70,10 +70,10 @@ def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None
     on_cpu = _NO_MEMORY in str(error)
     if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
         return None
-    pictures = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
+    images = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
     objects = sum(batch.counts)
     advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
-    shown = ", ".join(pictures[:_SHOWN])
+    shown = ", ".join(images[:_SHOWN])
     when, smaller = "in validation after", "val_batch_size"
     if run.mode == "train":
         when, smaller = (
@@ -81,7 +81,7 @@ def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None
             "batch_size (with the optimizer's accumulate, steps stay the same)",
         )
     return ResourceError(
-        f"{run.device} ran out of memory {when} iteration {run.iter}, with {len(batch)} pictures "
+        f"{run.device} ran out of memory {when} iteration {run.iter}, with {len(batch)} images "
         f"of up to {batch.images.shape[-1]}x{batch.images.shape[-2]} and {objects} objects: {shown}. Try a smaller "
-        f"{smaller}, smaller pictures{advice}"
+        f"{smaller}, smaller images{advice}"
     )

@@ -174,7 +174,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path):
 
 def test_half_an_environment_of_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(Exception, match="LOCAL_RANK and WORLD_SIZE is no number: start several processes with"):
+    with pytest.raises(Exception, match="LOCAL_RANK and WORLD_SIZE is not a number: start several processes with"):
         tiny_run({"device": Device()}, work_dir=tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_weights_are_channels_last_unless_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("event", ["train_step", "after_train_iter"])
-def test_memory_that_runs_out_names_the_pictures(event: str, tmp_path: Path):
+def test_memory_that_runs_out_names_the_images(event: str, tmp_path: Path):
     def allocate() -> None:
         torch.empty(2**50, dtype=torch.uint8)
 
@@ -217,7 +217,7 @@ def test_memory_that_runs_out_names_the_pictures(event: str, tmp_path: Path):
             allocate()
 
     hungry = Forward() if event == "train_step" else Backward()
-    message = r"cpu ran out of memory in epoch 1, .* with 2 pictures of up to 32x32 and 2 objects: \d \(32x32\)"
+    message = r"cpu ran out of memory in epoch 1, .* with 2 images of up to 32x32 and 2 objects: \d \(32x32\)"
     with pytest.raises(UserError, match=message):
         tiny_run({"device": Device(device="cpu"), "hungry": hungry}, work_dir=tmp_path)
 

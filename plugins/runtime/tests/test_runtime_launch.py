@@ -17,20 +17,20 @@ from detkernel.processes import Launch
 from detkernel_runtime.parallel import launch
 from detkernel_runtime.parallel.launch import Report
 
-MISTAKE = Report(0, 2, "error: yours", mended=True)
+MISTAKE = Report(0, 2, "error: yours", final=True)
 BUG = Report(1, 1, "Traceback: bug")
 FOLLOWER = Report(0, 1, "Traceback: connection lost", follows=True)
-STOPPED = Report(1, 75, mended=True)
+STOPPED = Report(1, 75, final=True)
 
 
 @pytest.mark.parametrize(
     ("failures", "reports", "status", "text"),
     [
         ({}, [], 0, ""),
-        ({0: 75, 1: 75}, [STOPPED, Report(0, 75, mended=True)], 75, ""),
+        ({0: 75, 1: 75}, [STOPPED, Report(0, 75, final=True)], 75, ""),
         ({0: -15, 1: 75}, [STOPPED], 75, ""),
-        ({0: 2, 1: 2}, [MISTAKE, Report(1, 2, "error: yours", mended=True)], 2, "error: yours"),
-        ({1: 2}, [MISTAKE, Report(1, 2, "error: theirs", mended=True)], 2, "error: yours\nerror: theirs"),
+        ({0: 2, 1: 2}, [MISTAKE, Report(1, 2, "error: yours", final=True)], 2, "error: yours"),
+        ({1: 2}, [MISTAKE, Report(1, 2, "error: theirs", final=True)], 2, "error: yours\nerror: theirs"),
         ({0: 1}, [FOLLOWER, BUG], 1, "rank 1:\nTraceback: bug"),
         ({0: 1, 1: -9}, [FOLLOWER], 137, "rank 1 was killed by SIGKILL; the system does that when memory runs out"),
         ({1: -11}, [Report(0, 1, "Traceback: connection lost")], 139, "rank 1 was killed by SIGSEGV"),
@@ -56,7 +56,7 @@ def test_a_process_leaves_word_for_its_launcher(tmp_path: Path, monkeypatch: pyt
     assert launch.report(1, error, "text")
     assert Report(**json.loads((tmp_path / "1.json").read_text())) == Report(1, 1, "text", follows=True)
     assert launch.report(2, UserError("x"), "text")
-    assert Report(**json.loads((tmp_path / "1.json").read_text())).mended
+    assert Report(**json.loads((tmp_path / "1.json").read_text())).final
     (tmp_path / "file").touch()
     monkeypatch.setenv("DETKERNEL_REPORTS", str(tmp_path / "file"))
     assert not launch.report(1, error, "text"), "it prints its error itself where word cannot be left"

@@ -53,7 +53,7 @@ class Adapter(Detector):
     """A detector of torchvision. Its parts are this module's own, so that parameters keep torchvision's names."""
 
     inner: Any
-    """The detector itself. It is no child: that would give each parameter a second name."""
+    """The detector itself. It is not a child: that would give each parameter a second name."""
 
     def __init__(
         self, inner: Any, classes: Sequence[str], *, background: bool, normalize: Normalize, max_detections: int

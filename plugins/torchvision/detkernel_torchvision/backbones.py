@@ -1,4 +1,4 @@
-"""Backbones: what turns a picture into feature maps, for every detector with a pyramid."""
+"""Backbones: what turns an image into feature maps, for every detector with a pyramid."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Resnet(Backbone):
     )
 
     def build(self) -> nn.Module:
-        from detkernel_torchvision import _bodies
+        from detkernel_torchvision import bodies
 
-        return _bodies.resnet(self)
+        return bodies.resnet(self)
 
 
 @plugin
@@ -58,9 +58,9 @@ class MobilenetV3(Backbone):
     )
 
     def build(self) -> nn.Module:
-        from detkernel_torchvision import _bodies
+        from detkernel_torchvision import bodies
 
-        return _bodies.mobilenet(self)
+        return bodies.mobilenet(self)
 
 
 @plugin
@@ -77,6 +77,6 @@ class TorchvisionBackbone(Backbone):
     args: dict[str, Any] = option(factory=dict, help="arguments of its builder, by name")
 
     def build(self) -> nn.Module:
-        from detkernel_torchvision import _features
+        from detkernel_torchvision import feature_extraction
 
-        return _features.extract(self)
+        return feature_extraction.extract(self)

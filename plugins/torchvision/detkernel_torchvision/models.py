@@ -48,14 +48,14 @@ class TorchvisionDetector(DetectorPlugin):
         return self.weights is not None
 
     def build(self, run: Run) -> Adapter:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.adapted(self, self._build(len(run.classes) + self.background), run)
+        return detectors.adapted(self, self._build(len(run.classes) + self.background), run)
 
     def load(self, run: Run, model: Any) -> None:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        _detectors.load(self, model, run)
+        detectors.load(self, model, run)
 
     def arguments(self, batch: Batch) -> dict[str, Any]:
         return {"shapes": batch.sizes, "counts": batch.counts}
@@ -72,7 +72,7 @@ class TorchvisionDetector(DetectorPlugin):
 class PyramidDetector(TorchvisionDetector):
     """What detectors on a feature pyramid share."""
 
-    backbone: Backbone = option(factory=Resnet, help="what makes feature maps of a picture")
+    backbone: Backbone = option(factory=Resnet, help="what makes feature maps of an image")
     levels: list[int] | None = option(
         default=None, at_least=1, help="strides of the backbone's maps that are used; null: all the detector can use"
     )
@@ -111,7 +111,7 @@ class FasterRcnn(PyramidDetector):
     )
     box_score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score below which nothing is detected")
     box_nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
-    box_detections_per_img: int = option(default=100, at_least=1, help="detections a picture")
+    box_detections_per_img: int = option(default=100, at_least=1, help="detections an image")
     box_fg_iou_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU from which a proposal is positive")
     box_bg_iou_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU below which it is negative")
     box_batch_size_per_image: int = option(default=512, at_least=1, help="proposals sampled for the loss")
@@ -124,9 +124,9 @@ class FasterRcnn(PyramidDetector):
         return self.box_detections_per_img
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.faster_rcnn(self, num_classes)
+        return detectors.faster_rcnn(self, num_classes)
 
 
 @plugin
@@ -140,9 +140,9 @@ class MaskRcnn(FasterRcnn):
     mask_threshold: float = option(default=0.5, above=0, below=1, help="probability from which a pixel is the object's")
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.mask_rcnn(self, num_classes)
+        return detectors.mask_rcnn(self, num_classes)
 
 
 @plugin
@@ -156,19 +156,19 @@ class KeypointRcnn(FasterRcnn):
     _found: int = state(default=17)
 
     def build(self, run: Run) -> Adapter:
-        from detkernel_torchvision import _detectors, _outputs
+        from detkernel_torchvision import detectors, outputs
 
-        names = _detectors.keypoint_names(self, run)
+        names = detectors.keypoint_names(self, run)
         self._found = self.num_keypoints or len(names)
         model = super().build(run)
-        model.keypoint_outputs = _outputs.keypoint_outputs()
+        model.keypoint_outputs = outputs.keypoint_outputs()
         model.keypoint_names = names if len(names) == self._found else ()
         return model
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.keypoint_rcnn(self, num_classes, self._found)
+        return detectors.keypoint_rcnn(self, num_classes, self._found)
 
 
 @plugin
@@ -189,7 +189,7 @@ class Retinanet(PyramidDetector):
     box_loss: Literal["l1", "giou"] = option(default="l1", help="loss of the boxes; giou in torchvision's v2")
     score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score below which nothing is detected")
     nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
-    detections_per_img: int = option(default=300, at_least=1, help="detections a picture")
+    detections_per_img: int = option(default=300, at_least=1, help="detections an image")
     topk_candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS")
     fg_iou_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU from which an anchor is positive")
     bg_iou_thresh: float = option(default=0.4, at_least=0, at_most=1, help="IoU below which it is negative")
@@ -198,9 +198,9 @@ class Retinanet(PyramidDetector):
         return self.detections_per_img
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.retinanet(self, num_classes)
+        return detectors.retinanet(self, num_classes)
 
 
 @plugin
@@ -216,7 +216,7 @@ class Fcos(PyramidDetector):
     )
     score_thresh: float = option(default=0.2, at_least=0, at_most=1, help="score below which nothing is detected")
     nms_thresh: float = option(default=0.6, at_least=0, at_most=1, help="IoU above which a detection is dropped")
-    detections_per_img: int = option(default=100, at_least=1, help="detections a picture")
+    detections_per_img: int = option(default=100, at_least=1, help="detections an image")
     topk_candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS")
 
     def __attrs_post_init__(self) -> None:
@@ -228,9 +228,9 @@ class Fcos(PyramidDetector):
         return self.detections_per_img
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.fcos(self, num_classes)
+        return detectors.fcos(self, num_classes)
 
 
 @plugin
@@ -239,7 +239,7 @@ class SsdDetector(TorchvisionDetector):
 
     score_thresh: float = option(default=0.01, at_least=0, at_most=1, help="score below which nothing is detected")
     nms_thresh: float = option(default=0.45, at_least=0, at_most=1, help="IoU above which a detection is dropped")
-    detections_per_img: int = option(default=200, at_least=1, help="detections a picture")
+    detections_per_img: int = option(default=200, at_least=1, help="detections an image")
     topk_candidates: int = option(default=400, at_least=1, help="detections of a class before NMS")
     iou_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU from which an anchor is positive")
     positive_fraction: float = option(default=0.25, above=0, below=1, help="share of positive anchors in the loss")
@@ -248,9 +248,9 @@ class SsdDetector(TorchvisionDetector):
     )
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        _detectors.check_fixed(self, sizes)
+        detectors.check_fixed(self, sizes)
 
     def _max_detections(self) -> int:
         return self.detections_per_img
@@ -261,11 +261,11 @@ class SsdDetector(TorchvisionDetector):
 
 @plugin
 class Ssd(SsdDetector):
-    """SSD (Liu et al. 2016) with a VGG-16. Pictures must be of its size: `{use: resize, size: [300, 300]}`."""
+    """SSD (Liu et al. 2016) with a VGG-16. Images must be of its size: `{use: resize, size: [300, 300]}`."""
 
     builders: ClassVar[tuple[str, ...]] = ("ssd300_vgg16",)
 
-    size: Literal[300, 512] = option(default=300, help="height and width of the pictures")
+    size: Literal[300, 512] = option(default=300, help="height and width of the images")
     trainable_layers: int | None = option(
         default=None, at_least=0, at_most=5, help="stages of the backbone trained; null: 4 with weights, else 5"
     )
@@ -273,9 +273,9 @@ class Ssd(SsdDetector):
     image_std: tuple[float, float, float] = option(default=(1 / 255, 1 / 255, 1 / 255), above=0, help="the deviation")
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.ssd(self, num_classes)
+        return detectors.ssd(self, num_classes)
 
     def _side(self) -> int:
         return self.size
@@ -283,23 +283,23 @@ class Ssd(SsdDetector):
 
 @plugin
 class Ssdlite(SsdDetector):
-    """SSDlite (Sandler et al. 2018) with a MobileNetV3. Pictures must be of its size: `{use: resize, size: ...}`."""
+    """SSDlite (Sandler et al. 2018) with a MobileNetV3. Images must be of its size: `{use: resize, size: ...}`."""
 
     builders: ClassVar[tuple[str, ...]] = ("ssdlite320_mobilenet_v3_large",)
 
-    size: int = option(default=320, at_least=64, help="height and width of the pictures")
+    size: int = option(default=320, at_least=64, help="height and width of the images")
     trainable_layers: int = option(default=6, at_least=0, at_most=6, help="stages of the backbone trained")
     score_thresh: float = option(default=0.001, at_least=0, at_most=1, help="score below which nothing is detected")
     nms_thresh: float = option(default=0.55, at_least=0, at_most=1, help="IoU above which a detection is dropped")
-    detections_per_img: int = option(default=300, at_least=1, help="detections a picture")
+    detections_per_img: int = option(default=300, at_least=1, help="detections an image")
     topk_candidates: int = option(default=300, at_least=1, help="detections of a class before NMS")
     image_mean: tuple[float, float, float] = option(default=(0.5, 0.5, 0.5), help="of R, G and B, on 0..1")
     image_std: tuple[float, float, float] = option(default=(0.5, 0.5, 0.5), above=0, help="of R, G and B, on 0..1")
 
     def _build(self, num_classes: int) -> nn.Module:
-        from detkernel_torchvision import _detectors
+        from detkernel_torchvision import detectors
 
-        return _detectors.ssdlite(self, num_classes)
+        return detectors.ssdlite(self, num_classes)
 
     def _side(self) -> int:
         return self.size

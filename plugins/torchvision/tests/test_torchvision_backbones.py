@@ -203,9 +203,9 @@ def test_weights_of_a_detector_from_a_file(tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_a_picture_of_another_size_is_told_to_ssd(tmp_path):
+def test_an_image_of_another_size_is_told_to_ssd(tmp_path):
     run = tiny_kernel({"model": Ssdlite(size=64), "data": TinyData(dataset=TinyDataset(size=2))}, work_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"takes pictures of 64x64, got one of 32x32: end the loader's"):
+    with pytest.raises(ConfigError, match=r"takes images of 64x64, got one of 32x32: end the loader's"):
         run.run()
 
 
@@ -216,7 +216,7 @@ def test_detections_are_in_the_coordinates_of_the_file(tmp_path):
     found = Predictions(boxes, torch.tensor([[0.5]] * 2), torch.tensor([[0]] * 2), valid)
     one, other = to_detections(found, batch, Detector(["a"]))
     assert len(other) == 0
-    assert one.boxes.tolist() == [[2, 3, 10, 20]]  # divided by the scale, cut to the picture
+    assert one.boxes.tolist() == [[2, 3, 10, 20]]  # divided by the scale, cut to the image
     assert one.labels.tolist() == [0]
 
 

@@ -1,4 +1,4 @@
-"""The numbers equal torchvision's own, on the same weights and pictures."""
+"""The numbers equal torchvision's own, on the same weights and images."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ CASES = {
 
 
 def make_batch(size):
-    """Two pictures, the second one smaller where that is allowed, with masks and keypoints."""
+    """Two images, the second one smaller where that is allowed, with masks and keypoints."""
     torch.manual_seed(1)
     height, width = size
     sizes = [size, size if height == width else (height - 11, width - 23)]

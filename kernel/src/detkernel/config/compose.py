@@ -223,7 +223,7 @@ def _set(node: Node | None, path: list[str], value: Node, where: Where, done: tu
     key, rest = path[0], path[1:]
     if node is not None and isinstance(node.value, list):
         if not _POSITION.fullmatch(key) or not -len(node.value) <= int(key) < len(node.value):
-            message = f"a list of {len(node.value)}; '{key}' is no position in it"
+            message = f"a list of {len(node.value)}; '{key}' is not a position in it"
             raise ConfigError([Problem(where, ".".join(done), message)])
         items = list(node.value)
         items[int(key)] = _merge(items[int(key)], _set(items[int(key)], rest, value, where, (*done, key)))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from detkernel_data.formats.table import Table
 
 ROUNDING = 0.01
-"""Pixels out of the picture that are not worth a word: COCO's files round to hundredths."""
+"""Pixels out of the image that are not worth a word: COCO's files round to hundredths."""
 SLIP = 1.0
-"""Pixels out of the picture that come from counting from 0 instead of 1, or from rounding: always clipped."""
+"""Pixels out of the image that come from counting from 0 instead of 1, or from rounding: always clipped."""
 SURE = 20
-"""Boxes from which on a pattern in all of them is no chance."""
+"""Boxes from which on a pattern in all of them is not a chance."""
 _LESS_SURE = 3
 
 
@@ -40,8 +40,8 @@ def pixel_boxes(table: Table) -> NDArray[np.float64]:
 
 def object_sizes(table: Table) -> NDArray[np.float64]:
     """[M, 2] width and height of each object's image."""
-    picture = np.asarray(table.picture, dtype=np.int64)
-    return np.stack([table.widths, table.heights], axis=1)[picture].astype(np.float64)
+    image = np.asarray(table.image, dtype=np.int64)
+    return np.stack([table.widths, table.heights], axis=1)[image].astype(np.float64)
 
 
 def check_units(table: Table, boxes: NDArray[np.float64], notes: list[str]) -> None:
@@ -74,7 +74,7 @@ def check_units(table: Table, boxes: NDArray[np.float64], notes: list[str]) -> N
 def find_duplicates(table: Table, boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """[M] whether an object has the image, class and box of one before it."""
     flags = np.asarray(table.crowd if table.crowd is not None else np.zeros(len(boxes)))
-    rows = np.column_stack([np.asarray(table.picture), labels, flags, boxes]).astype(np.float64)
+    rows = np.column_stack([np.asarray(table.image), labels, flags, boxes]).astype(np.float64)
     _, before, which = np.unique(_hashes(rows + 0.0), return_index=True, return_inverse=True)  # -0.0 becomes 0.0
     first = before[which]
     repeated: NDArray[np.bool_] = (first != np.arange(len(rows))) & (rows == rows[first]).all(1) & (labels >= 0)
@@ -116,7 +116,7 @@ def report_duplicates(table: Table, repeated: NDArray[np.bool_], policy: str, no
 def clean_boxes(
     table: Table, boxes: NDArray[np.float64], chosen: NDArray[np.bool_], policy: str, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The boxes cut to their pictures, and which of the chosen objects can be trained on.
+    """The boxes cut to their images, and which of the chosen objects can be trained on.
 
     Raises `DataError` for the first that cannot, where the policy says so.
     """
@@ -148,7 +148,7 @@ def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _scale_masks(table: Table, sizes: NDArray[np.float64]) -> None:
     for polygons, size in zip(table.masks or (), sizes, strict=False):
         for polygon in polygons if isinstance(polygons, list) else ():
-            if isinstance(polygon, array) and len(polygon) % 2 == 0:  # others are told when masks are checked
+            if isinstance(polygon, array) and len(polygon) % 2 == 0:  # others are reported when masks are checked
                 polygon[:] = array("d", np.frombuffer(polygon) * np.tile(size, len(polygon) // 2))
 
 
@@ -162,7 +162,7 @@ def _report(
         problems = Problems(table.source)
         for number in numbers:
             problems.add(
-                "" if problems.full else f"{_place(table, number, boxes)}: a box {reason}; mend the file, or set "
+                "" if problems.full else f"{_place(table, number, boxes)}: a box {reason}; fix the file, or set "
                 "`bad_boxes` to clip or drop"
             )  # fmt: skip
         problems.stop()
@@ -186,8 +186,8 @@ def _advice(table: Table, boxes: NDArray[np.float64], action: str) -> str:
 
 def _place(table: Table, number: int, boxes: NDArray[np.float64]) -> str:
     x1, y1, x2, y2 = (f"{value:.6g}" for value in boxes[number])
-    picture = table.picture[number]
-    size = size_text(table.heights[picture], table.widths[picture])
+    image = table.image[number]
+    size = size_text(table.heights[image], table.widths[image])
     return f"{table.where(number)} (x {x1}..{x2}, y {y1}..{y2} in {size})"
 
 

@@ -1,6 +1,6 @@
-"""From what a reader found to flat arrays: classes matched, sizes checked, boxes cleaned, pictures chosen.
+"""From what a reader found to flat arrays: classes matched, sizes checked, boxes cleaned, images chosen.
 
-Whatever is left out on the way is told in the notes, one line a reason, with its count and its first places.
+Whatever is left out on the way is reported in the notes, one line a reason, with its count and its first places.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def clean(
     """(annotations, classes, notes) of what the rules keep. Raises `DataError`, also when they keep nothing."""
     notes: list[str] = [*table.notes]
     if not table.files:
-        raise DataError(f"{table.source}: there is no picture in it")
+        raise DataError(f"{table.source}: there is no image in it")
     rename_classes(table, rules.rename_classes)
     may_lack = may_lack or (rules.allow_no_objects and not table.names)
     classes, labels = match_classes(table, class_names, rules.ignore_classes, notes, may_lack=may_lack)
     if not classes:
         raise DataError(f"{table.source}: there is no class: no object has a name; `class_names` gives some")
     dropped = drop_images(table, rules, notes)
-    labels[dropped[np.asarray(table.picture, dtype=np.int64)]] = -1
+    labels[dropped[np.asarray(table.image, dtype=np.int64)]] = -1
     measure(table, rules, notes, dropped)
     raw = pixel_boxes(table)
     check_units(table, raw, notes)
@@ -58,8 +58,8 @@ def clean(
     clipped, usable = clean_boxes(table, raw, chosen, rules.bad_boxes, notes)
     if table.untrained is not None:
         usable &= ~np.asarray(table.untrained, dtype=bool)
-    kept = choose_pictures(table, usable, rules, notes, dropped)
-    chosen &= kept[np.asarray(table.picture, dtype=np.int64)]
+    kept = choose_images(table, usable, rules, notes, dropped)
+    chosen &= kept[np.asarray(table.image, dtype=np.int64)]
     if not ((usable & chosen).any() or (rules.allow_no_objects and kept.any())):
         raise DataError(_nothing_left(table, kept, notes))
     return flat(table, raw, clipped, labels, chosen, usable, kept), classes, notes
@@ -73,7 +73,7 @@ def _nothing_left(table: Table, kept: NDArray[np.bool_], notes: Sequence[str]) -
             "\n  `allow_no_objects: true` takes images without one object, as a part of a `concat` say; the loader "
             "trains on such images with `skip_empty: false`"
         )
-    return f"{table.source}: no object is left of {len(table.picture)}, in {len(kept)} pictures:{reasons}{advice}"
+    return f"{table.source}: no object is left of {len(table.image)}, in {len(kept)} images:{reasons}{advice}"
 
 
 def drop_images(table: Table, rules: FileDataset, notes: list[str]) -> NDArray[np.bool_]:
@@ -96,13 +96,13 @@ def drop_images(table: Table, rules: FileDataset, notes: list[str]) -> NDArray[n
 
 
 def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray[np.bool_]) -> None:
-    """Compare the stated sizes with the pictures' own, and fill in those that are not stated."""
+    """Compare the stated sizes with the images' own, and fill in those that are not stated."""
     problems = Problems(table.source)
     unstated: list[str] = []
     turned: list[str] = []
     animated: list[str] = []
     apply_exif = rules.exif_orientation == "apply"
-    chosen = [i for i, height in enumerate(table.heights) if (rules.check_pictures or height == 0) and not dropped[i]]
+    chosen = [i for i, height in enumerate(table.heights) if (rules.check_images or height == 0) and not dropped[i]]
     for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
         if isinstance(header, DataError):
             problems.add(str(header))
@@ -115,12 +115,12 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
             animated.append(table.files[index])
         if stated == (0, 0):
             table.heights[index], table.widths[index] = found
-            unstated.append(table.where_picture(index))
+            unstated.append(table.where_image(index))
         elif stated != found:
             problems.add("" if problems.full else _size_problem(table, index, header, apply_exif))
     problems.stop()
     if unstated and len(unstated) < len(table.files):
-        notes.append(note(f"{counted(len(unstated), 'picture')} of no stated size, taken from the file", unstated))
+        notes.append(note(f"{counted(len(unstated), 'image')} of no stated size, taken from the file", unstated))
     if animated:
         what = f"{counted(len(animated), 'image')} with several frames or pages: the first of each is taken"
         notes.append(note(what, animated, shown=_shown(animated)))
@@ -131,18 +131,18 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
             if apply_exif
             else "`exif_orientation: apply` turns them upright, which is how most tools show them when boxes are drawn"
         )
-        what = f"{counted(len(turned), 'picture')} with an EXIF orientation {done}"
+        what = f"{counted(len(turned), 'image')} with an EXIF orientation {done}"
         notes.append(note(what, turned, remedy, shown=_shown(turned)))
 
 
 def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:
-    """Raises `DataError` for segmentations that do not fit their pictures."""
+    """Raises `DataError` for segmentations that do not fit their images."""
     problems = Problems(table.source)
     for number, mask in enumerate(table.masks or ()):
-        picture = table.picture[number]
-        if dropped[picture]:
+        image = table.image[number]
+        if dropped[image]:
             continue
-        problem = mask_problem(mask, table.heights[picture], table.widths[picture])
+        problem = mask_problem(mask, table.heights[image], table.widths[image])
         if problem:
             problems.add(
                 "" if problems.full else f"{table.where(number)}: its segmentation: {problem}{table.masks_advice}"
@@ -150,23 +150,23 @@ def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:
     problems.stop()
 
 
-def choose_pictures(
+def choose_images(
     table: Table, usable: NDArray[np.bool_], rules: FileDataset, notes: list[str], dropped: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Which pictures stay."""
+    """Which images stay."""
     heights, widths = np.asarray(table.heights), np.asarray(table.widths)
     kept: NDArray[np.bool_] = np.minimum(heights, widths) >= rules.min_side
-    _report_pictures(
+    _report_images(
         table, ~kept & ~dropped, f"dropped, a side of less than {rules.min_side} pixels", "`min_side`", notes
     )
     kept &= ~dropped
-    objects = np.bincount(np.asarray(table.picture, dtype=np.int64)[usable], minlength=len(kept))
+    objects = np.bincount(np.asarray(table.image, dtype=np.int64)[usable], minlength=len(kept))
     empty = kept & (objects == 0)
     if rules.keep_empty:
-        _report_pictures(table, empty, "without an object kept", "`keep_empty: false` drops them", notes)
+        _report_images(table, empty, "without an object kept", "`keep_empty: false` drops them", notes)
     else:
         kept &= ~empty
-        _report_pictures(table, empty, "without an object dropped", "`keep_empty: true` keeps them", notes)
+        _report_images(table, empty, "without an object dropped", "`keep_empty: true` keeps them", notes)
     return kept
 
 
@@ -179,11 +179,11 @@ def flat(
     usable: NDArray[np.bool_],
     kept: NDArray[np.bool_],
 ) -> FlatAnnotations:
-    """The flat arrays of the objects and pictures that stay."""
-    picture = np.asarray(table.picture, dtype=np.int64)
+    """The flat arrays of the objects and images that stay."""
+    image = np.asarray(table.image, dtype=np.int64)
     order = np.flatnonzero(chosen)
-    order = order[np.argsort(picture[order], kind="stable")]
-    pictures = np.flatnonzero(kept)
+    order = order[np.argsort(image[order], kind="stable")]
+    images = np.flatnonzero(kept)
 
     def flags(column: list[bool] | None) -> NDArray[np.bool_]:
         return np.zeros(len(order), dtype=bool) if column is None else np.asarray(column, dtype=bool)[order]
@@ -192,11 +192,11 @@ def flat(
         return [column[number] for number in order.tolist()]
 
     return FlatAnnotations(
-        image_ids=pack_ids([table.image_ids[number] for number in pictures]),
-        files=Texts(table.files[number] for number in pictures),
-        heights=np.asarray(table.heights, dtype=np.int64)[pictures],
-        widths=np.asarray(table.widths, dtype=np.int64)[pictures],
-        offsets=offsets_of(np.bincount(picture[order], minlength=len(kept))[pictures]),
+        image_ids=pack_ids([table.image_ids[number] for number in images]),
+        files=Texts(table.files[number] for number in images),
+        heights=np.asarray(table.heights, dtype=np.int64)[images],
+        widths=np.asarray(table.widths, dtype=np.int64)[images],
+        offsets=offsets_of(np.bincount(image[order], minlength=len(kept))[images]),
         boxes=raw[order],
         clean=clipped[order],
         usable=usable[order],
@@ -225,10 +225,10 @@ def _keypoints(rows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
     return np.asarray(rows, dtype=np.float32).reshape(len(rows), -1, 3)
 
 
-def _report_pictures(table: Table, which: NDArray[np.bool_], what: str, remedy: str, notes: list[str]) -> None:
+def _report_images(table: Table, which: NDArray[np.bool_], what: str, remedy: str, notes: list[str]) -> None:
     files = [table.files[number] for number in np.flatnonzero(which)]
     if files:
-        notes.append(note(f"{counted(len(files), 'picture')} {what}", files, remedy, shown=_shown(files)))
+        notes.append(note(f"{counted(len(files), 'image')} {what}", files, remedy, shown=_shown(files)))
 
 
 def _shown(files: Sequence[str]) -> list[str]:
@@ -238,24 +238,24 @@ def _shown(files: Sequence[str]) -> list[str]:
 def _size_problem(table: Table, index: int, header: Header, apply_exif: bool) -> str:
     stated = table.heights[index], table.widths[index]
     found = header.upright() if apply_exif else (header.height, header.width)
-    advice = "correct the annotation or replace the picture"
+    advice = "correct the annotation or replace the image"
     if stated == (found[1], found[0]) and header.orientation == 1:
         advice = "width and height are swapped; correct the annotation"
     other = (header.height, header.width) if apply_exif else header.upright()
     if other == stated:
         advice = f"it carries EXIF orientation {header.orientation}: set " + (
-            "`exif_orientation: ignore` if its boxes were drawn on the picture as it is stored"
+            "`exif_orientation: ignore` if its boxes were drawn on the image as it is stored"
             if apply_exif
-            else "`exif_orientation: apply` if its boxes were drawn on the upright picture"
+            else "`exif_orientation: apply` if its boxes were drawn on the upright image"
         )
     return (
-        f"{table.where_picture(index)}: states a size of {size_text(*stated)}, but {relative(table.files[index])} "
+        f"{table.where_image(index)}: states a size of {size_text(*stated)}, but {relative(table.files[index])} "
         f"is {size_text(*found)}; {advice}"
     )
 
 
 def validate(dataset: Dataset, mode: str) -> None:
-    """Raise `DataError`, with the first pictures, for boxes or labels that cannot be trained on; decodes nothing."""
+    """Raise `DataError`, with the first images, for boxes or labels that cannot be trained on; decodes nothing."""
     if getattr(dataset, "cleaned", False):
         return  # while it was read, with the lines of its files
     problems = Problems(f"{mode} data")
@@ -263,7 +263,7 @@ def validate(dataset: Dataset, mode: str) -> None:
         notes = dataset.annotations(index)
         problem = _problem(notes, len(dataset.classes))
         if problem:
-            problems.add(f"{mode} data: picture {index} ('{notes.image_id}'): {problem}")
+            problems.add(f"{mode} data: image {index} ('{notes.image_id}'): {problem}")
     problems.stop()
 
 
@@ -274,12 +274,12 @@ def _problem(notes: Annotations, classes: int) -> str:
     if labels.dtype.kind not in "iu" or labels.shape != boxes.shape[:1]:
         return f"its labels are {labels.dtype} {list(labels.shape)}, expected int64 [{len(boxes)}], one a box"
     inside = (boxes >= -ROUNDING).all(1) & (boxes <= np.array([notes.width, notes.height] * 2) + ROUNDING).all(1)
-    valid = inside & (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is no number is neither
+    valid = inside & (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is not a number is neither
     if not valid.all():
         number = int(np.argmin(valid))
         box = ", ".join(f"{value:g}" for value in boxes[number])
         return (
-            f"box {number} [{box}] has no area, or lies outside of the picture of {notes.width}x{notes.height}; "
+            f"box {number} [{box}] has no area, or lies outside of the image of {notes.width}x{notes.height}; "
             "boxes are x1, y1, x2, y2 in pixels"
         )
     known = (labels >= 0) & (labels < classes)

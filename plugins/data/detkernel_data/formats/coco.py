@@ -81,7 +81,7 @@ def _parse(path: Path, masks: bool) -> Any:
         elif type(polygons) is list:
             try:
                 fields["segmentation"] = [array("d", part) for part in polygons if part != []]
-            except (TypeError, OverflowError):  # told when the annotation is checked
+            except (TypeError, OverflowError):  # reported when the annotation is checked
                 return fields
         return fields
 
@@ -140,14 +140,14 @@ def _empty_table(source: str, declared: list[str], form: Form) -> Table:
 
     def where(index: int) -> str:
         assert table.ids is not None
-        name = os.path.basename(table.files[table.picture[index]])  # noqa: PTH119 - called for many objects
+        name = os.path.basename(table.files[table.image[index]])  # noqa: PTH119 - called for many objects
         return f"{source}: annotation {table.ids[index]} '{table.names[index]}' of {name}"
 
     table = Table(
         source=source,
         declared=lambda: declared,
         where=where,
-        where_picture=lambda index: f"{source}: image {table.image_ids[index]}",
+        where_image=lambda index: f"{source}: image {table.image_ids[index]}",
         fractions=form.fractions,
         fractions_advice="Set `bbox_unit: fractions`",
         corners_advice="" if form.bbox != "xywh" else "Set `bbox_format: xyxy` if they are",
@@ -160,14 +160,14 @@ def _empty_table(source: str, declared: list[str], form: Form) -> Table:
 
 
 def _add_images(table: Table, data: Entry, folder: Path, drop_missing: bool) -> dict[ImageId, int]:
-    """Append all pictures; image id -> position. Those that are missing are left to `bad_images: drop`."""
+    """Append all images; image id -> position. Those that are missing are left to `bad_images: drop`."""
     problems = Problems(table.source)
     positions: dict[ImageId, int] = {}
     ids: set[str] = set()  # 7 and "7" are one: in results, ids are often text
     seen: dict[str, ImageId] = {}
     is_there, near = Listing(), Near(folder, "image_folder", SUFFIXES)
-    with scan(folder, "pictures"):
-        pass  # a missing folder is one problem, not one a picture
+    with scan(folder, "images"):
+        pass  # a missing folder is one problem, not one an image
     for index, value in enumerate(data.list("images")):
         try:
             entry = Entry(f"{table.source}: images[{index}]", value)
@@ -177,13 +177,13 @@ def _add_images(table: Table, data: Entry, folder: Path, drop_missing: bool) -> 
                 raise DataError(f"{entry.place}: two images have this id; expected each once")
             if name in seen:
                 raise DataError(f"{entry.place}: '{name}' is image {seen[name]} already; merge the two")
-            path = os.path.join(folder, name)  # noqa: PTH118 - a path object for each picture takes seconds
+            path = os.path.join(folder, name)  # noqa: PTH118 - a path object for each image takes seconds
             if not drop_missing and not is_there(path):
                 hint = "" if problems.full else near.hint(name) or "; `bad_images: drop` leaves out such images"
-                raise DataError(f"{entry.place}: the picture {relative(path)} is missing{hint}")
+                raise DataError(f"{entry.place}: the image {relative(path)} is missing{hint}")
             ids.add(str(number))
             seen[name] = number
-            positions[number] = table.add_picture(number, path, *_size(entry))
+            positions[number] = table.add_image(number, path, *_size(entry))
         except DataError as error:
             problems.add(str(error))
     problems.stop()
@@ -268,8 +268,8 @@ class _Objects:
         number = entry.integer("id")
         if number in self.ids:
             raise DataError(f"{entry.place}: two annotations have this id; expected each once")
-        picture = self.positions.get(image := entry.identity("image_id"))
-        if picture is None:
+        position = self.positions.get(image := entry.identity("image_id"))
+        if position is None:
             raise DataError(
                 f"{entry.place}: `image_id`: there is no image {image!r} in the file{self._other_type(image)}"
             )
@@ -291,7 +291,7 @@ class _Objects:
         for name, value in zip(self.form.fields, values, strict=True):
             self.table.fields[name].append(value)
         self._append(number, crowd, math.nan if area is None else float(area), mask, keypoints)
-        self.table.add_object(picture, category.name, box)
+        self.table.add_object(position, category.name, box)
 
     def _value(self, entry: Entry, name: str) -> Any:
         """A number, or a list of as many as the objects before it have."""
@@ -408,14 +408,14 @@ def _report_unused(table: Table, data: Entry, fields_read: Sequence[str]) -> Non
 
 @plugin
 class Coco(FileDataset):
-    """Pictures and instances in COCO form, with polygons or run lengths and keypoints where they are given.
+    """Images and instances in COCO form, with polygons or run lengths and keypoints where they are given.
 
     Category ids may have gaps: classes are the categories' names in the order of their ids. Crowds are kept and
     flagged.
     """
 
     annotation_file: Path = option(help="the JSON file, such as annotations/instances_train2017.json")
-    image_folder: Path = option(help="the folder that the pictures' `file_name` starts from")
+    image_folder: Path = option(help="the folder that the images' `file_name` starts from")
     class_names: list[str] | None = option(
         default=None, help="categories in label order; null: all, in the order of their ids"
     )

@@ -1,4 +1,4 @@
-"""What the data sets of picture files have in common: their options, decoding, and annotations in flat arrays."""
+"""What the data sets of image files have in common: their options, decoding, and annotations in flat arrays."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @plugin
 class FileDataset(Dataset):
-    """Pictures in files, with annotations beside them."""
+    """Images in files, with annotations beside them."""
 
     ignore_classes: list[str] | Literal["others"] = option(
         factory=list, help="classes whose objects are left out; 'others': all that `class_names` does not list"
     )
     bad_boxes: Literal["clip", "drop", "error"] = option(
         default="clip",
-        help="for training, a box more than a pixel out of its picture is cut to it, dropped, or an error; one without "
+        help="for training, a box more than a pixel out of its image is cut to it, dropped, or an error; one without "
         "area in it is dropped, or an error; all are counted. Evaluation takes every box as it is in the file",
     )
     duplicates: Literal["keep", "drop", "error"] = option(
@@ -45,12 +45,12 @@ class FileDataset(Dataset):
     allow_no_objects: bool = option(
         default=False, help="take a data set that has images and not one object: background, for a `concat` say"
     )
-    min_side: int = option(default=0, at_least=0, help="drop pictures whose shorter side is below this, in pixels")
-    check_pictures: bool = option(
-        default=True, help="compare every picture's stated size with its file while loading, else when it is decoded"
+    min_side: int = option(default=0, at_least=0, help="drop images whose shorter side is below this, in pixels")
+    check_images: bool = option(
+        default=True, help="compare every image's stated size with its file while loading, else when it is decoded"
     )
     exif_orientation: Literal["ignore", "apply"] = option(
-        default="ignore", help="whether boxes were drawn on the picture as stored, or on the upright one"
+        default="ignore", help="whether boxes were drawn on the image as stored, or on the upright one"
     )
     bit_depth: int | None = option(
         default=None,
@@ -82,8 +82,8 @@ class FileDataset(Dataset):
         found = int(image.shape[1]), int(image.shape[2])
         if found != stated:
             raise DataError(
-                f"{relative(path)}: the picture is {size_text(*found)}, its annotations state {size_text(*stated)}; "
-                "correct them or replace the picture"
+                f"{relative(path)}: the image is {size_text(*found)}, its annotations state {size_text(*stated)}; "
+                "correct them or replace the image"
             )
         return image
 

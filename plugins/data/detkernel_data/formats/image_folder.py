@@ -40,14 +40,14 @@ class ImageFolder(Dataset):
     _bits: int | None = state()
 
     def load(self) -> None:
-        from detkernel_data.images import find_depth, picture_files, read_headers
+        from detkernel_data.images import find_depth, image_files, read_headers
         from detkernel_data.report import Problems, note
 
         folders = [self.root]
         if self.recursive:
             folders += sorted(path for path in self.root.rglob("*") if path.is_dir())
         names = sorted(
-            (folder / name).relative_to(self.root).as_posix() for folder in folders for name in picture_files(folder)
+            (folder / name).relative_to(self.root).as_posix() for folder in folders for name in image_files(folder)
         )
         if not names:
             raise DataError(f"{relative(self.root)}: there is no image in this folder; recursive=true looks below it")

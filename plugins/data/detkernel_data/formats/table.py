@@ -13,7 +13,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 @attrs.define(eq=False, kw_only=True)
 class Table:
-    """Lists of one entry a picture, and of one entry an object; plain Python, since that is fast to append to."""
+    """Lists of one entry an image, and of one entry an object; plain Python, since that is fast to append to."""
 
     source: str
     """The file or folder that messages about the whole data set name."""
@@ -21,10 +21,10 @@ class Table:
     """Every class name that the data set knows, in label order, whether or not an object here has it."""
     where: Callable[[int], str]
     """The place of an object, by its position in the lists: its file, and its line or id."""
-    where_picture: Callable[[int], str]
-    """The place that states a picture's size, by the picture's position."""
+    where_image: Callable[[int], str]
+    """The place that states an image's size, by the image's position."""
     fractions: bool = False
-    """Whether boxes and polygons are fractions of the picture's width and height, still to be multiplied."""
+    """Whether boxes and polygons are fractions of the image's width and height, still to be multiplied."""
     origin: int = 0
     """What the reader took off from the coordinates in the files."""
     fractions_advice: str = "Multiply them by the width and height of the image"
@@ -40,8 +40,8 @@ class Table:
     """0 where the annotations do not state it."""
     widths: list[int] = attrs.field(factory=list)
 
-    picture: list[int] = attrs.field(factory=list)
-    """Position of the object's picture."""
+    image: list[int] = attrs.field(factory=list)
+    """Position of the object's image."""
     names: list[str] = attrs.field(factory=list)
     boxes: list[Box] = attrs.field(factory=list)
     """xyxy, finite numbers."""
@@ -58,15 +58,15 @@ class Table:
     fields: dict[str, list[Any]] = attrs.field(factory=dict)
     """Further values of each object, by name: numbers, or lists of as many."""
 
-    def add_picture(self, image_id: ImageId, file: str, height: int, width: int) -> int:
-        """Append a picture and return its position."""
+    def add_image(self, image_id: ImageId, file: str, height: int, width: int) -> int:
+        """Append an image and return its position."""
         self.image_ids.append(image_id)
         self.files.append(file)
         self.heights.append(height)
         self.widths.append(width)
         return len(self.files) - 1
 
-    def add_object(self, picture: int, name: str, box: Box) -> None:
-        self.picture.append(picture)
+    def add_object(self, image: int, name: str, box: Box) -> None:
+        self.image.append(image)
         self.names.append(name)
         self.boxes.append(box)

@@ -17,7 +17,7 @@ from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.missing_files import Near, fold, slip
 from detkernel_data.formats.table import Table
 from detkernel_data.formats.voc_xml import VocFile, VocObject, read_xml
-from detkernel_data.images import SUFFIXES, missing_folder, picture_files, scan
+from detkernel_data.images import SUFFIXES, image_files, missing_folder, scan
 from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 _LONGEST_LIST = 2**28
@@ -42,27 +42,27 @@ def read(
     """
     with scan(annotations, "annotations") as entries:
         known = {entry.name[:-4] for entry in entries if entry.name.endswith(".xml")}
-    pictures = _pictures_by_stem(images)
-    everything = sorted(known | set(pictures))
+    by_stem = _images_by_stem(images)
+    everything = sorted(known | set(by_stem))
     listed = dict.fromkeys(everything, annotations) if split is None else _listed(splits, split)
     unlabelled = unlabelled or ("drop" if split is None else "error")
     source = relative(annotations if split is None else splits / f"{split[0]}.txt")
-    problems, found = Problems(source), _Found(source, images, annotations, pictures, known, origin)
+    problems, found = Problems(source), _Found(source, images, annotations, by_stem, known, origin)
     found.table.fields = {name: [] for name in fields}
     for name, place in listed.items():
         try:
-            if len(pictures.get(name, ())) > 1:
+            if len(by_stem.get(name, ())) > 1:
                 raise DataError(found.several(name))
-            if name not in known and name in pictures and unlabelled != "error":
+            if name not in known and name in by_stem and unlabelled != "error":
                 found.without_xml(name, keep=unlabelled == "keep")
             elif name not in known:
                 hint = "" if problems.full else found.xml_hint(name)
                 raise DataError(_missing(name, place, annotations / f"{name}.xml", "annotation file") + hint)
-            elif name not in pictures and orphans == "drop":
+            elif name not in by_stem and orphans == "drop":
                 found.orphans.append(name)
-            elif name not in pictures:
+            elif name not in by_stem:
                 hint = "" if problems.full else found.image_hint(name)
-                raise DataError(_missing(name, place, images / name, "picture") + hint)
+                raise DataError(_missing(name, place, images / name, "image") + hint)
             else:
                 found.add(name, read_xml(annotations / f"{name}.xml", fields))
         except DataError as error:
@@ -80,11 +80,11 @@ class _Found:
         source: str,
         images: Path,
         annotations: Path,
-        pictures: Mapping[str, Sequence[str]],
+        by_stem: Mapping[str, Sequence[str]],
         known: set[str],
         origin: int,
     ) -> None:
-        self.images, self.annotations, self.pictures = images, annotations, pictures
+        self.images, self.annotations, self.by_stem = images, annotations, by_stem
         self.lines: list[int] = []
         self.table = _empty_table(source, annotations, known, self.lines)
         self.table.origin = origin
@@ -97,7 +97,7 @@ class _Found:
     def add(self, name: str, file: VocFile) -> None:
         table = self.table
         assert table.difficult is not None
-        position = table.add_picture(name, str(self.images / self.pictures[name][0]), file.height, file.width)
+        position = table.add_image(name, str(self.images / self.by_stem[name][0]), file.height, file.width)
         for seen in file.objects:
             if seen.deleted:
                 self.deleted.append(f"{relative(self.annotations / name)}.xml:{seen.line}")
@@ -109,10 +109,10 @@ class _Found:
             self.lines.append(seen.line)
 
     def without_xml(self, name: str, *, keep: bool) -> None:
-        file = str(self.images / self.pictures[name][0])
+        file = str(self.images / self.by_stem[name][0])
         self.unlabelled.append(file)
         if keep:
-            self.table.add_picture(name, file, 0, 0)
+            self.table.add_image(name, file, 0, 0)
 
     def report(self, unlabelled: str) -> None:
         """Tell what was left out, or taken for empty."""
@@ -121,12 +121,12 @@ class _Found:
             done = "taken as images without objects" if kept else "left out"
             other = "`unlabelled: drop` leaves them out" if kept else "`unlabelled: keep` takes them as without objects"
             shown = [relative(file) for file in self.unlabelled[:EXAMPLES]]
-            what = f"{counted(len(self.unlabelled), 'picture')} without an annotation file {done}"
+            what = f"{counted(len(self.unlabelled), 'image')} without an annotation file {done}"
             self.table.notes.append(note(what, self.unlabelled, other, shown))
         if self.orphans:
             files = [str(self.annotations / f"{name}.xml") for name in self.orphans]
             shown = [relative(file) for file in files[:EXAMPLES]]
-            what = f"{counted(len(files), 'annotation file')} without a picture left out"
+            what = f"{counted(len(files), 'annotation file')} without an image left out"
             self.table.notes.append(note(what, files, "`orphan_labels: error` refuses them", shown))
         if self.deleted:
             what = f"{counted(len(self.deleted), 'object')} marked as <deleted> left out"
@@ -134,7 +134,7 @@ class _Found:
 
     def several(self, name: str) -> str:
         return (
-            f"{relative(self.images)}: several pictures are called '{name}': {', '.join(self.pictures[name])}; "
+            f"{relative(self.images)}: several images are called '{name}': {', '.join(self.by_stem[name])}; "
             "keep one of them"
         )
 
@@ -142,12 +142,12 @@ class _Found:
         if _FLAGGED.match(name):
             return "; lists of one class have a flag behind each name: take the list of the whole split"
         near = self._near_stem(name, self._known)
-        if near or name not in self.pictures:
+        if near or name not in self.by_stem:
             return near
         return "; `unlabelled: keep` takes it as an image without objects, `unlabelled: drop` leaves it out"
 
     def image_hint(self, name: str) -> str:
-        return self._near.hint(f"{name}.jpg") or f"{self._near_stem(name, self.pictures)}; {_ORPHANS}"
+        return self._near.hint(f"{name}.jpg") or f"{self._near_stem(name, self.by_stem)}; {_ORPHANS}"
 
     def _near_stem(self, name: str, stems: set[str] | Mapping[str, object]) -> str:
         near = {fold(stem): stem for stem in stems}.get(fold(name)) or slip(name, list(stems))
@@ -165,13 +165,13 @@ def _from_origin(seen: VocObject, origin: int) -> tuple[float, float, float, flo
 def _empty_table(source: str, annotations: Path, known: set[str], lines: list[int]) -> Table:
     table: Table
 
-    def file_of(picture: int) -> str:
-        return relative(annotations / f"{table.image_ids[picture]}.xml")
+    def file_of(image: int) -> str:
+        return relative(annotations / f"{table.image_ids[image]}.xml")
 
     def where(index: int) -> str:
-        picture = table.picture[index]
-        number = index - bisect_left(table.picture, picture) + 1
-        return f"{file_of(picture)}:{lines[index]}: object {number} '{table.names[index]}'"
+        image = table.image[index]
+        number = index - bisect_left(table.image, image) + 1
+        return f"{file_of(image)}:{lines[index]}: object {number} '{table.names[index]}'"
 
     @cache
     def declared() -> list[str]:
@@ -180,11 +180,11 @@ def _empty_table(source: str, annotations: Path, known: set[str], lines: list[in
         for name in known.difference(map(str, table.image_ids)):
             try:
                 names.update(found.name for found in read_xml(annotations / f"{name}.xml").objects)
-            except DataError:  # told when its own split is loaded
+            except DataError:  # reported when its own split is loaded
                 continue
         return sorted(names)
 
-    table = Table(source=source, declared=declared, where=where, where_picture=file_of, difficult=[])
+    table = Table(source=source, declared=declared, where=where, where_image=file_of, difficult=[])
     return table
 
 
@@ -197,7 +197,7 @@ def _listed(folder: Path, split: Sequence[str]) -> dict[str, str]:
         for number, line in enumerate(_read_list(path), start=1):
             name, place = line.strip(), f"{shown}:{number}"
             if name and name in places:
-                raise DataError(f"{place}: '{name}' is listed already, in {places[name]}; each picture counts once")
+                raise DataError(f"{place}: '{name}' is listed already, in {places[name]}; each image counts once")
             if name:
                 places[name] = place
     return places
@@ -222,9 +222,9 @@ def _read_list(path: Path) -> list[str]:
         raise DataError(f"{relative(path)}: the list of names cannot be read ({error.strerror})") from None
 
 
-def _pictures_by_stem(folder: Path) -> dict[str, list[str]]:
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name in sorted(picture_files(folder)):
+    for name in sorted(image_files(folder)):
         found.setdefault(Path(name).stem, []).append(name)
     return found
 
@@ -261,10 +261,10 @@ VOC_CLASSES = [
 
 @plugin
 class Voc(FileDataset):
-    """Pictures and annotations in Pascal VOC form.
+    """Images and annotations in Pascal VOC form.
 
     Boxes are the file's coordinates less `origin`, fractions kept; width is `xmax - xmin`, as in MMDetection 2.x.
-    Objects that are `difficult` are kept and flagged. A picture belongs to the XML file of the same stem.
+    Objects that are `difficult` are kept and flagged. An image belongs to the XML file of the same stem.
     """
 
     root: Path = option(help="the folder with the three below, such as VOCdevkit/VOC2007")
@@ -275,7 +275,7 @@ class Voc(FileDataset):
         default=None, help="classes in label order; 'voc': the 20 of the challenge; null: all in the folder, sorted"
     )
     origin: Literal[0, 1] = option(default=1, help="the coordinate of the first pixel: 1 as VOC writes, or 0")
-    image_folder: str = option(default="JPEGImages", help="the pictures' folder in `root`")
+    image_folder: str = option(default="JPEGImages", help="the images' folder in `root`")
     annotation_folder: str = option(default="Annotations", help="the XML files' folder in `root`")
     split_folder: str = option(default="ImageSets/Main", help="the lists' folder in `root`")
     unlabelled: Literal["keep", "drop", "error"] | None = option(

@@ -148,7 +148,7 @@ def _size(path: Path, texts: dict[str, str]) -> tuple[int, int]:
     if not (_PIXELS.fullmatch(height) and _PIXELS.fullmatch(width)) or (int(height) == 0) != (int(width) == 0):
         raise DataError(
             f"{relative(path)}: <size>: expected width and height in pixels, got '{width}' and '{height}'; "
-            "without <size> the picture's own is taken"
+            "without <size> the image's own is taken"
         )
     return int(height), int(width)
 

@@ -18,7 +18,7 @@ from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import number_in
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
-from detkernel_data.formats.yolo_yaml import Pictures, names_of, pictures_of, read_yaml
+from detkernel_data.formats.yolo_yaml import Images, images_of, names_of, read_yaml
 from detkernel_data.images import Listing
 from detkernel_data.report import EXAMPLES, Problems, counted, note
 
@@ -35,7 +35,7 @@ _CLASS = re.compile("[0-9]{1,6}")
 
 
 class Label(NamedTuple):
-    """One line: fractions of the picture's width and height."""
+    """One line: fractions of the image's width and height."""
 
     name: str
     box: Box
@@ -51,11 +51,11 @@ def read(
 ) -> Table:
     """Everything that the label files say. Raises `DataError` with all problems found.
 
-    `unlabelled`, `orphans`: what becomes of pictures without a label file, and of label files without a picture.
+    `unlabelled`, `orphans`: what becomes of images without a label file, and of label files without an image.
     """
     path, content = read_yaml(data)
     names = names_of(content)
-    found = pictures_of(path, content, split, drop_missing)
+    found = images_of(path, content, split, drop_missing)
     problems = Problems(content.place)
     _check_alone(found.files, problems)
     lines: list[int] = []
@@ -63,15 +63,15 @@ def read(
     table.notes += found.notes
     table.fields = {name: [] for name in fields}
     without, is_there = [], Listing()
-    for picture, identity in zip(found.files, _identities(found.files, path.parent), strict=True):
-        labels = label_file(picture)
+    for image, identity in zip(found.files, _identities(found.files, path.parent), strict=True):
+        labels = label_file(image)
         labelled = is_there(labels)
         if not labelled:
-            without.append(picture)
+            without.append(image)
             if unlabelled == "drop":
                 continue
         try:
-            _append(table, lines, picture, identity, read_labels(labels, names, fields) if labelled else [])
+            _append(table, lines, image, identity, read_labels(labels, names, fields) if labelled else [])
         except DataError as error:
             problems.add(str(error))
     problems.stop()
@@ -85,42 +85,42 @@ def read(
     return table
 
 
-def _no_labels(source: str, pictures: Sequence[str]) -> str:
+def _no_labels(source: str, images: Sequence[str]) -> str:
     """The message for a split without labels."""
-    labels = label_file(pictures[0])
+    labels = label_file(images[0])
     expected = Path(labels).parent
     folder = next((above for above in (expected, *expected.parents) if above.is_dir()), Path())
     found = Near(folder, "", frozenset({".txt"})).find(str(Path(labels).relative_to(folder)))
     of_another_split = f"{os.sep}labels{os.sep}" in f"{os.sep}{found}"
     hint = f"; there is {relative(found)}" if found and not of_another_split else ""
     return (
-        f"{source}: none of {counted(len(pictures), 'picture')} has labels; expected {relative(labels)} and so on"
+        f"{source}: none of {counted(len(images), 'image')} has labels; expected {relative(labels)} and so on"
         f"{hint}; training and evaluation need them"
     )
 
 
-def _report_unlabelled(table: Table, pictures: Sequence[str], policy: str) -> None:
-    if not pictures:
+def _report_unlabelled(table: Table, images: Sequence[str], policy: str) -> None:
+    if not images:
         return
-    shown = [relative(picture) for picture in pictures[:EXAMPLES]]
+    shown = [relative(image) for image in images[:EXAMPLES]]
     if policy == "error":
         problems = Problems(table.source)
-        for picture in pictures:
+        for image in images:
             problems.add(
-                "" if problems.full else f"{relative(picture)}: its {relative(label_file(picture))} is missing; "
+                "" if problems.full else f"{relative(image)}: its {relative(label_file(image))} is missing; "
                 "`unlabelled: keep` takes it as an image without objects, `unlabelled: drop` leaves it out"
             )  # fmt: skip
         problems.stop()
     done = "taken as images without objects" if policy == "keep" else "left out"
     remedy = "`unlabelled: drop` leaves them out" if policy == "keep" else "`unlabelled: keep` takes them"
-    what = f"{counted(len(pictures), 'picture')} without a label file {done}"
-    table.notes.append(note(what, pictures, remedy, shown))
+    what = f"{counted(len(images), 'image')} without a label file {done}"
+    table.notes.append(note(what, images, remedy, shown))
 
 
-def _report_orphans(table: Table, found: Pictures, policy: str) -> None:
-    """Label files whose picture is not there, or has a suffix that is not read. A list of pictures has its own choice
+def _report_orphans(table: Table, found: Images, policy: str) -> None:
+    """Label files whose image is not there, or has a suffix that is not read. A list of images has its own choice
     of them, so that only folders are compared."""
-    owned = {label_file(picture) for picture in found.files}
+    owned = {label_file(image) for image in found.files}
     folders = dict.fromkeys(os.path.dirname(label_file(os.path.join(folder, "x.jpg"))) for folder in found.folders)  # noqa: PTH118, PTH120
     orphans: list[str] = []
     for folder in folders:
@@ -133,7 +133,7 @@ def _report_orphans(table: Table, found: Pictures, policy: str) -> None:
     if not orphans:
         return
     shown = [relative(path) for path in orphans[:EXAMPLES]]
-    what = f"{counted(len(orphans), 'label file')} without a picture"
+    what = f"{counted(len(orphans), 'label file')} without an image"
     if policy == "error":
         raise DataError(f"{table.source}: {what}: {'; '.join(shown)}; `orphan_labels: drop` leaves them out")
     table.notes.append(note(f"{what} left out", orphans, "`orphan_labels: error` refuses them", shown))
@@ -151,9 +151,9 @@ def _report_corners(table: Table) -> None:
         )
 
 
-def _append(table: Table, lines: list[int], picture: str, identity: str, labels: Sequence[Label]) -> None:
+def _append(table: Table, lines: list[int], image: str, identity: str, labels: Sequence[Label]) -> None:
     assert table.masks is not None
-    position = table.add_picture(identity, picture, 0, 0)
+    position = table.add_image(identity, image, 0, 0)
     for label in labels:
         table.add_object(position, label.name, label.box)
         table.masks.append([array("d", label.polygon)] if label.polygon else [])
@@ -162,29 +162,29 @@ def _append(table: Table, lines: list[int], picture: str, identity: str, labels:
             table.fields[name].append(value)
 
 
-def _check_alone(pictures: Sequence[str], problems: Problems) -> None:
-    """Each picture counts once, and has labels of its own."""
+def _check_alone(images: Sequence[str], problems: Problems) -> None:
+    """Each image counts once, and has labels of its own."""
     owners: dict[str, str] = {}
-    for picture in pictures:
-        owner = owners.setdefault(labels := label_file(picture), picture)
-        if owner is not picture:
-            both = f"{relative(picture)} and {relative(owner)} have one label file, {relative(labels)}; rename one"
-            problems.add(f"{relative(picture)}: listed twice in {problems.source}" if owner == picture else both)
+    for image in images:
+        owner = owners.setdefault(labels := label_file(image), image)
+        if owner is not image:
+            both = f"{relative(image)} and {relative(owner)} have one label file, {relative(labels)}; rename one"
+            problems.add(f"{relative(image)}: listed twice in {problems.source}" if owner == image else both)
     problems.stop()
 
 
-def _identities(pictures: Sequence[str], root: Path) -> list[str]:
+def _identities(images: Sequence[str], root: Path) -> list[str]:
     """The names without suffix; where folders share some, the paths from the data.yaml's folder."""
-    stems = [Path(picture).stem for picture in pictures]
+    stems = [Path(image).stem for image in images]
     if len(set(stems)) == len(stems):
         return stems
-    return [Path(os.path.relpath(picture, root)).as_posix() for picture in pictures]
+    return [Path(os.path.relpath(image, root)).as_posix() for image in images]
 
 
-def label_file(picture: str) -> str:
+def label_file(image: str) -> str:
     """The labels of `.../images/.../a.jpg` are `.../labels/.../a.txt`; without such a folder, they lie beside it."""
-    folder, slash, name = f"{os.sep}{picture}".rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{folder}{os.sep}labels{os.sep}{name}"[1:] if slash else picture
+    folder, slash, name = f"{os.sep}{image}".rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{folder}{os.sep}labels{os.sep}{name}"[1:] if slash else image
     return f"{os.path.splitext(moved)[0]}.txt"  # noqa: PTH122
 
 
@@ -236,7 +236,7 @@ def _fraction(place: str, word: str, margin: float) -> float:
     except ValueError:
         value = math.nan
     if not -margin <= value <= 1 + margin:
-        raise DataError(f"{place}: expected fractions of the picture's width and height, 0 to 1; got '{word[:20]}'")
+        raise DataError(f"{place}: expected fractions of the image's width and height, 0 to 1; got '{word[:20]}'")
     return value
 
 
@@ -244,13 +244,13 @@ def _empty_table(source: str, names: list[str], lines: list[int]) -> Table:
     table: Table
 
     def where(index: int) -> str:
-        return f"{relative(label_file(table.files[table.picture[index]]))}:{lines[index]}"
+        return f"{relative(label_file(table.files[table.image[index]]))}:{lines[index]}"
 
     table = Table(
         source=source,
         declared=lambda: names,
         where=where,
-        where_picture=lambda index: relative(table.files[index]),
+        where_image=lambda index: relative(table.files[index]),
         fractions=True,
         masks=[],
     )
@@ -259,7 +259,7 @@ def _empty_table(source: str, names: list[str], lines: list[int]) -> Table:
 
 @plugin
 class Yolo(FileDataset):
-    """Pictures and labels in YOLO form: boxes, or polygons, which become masks and boxes.
+    """Images and labels in YOLO form: boxes, or polygons, which become masks and boxes.
 
     The labels of `.../images/.../a.jpg` are `.../labels/.../a.txt`; an image without such a file has no objects,
     unless `unlabelled` says otherwise. Boxes are those of the upright image, as the tools that write this form show it.
@@ -271,7 +271,7 @@ class Yolo(FileDataset):
         default=None, help="some of the file's `names` in label order; null: all of them, in their order"
     )
     exif_orientation: Literal["ignore", "apply"] = option(
-        default="apply", help="whether boxes were drawn on the picture as stored, or on the upright one"
+        default="apply", help="whether boxes were drawn on the image as stored, or on the upright one"
     )
     unlabelled: Literal["keep", "drop", "error"] = option(
         default="keep", help="images without a label file: taken as images without objects, left out, or an error"

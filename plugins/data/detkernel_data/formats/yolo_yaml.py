@@ -1,4 +1,4 @@
-"""Reads a `data.yaml` of YOLO form: class names and where the pictures of a split are."""
+"""Reads a `data.yaml` of YOLO form: class names and where the images of a split are."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LARGEST = 2**24
 _LONGEST_LIST = 2**30
 
 
-class Pictures(NamedTuple):
-    """The picture files of a split."""
+class Images(NamedTuple):
+    """The image files of a split."""
 
     files: list[str]
     folders: list[str]
@@ -75,8 +75,8 @@ def names_of(content: Entry) -> list[str]:
     return names
 
 
-def pictures_of(path: Path, content: Entry, split: str, drop_missing: bool) -> Pictures:
-    """The picture files of a split, sorted within each folder. Listed ones that are missing are an error, or left to
+def images_of(path: Path, content: Entry, split: str, drop_missing: bool) -> Images:
+    """The image files of a split, sorted within each folder. Listed ones that are missing are an error, or left to
     `bad_images: drop`."""
     there = [name for name in content.fields if name in SPLITS]
     value = content.fields.get(split)
@@ -85,15 +85,15 @@ def pictures_of(path: Path, content: Entry, split: str, drop_missing: bool) -> P
         raise DataError(f"{content.place}: there is no split '{split}'{hint}")
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        raise content.wrong(split, "a folder, a list of folders, or a .txt file of pictures", value)
+        raise content.wrong(split, "a folder, a list of folders, or a .txt file of images", value)
     root = path.parent / (content.text("path") if content.fields.get("path") else "")
-    found = Pictures([], [], [])
+    found = Images([], [], [])
     for entry in entries:
         _add_files(found, root, entry, drop_missing)
     return found
 
 
-def _add_files(found: Pictures, root: Path, entry: str, drop_missing: bool) -> None:
+def _add_files(found: Images, root: Path, entry: str, drop_missing: bool) -> None:
     place = root / entry
     if not place.exists() and entry.startswith("../"):  # Roboflow writes `../train/images` for `train/images`
         place = root / entry.removeprefix("../")
@@ -101,8 +101,8 @@ def _add_files(found: Pictures, root: Path, entry: str, drop_missing: bool) -> N
         found.files.extend(_listed(place, drop_missing))
         return
     if not place.is_dir():
-        raise DataError(missing_folder(place, "pictures"))
-    pictures: list[str] = []
+        raise DataError(missing_folder(place, "images"))
+    images: list[str] = []
     others: Counter[str] = Counter()
     again: list[str] = []
     for folder, names in walk(place, again):
@@ -110,10 +110,10 @@ def _add_files(found: Pictures, root: Path, entry: str, drop_missing: bool) -> N
         for name in names:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
             if suffix in SUFFIXES:
-                pictures.append(os.path.join(folder, name))  # noqa: PTH118 - a path object for each takes seconds
+                images.append(os.path.join(folder, name))  # noqa: PTH118 - a path object for each takes seconds
             elif suffix not in (".txt", ".cache", ".npy", "") and not name.startswith("."):
                 others[suffix] += 1
-    found.files.extend(sorted(pictures))
+    found.files.extend(sorted(images))
     if others:
         what = (
             f"{counted(others.total(), 'file')} in {relative(place)} left out, not of a suffix that is read as images"
@@ -128,7 +128,7 @@ def _listed(path: Path, drop_missing: bool) -> list[str]:
     try:
         lines = read_regular(path, _LONGEST_LIST).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{relative(path)}: expected a list of pictures in UTF-8 ({error})") from None
+        raise DataError(f"{relative(path)}: expected a list of images in UTF-8 ({error})") from None
     problems, is_there, near = Problems(relative(path)), Listing(), Near(path.parent, "", SUFFIXES)
     files = []
     for number, line in enumerate(lines, start=1):
@@ -136,7 +136,7 @@ def _listed(path: Path, drop_missing: bool) -> list[str]:
         file = str(path.parent / name)
         if name and not drop_missing and not is_there(file):
             hint = "" if problems.full else near.hint(name) or "; `bad_images: drop` leaves out such images"
-            problems.add(f"{relative(path)}:{number}: the picture {relative(file)} is missing{hint}")
+            problems.add(f"{relative(path)}:{number}: the image {relative(file)} is missing{hint}")
         elif name:
             files.append(file)
     problems.stop()

@@ -1,4 +1,4 @@
-"""Which pictures make which batch: a function of (seed, epoch) and nothing else."""
+"""Which images make which batch: a function of (seed, epoch) and nothing else."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def seed_of(*numbers: int) -> int:
 class BatchSampler:
     """The batches of every epoch, for one of several processes.
 
-    Pictures of a group (portrait and landscape, say) share batches, so that little is padded. In training, a last batch
-    that does not reach all processes is filled up with the group's first pictures: every process takes as many steps.
-    In validation each picture is in exactly one batch of one process.
+    Images of a group (portrait and landscape, say) share batches, so that little is padded. In training, a last batch
+    that does not reach all processes is filled up with the group's first images: every process takes as many steps.
+    In validation each image is in exactly one batch of one process.
     """
 
     groups: Sequence[NDArray[np.int64]]
     """Positions in the data set, a list for each group."""
     batch_size: int
-    """Pictures a batch and process."""
+    """Images a batch and process."""
     seed: int
     training: bool
     shuffle: bool = True

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Batches:
-    """Load the data set, choose its pictures, and make the loader of a mode."""
+    """Load the data set, choose its images, and make the loader of a mode."""
     if not dataset.classes:
         dataset.load()
     _tell(run, mode, dataset.notes)
@@ -76,7 +76,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     samples.indices = np.concatenate(batch_sampler.groups)  # type: ignore[assignment]
     samples.epochs = _epochs(run.options.until, len(batch_sampler)) if training else None
     if len(batch_sampler) == 0 and (training or run.world_size == 1):
-        raise DataError(f"{mode} data: {len(dataset)} pictures make no batch of {batch_sampler.batch_size}")
+        raise DataError(f"{mode} data: {len(dataset)} images make no batch of {batch_sampler.batch_size}")
     return Batches(
         samples,
         Extremes(batch_sampler, dataset) if run.checking else batch_sampler,
@@ -144,9 +144,9 @@ def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings
 def _groups(
     options: Loader, run: Run, mode: Mode, dataset: Dataset, masks: bool, shapes: Sequence[Size]
 ) -> list[NDArray[np.int64]]:
-    """The pictures that may share a batch."""
+    """The images that may share a batch."""
     if len(dataset) == 0:
-        raise DataError(f"{mode} data: no picture is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
+        raise DataError(f"{mode} data: no image is left. {'; '.join(dataset.notes) or 'The data set is empty'}")
     everything = np.arange(len(dataset))
     labelled = mode == "train"
     if not labelled and len(shapes) < 2:
@@ -159,11 +159,11 @@ def _groups(
     chosen = everything[objects > 0] if options.skip_empty else everything
     if len(chosen) == 0:
         raise DataError(
-            f"train data: none of the {len(dataset)} pictures has an object to train on (crowds and difficult objects "
+            f"train data: none of the {len(dataset)} images has an object to train on (crowds and difficult objects "
             "are not); check the annotations and the classes, or set data.skip_empty=false"
         )
     if len(chosen) < len(everything):
-        left_out = f"{len(everything) - len(chosen)} of {len(everything)} pictures have no object: not trained on"
+        left_out = f"{len(everything) - len(chosen)} of {len(everything)} images have no object: not trained on"
         _tell(run, mode, [f"{left_out} (data.skip_empty=false trains on them)"])
     if not options.group_by_aspect or options.sampler is not None:
         return [chosen]
@@ -177,7 +177,7 @@ def by_aspect(chosen: NDArray[np.int64], wide: NDArray[np.bool_]) -> list[NDArra
 
 
 def _survey(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Of every picture, the number of objects to train on, and whether it is at least as wide as high."""
+    """Of every image, the number of objects to train on, and whether it is at least as wide as high."""
     notes = map(dataset.annotations, range(len(dataset)))
     found = [(int(trainable(one).sum()), one.width >= one.height) for one in notes]
     objects, wide = zip(*found, strict=True)
@@ -185,7 +185,7 @@ def _survey(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def _missing_masks(options: Loader, run: Run, dataset: Dataset, objects: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of every picture, how many of its objects are not trained on for want of a mask; they are told."""
+    """Of every image, how many of its objects are not trained on for want of a mask; they are reported."""
     missing = np.zeros_like(objects)
     places: list[str] = []
     for index in np.flatnonzero(objects).tolist():

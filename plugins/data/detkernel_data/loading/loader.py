@@ -19,7 +19,7 @@ MODES = ("train", "val", "test", "predict")
 
 @plugin
 class Loader:
-    """Load pictures in worker processes, transform them, and make batches: the same with any number of workers.
+    """Load images in worker processes, transform them, and make batches: the same with any number of workers.
 
     Masks and keypoints are loaded where an active plugin's class says `needs = ("masks",)`. A sample's random numbers
     follow from (seed, epoch, position) alone.
@@ -52,9 +52,9 @@ class Loader:
         help="data sets that a plugin trains with beside `train`, by the name of its loader, such as `unlabelled`; "
         "every image is taken, with or without objects, and `train_transforms` are for them as well",
     )
-    batch_size: int = option(default=2, at_least=1, help="pictures a batch, on each process")
+    batch_size: int = option(default=2, at_least=1, help="images a batch, on each process")
     val_batch_size: int | None = option(default=None, at_least=1, help="the same in validation; null: `batch_size`")
-    train_transforms: list[Transform] = option(factory=list, help="what is done to a training picture, in this order")
+    train_transforms: list[Transform] = option(factory=list, help="what is done to a training image, in this order")
     val_transforms: list[Transform] = option(factory=list, help="the same in validation: transforms that only scale")
     workers: int | None = option(
         default=None,
@@ -63,8 +63,8 @@ class Loader:
     )
     prefetch: int = option(default=2, at_least=1, help="batches that each worker keeps ready")
     pin_memory: bool = option(default=True, help="page-locked batches for a GPU")
-    shuffle: bool = option(default=True, help="another order of the training pictures in every epoch")
-    group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait pictures: less padding")
+    shuffle: bool = option(default=True, help="another order of the training images in every epoch")
+    group_by_aspect: bool = option(default=True, help="batches of landscape or of portrait images: less padding")
     sampler: Sampler | None = option(
         default=None,
         help="which training images an epoch takes, in which order, in the place of `shuffle` and `group_by_aspect`; "
@@ -77,7 +77,7 @@ class Loader:
         "auto: one for landscape and one for portrait images, from the transforms; null: as large as the largest image",
     )
     drop_last: bool = option(default=False, help="leave out a last training batch that is not full")
-    skip_empty: bool = option(default=True, help="train only on pictures with an object to train on")
+    skip_empty: bool = option(default=True, help="train only on images with an object to train on")
     missing_masks: Literal["drop", "box", "error"] = option(
         default="drop",
         help="objects without a mask, where the model is trained on masks: not trained on, the box is taken as the "

@@ -16,7 +16,7 @@ FROM_YIQ = torch.linalg.inv(TO_YIQ)
 
 
 def jitter(image: Tensor, spans: Sequence[float], probability: float) -> Tensor:
-    """A uint8 [3, H, W] picture in other colours, channels-last."""
+    """A uint8 [3, H, W] image in other colours, channels-last."""
     require_bytes(image, "color")
     chances, amounts = torch.rand(2, 4).tolist()
     drawn = [

@@ -1,4 +1,4 @@
-"""Geometry of a sample: its picture, boxes, masks and keypoints at once."""
+"""Geometry of a sample: its image, boxes, masks and keypoints at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Window = tuple[int, int, int, int]
 
 
 def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
-    """Resize to (height, width), and record the factors. A channels-last uint8 picture stays such: ten times faster."""
+    """Resize to (height, width), and record the factors. A channels-last uint8 image stays such: ten times faster."""
     height, width = sample.size
     if size == (height, width):
         return sample
@@ -91,7 +91,7 @@ def crop(sample: Sample, window: Window, keep: Tensor) -> Sample:
 
 
 def expand(sample: Sample, ratio: float, top: float, left: float, fill: Sequence[int]) -> Sample:
-    """Put the picture on a canvas `ratio` times as high and wide, at a place given in shares of the free space."""
+    """Put the image on a canvas `ratio` times as high and wide, at a place given in shares of the free space."""
     require_bytes(sample.image, "expand")
     height, width = sample.size
     high, wide = int(height * ratio), int(width * ratio)
@@ -191,7 +191,7 @@ def is_valid(boxes: Tensor) -> Tensor:
 
 
 def moved(points: Tensor, x: int, y: int, width: int, height: int) -> Tensor:
-    """Keypoints [N, K, 3] moved; those that leave the picture are no longer labelled."""
+    """Keypoints [N, K, 3] moved; those that leave the image are no longer labelled."""
     places = points[..., :2] + torch.tensor([x, y])
     inside = ((places >= 0) & (places <= torch.tensor([width, height]))).all(-1) & (points[..., 2] > 0)
     return torch.cat([places, points[..., 2:]], -1) * inside[..., None]

@@ -1,4 +1,4 @@
-"""The standard transforms. Pictures stay uint8 and channels-last; models normalise on the device."""
+"""The standard transforms. Images stay uint8 and channels-last; models normalise on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detkernel_detection import Dataset, Sample, Transform
 class Resize(Transform):
     """Resize to a short and a long side with the aspect kept, or to a fixed size.
 
-    With several `short` sides one is drawn for each picture (multi-scale training).
+    With several `short` sides one is drawn for each image (multi-scale training).
     """
 
     scales_only: ClassVar[bool] = True
@@ -69,11 +69,11 @@ class Resize(Transform):
 
 @plugin
 class Flip(Transform):
-    """Mirror a picture at random; keypoints whose names say left and right (`left_eye`, `Right Eye`, `l_eye`) swap."""
+    """Mirror an image at random; keypoints whose names say left and right (`left_eye`, `Right Eye`, `l_eye`) swap."""
 
     moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
-    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are mirrored")
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the images that are mirrored")
     direction: Literal["horizontal", "vertical", "both"] = option(
         default="horizontal", help="left to right, upside down, or one of the two and both at once, at random"
     )
@@ -104,7 +104,7 @@ class Flip(Transform):
 
 @plugin
 class Crop(Transform):
-    """Cut a random window out of a picture; objects are clipped to it, and left out if too little of them is seen."""
+    """Cut a random window out of an image; objects are clipped to it, and left out if too little of them is seen."""
 
     moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
@@ -113,8 +113,8 @@ class Crop(Transform):
         default=(0.3, 1.0), above=0, at_most=1, help="without `size`: least and most of each side that is kept"
     )
     visible: float = option(default=0.25, at_least=0, at_most=1, help="share of its box that an object must keep")
-    probability: float = option(default=1.0, at_least=0, at_most=1, help="share of the pictures that are cropped")
-    keep_objects: bool = option(default=True, help="leave a picture whole if the window would have no object")
+    probability: float = option(default=1.0, at_least=0, at_most=1, help="share of the images that are cropped")
+    keep_objects: bool = option(default=True, help="leave an image whole if the window would have no object")
 
     def __attrs_post_init__(self) -> None:
         if self.share[0] > self.share[1]:
@@ -172,12 +172,12 @@ class MinIouCrop(Transform):
 
 @plugin
 class Expand(Transform):
-    """Put a picture at a random place on a larger canvas (SSD's zoom out): small objects to learn from."""
+    """Put an image at a random place on a larger canvas (SSD's zoom out): small objects to learn from."""
 
     moves_fields: ClassVar[tuple[str, ...]] = ("value", "angle")
 
     ratio: tuple[float, float] = option(default=(1.0, 4.0), at_least=1, help="least and most that each side grows by")
-    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures that are expanded")
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the images that are expanded")
     fill: tuple[int, int, int] = option(default=(124, 116, 104), at_least=0, at_most=255, help="colour of the canvas")
 
     def __attrs_post_init__(self) -> None:
@@ -197,9 +197,9 @@ class Expand(Transform):
 
 @plugin
 class Color(Transform):
-    """Change brightness, contrast, saturation and hue at random, all in one pass over the picture.
+    """Change brightness, contrast, saturation and hue at random, all in one pass over the image.
 
-    The four are one affine map of RGB: contrast turns about the picture's mean grey, and hue is a rotation in YIQ.
+    The four are one affine map of RGB: contrast turns about the image's mean grey, and hue is a rotation in YIQ.
     """
 
     scales_only: ClassVar[bool] = True
@@ -209,7 +209,7 @@ class Color(Transform):
     contrast: float = option(default=0.5, at_least=0, at_most=1, help="the same for the distance to the mean grey")
     saturation: float = option(default=0.5, at_least=0, at_most=1, help="the same for the distance to the own grey")
     hue: float = option(default=0.05, at_least=0, at_most=0.5, help="most turn of the hue, in turns")
-    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the pictures, for each of the four")
+    probability: float = option(default=0.5, at_least=0, at_most=1, help="share of the images, for each of the four")
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         return size
@@ -224,9 +224,9 @@ class Color(Transform):
 
 @plugin
 class Normalize(Transform):
-    """Make a picture float32, less a mean, divided by a deviation.
+    """Make an image float32, less a mean, divided by a deviation.
 
-    The models of detkernel do this on the device, in a quarter of the traffic; they leave a float picture as it is.
+    The models of detkernel do this on the device, in a quarter of the traffic; they leave a float image as it is.
     """
 
     scales_only: ClassVar[bool] = True

@@ -29,7 +29,7 @@ _UNFIT = {
     "FiveCrop",
     "TenCrop",
 }
-"""What takes transforms, functions or whole batches, or returns several pictures."""
+"""What takes transforms, functions or whole batches, or returns several images."""
 
 
 def make(part: object, name: str, args: Mapping[str, Any]) -> v2.Transform:
@@ -75,7 +75,7 @@ def try_boxes(part: object, transform: v2.Transform) -> None:
 
 
 def apply(transform: v2.Transform, sample: Sample) -> Sample:
-    """Apply it to the picture and all that is annotated in it."""
+    """Apply it to the image and all that is annotated in it."""
     target, name = sample.target, type(transform).__name__
     given: dict[str, Any] = {
         "image": tv_tensors.Image(sample.image),

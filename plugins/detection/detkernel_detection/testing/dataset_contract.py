@@ -1,4 +1,4 @@
-"""What a data set promises: sound annotations, and the same pictures whenever and wherever they are asked for."""
+"""What a data set promises: valid annotations, and the same images whenever and wherever they are asked for."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from detkernel_detection import Annotations, Dataset, ImageId
 from detkernel_detection.testing.generators import seed_all
 
 LOOKED_AT = 8
-"""Pictures that are decoded: the first ones."""
+"""Images that are decoded: the first ones."""
 
 
 class DatasetContract:
-    """A data set has sound boxes and matching classes, and is the same in every process and order."""
+    """A data set has valid boxes and matching classes, and is the same in every process and order."""
 
     def dataset(self) -> Dataset:
         """The data set, not loaded; called anew for every test."""
         raise NotImplementedError("return your data set")
 
-    def test_boxes_are_sound(self) -> None:
+    def test_boxes_are_valid(self) -> None:
         dataset = self._loaded()
         for index in range(len(dataset)):
             _check_boxes(index, _annotations(dataset, index))
@@ -41,20 +41,20 @@ class DatasetContract:
         for index in range(len(dataset)):
             labels = _annotations(dataset, index).labels
             assert labels.dtype.kind in "iu", (
-                f"picture {index}: labels are {labels.dtype}, expected integers (int64): they index the classes; an "
+                f"image {index}: labels are {labels.dtype}, expected integers (int64): they index the classes; an "
                 "empty array needs its dtype too"
             )
             assert ((labels >= 0) & (labels < len(dataset.classes))).all(), (
-                f"picture {index}: labels are 0-based positions in classes, got {labels.tolist()}"
+                f"image {index}: labels are 0-based positions in classes, got {labels.tolist()}"
             )
 
-    def test_every_picture_has_its_own_id(self) -> None:
+    def test_every_image_has_its_own_id(self) -> None:
         dataset = self._loaded()
         paths: dict[ImageId, str] = {}
         for index in range(len(dataset)):
             notes = dataset.annotations(index)
             assert isinstance(notes.image_id, (int, str)), (
-                f"picture {index}: image_id is {type(notes.image_id).__name__}, expected int or str"
+                f"image {index}: image_id is {type(notes.image_id).__name__}, expected int or str"
             )
             other = paths.setdefault(notes.image_id, notes.path)
             assert other == notes.path, (
@@ -62,19 +62,17 @@ class DatasetContract:
                 "detections of one for those of the other"
             )
 
-    def test_pictures_match_their_annotations(self) -> None:
+    def test_images_match_their_annotations(self) -> None:
         dataset = self._loaded()
         for index in range(min(len(dataset), LOOKED_AT)):
             notes, image = dataset.annotations(index), dataset.image(index)
-            assert isinstance(image, torch.Tensor), (
-                f"picture {index} is {type(image).__name__}, expected a torch tensor"
-            )
-            assert image.dtype == torch.uint8, f"picture {index}: uint8 is expected, got {image.dtype}"
+            assert isinstance(image, torch.Tensor), f"image {index} is {type(image).__name__}, expected a torch tensor"
+            assert image.dtype == torch.uint8, f"image {index}: uint8 is expected, got {image.dtype}"
             assert tuple(image.shape) == (3, notes.height, notes.width), (
-                f"picture {index}: expected [3, {notes.height}, {notes.width}] as annotated, got {list(image.shape)}"
+                f"image {index}: expected [3, {notes.height}, {notes.width}] as annotated, got {list(image.shape)}"
             )
 
-    def test_pictures_do_not_depend_on_order_or_chance(self) -> None:
+    def test_images_do_not_depend_on_order_or_chance(self) -> None:
         dataset = self._loaded()
         indices = list(range(min(len(dataset), LOOKED_AT)))
         first = [_hash(dataset, index) for index in indices]
@@ -83,7 +81,7 @@ class DatasetContract:
             indices.reverse()
             for index in indices:
                 assert _hash(dataset, index) == first[index], (
-                    f"picture {index} or its annotations differ when asked for again, in another order: a data set "
+                    f"image {index} or its annotations differ when asked for again, in another order: a data set "
                     "draws no random numbers (that is what transforms are for) and remembers nothing between calls"
                 )
 
@@ -93,7 +91,7 @@ class DatasetContract:
         dataset.load()
         after = len(dataset), dataset.classes, dataset.fingerprint()
         assert before == after, (
-            f"a second load() made of {before[0]} pictures, classes {before[1]}, {after[0]} pictures, classes "
+            f"a second load() made of {before[0]} images, classes {before[1]}, {after[0]} images, classes "
             f"{after[1]}, or changed annotations: load() starts afresh, since two loaders may share one data set"
         )
 
@@ -112,11 +110,11 @@ class DatasetContract:
             pool.close()
             pool.join()
         assert from_fresh == here, (
-            f"loaded in another process, its classes are {from_fresh[0]} and here {here[0]}, or its pictures or "
+            f"loaded in another process, its classes are {from_fresh[0]} and here {here[0]}, or its images or "
             "annotations differ: a set's order changes from process to process; sort what came out of one"
         )
         assert from_loaded == here, (
-            "a worker process sees other pictures or annotations: everything that load() finds must be in attributes "
+            "a worker process sees other images or annotations: everything that load() finds must be in attributes "
             "of the data set, since it is pickled on its way to a worker"
         )
 
@@ -128,13 +126,13 @@ class DatasetContract:
 
 
 def _annotations(dataset: Dataset, index: int) -> Annotations:
-    """Of a picture, with all the arrays there."""
+    """Of an image, with all the arrays there."""
     notes = dataset.annotations(index)
-    assert isinstance(notes, Annotations), f"picture {index}: annotations() returned {type(notes).__name__}"
+    assert isinstance(notes, Annotations), f"image {index}: annotations() returned {type(notes).__name__}"
     for name in ("boxes", "labels", "area", "crowd", "difficult"):
         value = getattr(notes, name)
         assert isinstance(value, np.ndarray), (
-            f"picture {index}: {name} is {type(value).__name__}, expected a NumPy array, also if nothing is there"
+            f"image {index}: {name} is {type(value).__name__}, expected a NumPy array, also if nothing is there"
         )
     return notes
 
@@ -142,28 +140,28 @@ def _annotations(dataset: Dataset, index: int) -> Annotations:
 def _check_boxes(index: int, notes: Annotations) -> None:
     boxes = notes.boxes
     assert boxes.shape == (len(boxes), 4), (
-        f"picture {index}: boxes have the shape {boxes.shape}, expected [N, 4] (and [0, 4] where nothing is)"
+        f"image {index}: boxes have the shape {boxes.shape}, expected [N, 4] (and [0, 4] where nothing is)"
     )
     sizes = {len(boxes), len(notes.labels), len(notes.area), len(notes.crowd), len(notes.difficult)}
-    assert len(sizes) == 1, f"picture {index}: the arrays of its annotations differ in length: {sizes}"
+    assert len(sizes) == 1, f"image {index}: the arrays of its annotations differ in length: {sizes}"
     assert (abs(boxes) < float("inf")).all(), (
-        f"picture {index}: a box is not finite: {boxes.tolist()}; one NaN makes every weight NaN, so leave such a box "
+        f"image {index}: a box is not finite: {boxes.tolist()}; one NaN makes every weight NaN, so leave such a box "
         "out, with a note, or raise DataError"
     )
     x1, y1, x2, y2 = boxes.T
     inside = (x1 >= 0) & (y1 >= 0) & (x2 <= notes.width) & (y2 <= notes.height)
     assert inside.all(), (
-        f"picture {index}: a box lies outside of the {notes.width} x {notes.height} pixels: {boxes.tolist()}; boxes "
+        f"image {index}: a box lies outside of the {notes.width} x {notes.height} pixels: {boxes.tolist()}; boxes "
         "are xyxy in pixels of the file"
     )
     assert ((x2 > x1) & (y2 > y1)).all(), (
-        f"picture {index}: a box has no area: {boxes.tolist()}; boxes are xyxy, and one without area is left out, with "
+        f"image {index}: a box has no area: {boxes.tolist()}; boxes are xyxy, and one without area is left out, with "
         "a note"
     )
 
 
 def _hash(dataset: Dataset, index: int) -> str:
-    """Of the whole picture and of what is known of it."""
+    """Of the whole image and of what is known of it."""
     notes = dataset.annotations(index)
     known = notes.image_id, notes.path, notes.boxes.tolist(), notes.labels.tolist()
     digest = hashlib.sha256(repr(known).encode())

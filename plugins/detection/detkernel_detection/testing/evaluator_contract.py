@@ -1,4 +1,4 @@
-"""What an evaluator promises: the best figure for perfect detections, and one figure over all processes."""
+"""What an evaluator promises: the best value for perfect detections, and one value over all processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from detkernel_detection import Batch, Detections
 from detkernel_detection.processes import TorchProcesses
 from detkernel_detection.testing.tiny import TinyDataset, TinyLoader, make_batch, tiny_kernel
 
-PICTURES = 6
+IMAGES = 6
 """The last one shows nothing."""
 PARTS = ((0, 3, 4, 5), (1, 2))
-"""The pictures of each of two processes: not as many, so that the mean of their figures is not the figure of all."""
+"""The images of each of two processes: not as many, so that the mean of their values is not the value of all."""
 
 
 @attrs.frozen
 class _Faults:
-    """The pictures in which the detections are wrong, and how."""
+    """The images in which the detections are wrong, and how."""
 
     moved: Sequence[int] = ()
     renamed: Sequence[int] = ()
@@ -35,50 +35,50 @@ class EvaluatorContract:
     """An evaluator gives its best for perfect detections only, starts anew each time, and merges over processes."""
 
     metric: str
-    """The figure to look at, such as `coco/bbox_mAP`."""
+    """The value to look at, such as `coco/bbox_mAP`."""
     best = 1.0
     labels_matter = True
-    """False for a figure that asks where objects are and not what they are, such as the recall of proposals."""
+    """False for a value that asks where objects are and not what they are, such as the recall of proposals."""
 
     def plugin(self) -> Any:
         """The evaluator; called anew for every run."""
         raise NotImplementedError("return your evaluator plugin")
 
     def test_perfect_detections_are_best(self, tmp_path: Path) -> None:
-        figure = self._figure(tmp_path, _Faults())
-        assert abs(figure - self.best) < 1e-6, f"perfect detections gave {self.metric} {figure}, not {self.best}"
+        value = self._value(tmp_path, _Faults())
+        assert abs(value - self.best) < 1e-6, f"perfect detections gave {self.metric} {value}, not {self.best}"
 
     def test_wrong_detections_are_worse(self, tmp_path: Path) -> None:
-        figure = self._figure(tmp_path, _Faults(moved=(0, 1)))
-        assert figure != self.best, f"{self.metric} is as good with the boxes of two pictures at wrong places"
+        value = self._value(tmp_path, _Faults(moved=(0, 1)))
+        assert value != self.best, f"{self.metric} is as good with the boxes of two images at wrong places"
 
     def test_wrong_labels_are_worse(self, tmp_path: Path) -> None:
         if self.labels_matter:
-            figure = self._figure(tmp_path, _Faults(renamed=(0, 1)))
-            assert figure != self.best, (
-                f"{self.metric} is as good with wrong labels in two pictures: compare detections.labels with those of "
-                "the annotations (or set labels_matter = False for a figure that is meant to ignore them)"
+            value = self._value(tmp_path, _Faults(renamed=(0, 1)))
+            assert value != self.best, (
+                f"{self.metric} is as good with wrong labels in two images: compare detections.labels with those of "
+                "the annotations (or set labels_matter = False for a value that is meant to ignore them)"
             )
 
-    def test_pictures_without_detections_count(self, tmp_path: Path) -> None:
-        for missed in ((0,), range(PICTURES)):
+    def test_images_without_detections_count(self, tmp_path: Path) -> None:
+        for missed in ((0,), range(IMAGES)):
             try:
-                figure = self._figure(tmp_path, _Faults(missed=missed))
+                value = self._value(tmp_path, _Faults(missed=missed))
             except AssertionError:
                 raise
             except Exception as error:
                 raise AssertionError(
-                    f"without detections in pictures {list(missed)} it raised {type(error).__name__}: {error}; a model "
-                    "finds nothing in many pictures, above all when training begins"
+                    f"without detections in images {list(missed)} it raised {type(error).__name__}: {error}; a model "
+                    "finds nothing in many images, above all when training begins"
                 ) from error
-            assert figure != self.best, f"{self.metric} is as good without detections in pictures {list(missed)}"
+            assert value != self.best, f"{self.metric} is as good without detections in images {list(missed)}"
 
     def test_every_validation_starts_anew(self, tmp_path: Path) -> None:
         run = _run(self.plugin(), tmp_path)
         for faults in (_Faults(moved=(1,)), _Faults(), _Faults(moved=(1,))):
-            figure, alone = _validate(run, self.metric, range(PICTURES), {"": faults}), self._figure(tmp_path, faults)
-            assert figure == alone, (
-                f"{self.metric} is {figure} after another validation, but {alone} on its own: forget what was "
+            value, alone = _validate(run, self.metric, range(IMAGES), {"": faults}), self._value(tmp_path, faults)
+            assert value == alone, (
+                f"{self.metric} is {value} after another validation, but {alone} on its own: forget what was "
                 "collected in before_val_set"
             )
 
@@ -86,29 +86,29 @@ class EvaluatorContract:
         run = _run(self.plugin(), tmp_path)
         run.val_sets, run.loaders["further"] = ("further",), run.loaders["val"]
         sets = {"": _Faults(), "further": _Faults(moved=(1,))}
-        _validate(run, self.metric, range(PICTURES), sets)
+        _validate(run, self.metric, range(IMAGES), sets)
         for name, faults in sets.items():
-            full, alone = f"{name}/{self.metric}".lstrip("/"), self._figure(tmp_path, faults)
+            full, alone = f"{name}/{self.metric}".lstrip("/"), self._value(tmp_path, faults)
             assert run.metrics.get(full) == alone, (
                 f"{full} is {run.metrics.get(full)} in a validation of two sets, but {alone} on its own: forget what "
                 "was collected in before_val_set, and publish in after_val_set"
             )
 
     def test_merges_over_processes(self, tmp_path: Path) -> None:
-        alone = self._figure(tmp_path, _Faults(moved=(1,)))
+        alone = self._value(tmp_path, _Faults(moved=(1,)))
         jobs = [(pickle.dumps(self.plugin()), self.metric, rank, tmp_path) for rank in range(2)]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            figures = pool.starmap(_evaluate_rank, jobs, chunksize=1)
+            values = pool.starmap(_evaluate_rank, jobs, chunksize=1)
             pool.close()
             pool.join()
-        assert figures == [alone, alone], (
-            f"{self.metric} is {alone} on one process but {figures} on two, which saw {len(PARTS[0])} and "
-            f"{len(PARTS[1])} pictures; gather what every process saw before computing (the mean of their figures is "
-            "not the figure of all), and give the result to all"
+        assert values == [alone, alone], (
+            f"{self.metric} is {alone} on one process but {values} on two, which saw {len(PARTS[0])} and "
+            f"{len(PARTS[1])} images; gather what every process saw before computing (the mean of their values is "
+            "not the value of all), and give the result to all"
         )
 
-    def _figure(self, folder: Path, faults: _Faults) -> float:
-        return _validate(_run(self.plugin(), folder), self.metric, range(PICTURES), {"": faults})
+    def _value(self, folder: Path, faults: _Faults) -> float:
+        return _validate(_run(self.plugin(), folder), self.metric, range(IMAGES), {"": faults})
 
 
 def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> float:
@@ -125,7 +125,7 @@ def _evaluate_rank(pickled: bytes, metric: str, rank: int, folder: Path) -> floa
 
 def _run(evaluator: Any, folder: Path) -> Run:
     """A run in the middle of a validation, of which the evaluator sees the events."""
-    dataset = TinyDataset(size=PICTURES, empty=1)
+    dataset = TinyDataset(size=IMAGES, empty=1)
     dataset.load()
     run = tiny_kernel({"evaluator": evaluator}, work_dir=folder).state
     run.mode = "val"

@@ -1,4 +1,4 @@
-"""Pictures of two objects, to see where a transform moves them."""
+"""Images of two objects, to see where a transform moves them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axe
 
 
 def probe(number: int, *, masks: bool = False, keypoints: bool = False, without: int | None = None) -> Sample:
-    """A dark picture of two bright objects of two of three classes; `without` leaves one out of the picture alone.
+    """A dark image of two bright objects of two of three classes; `without` leaves one out of the image alone.
 
     The keypoints are an object's corners.
     """
@@ -46,7 +46,7 @@ def probe(number: int, *, masks: bool = False, keypoints: bool = False, without:
 
 
 def seen(whole: Sample, less: Sample) -> Box | None:
-    """Where two transformed pictures differ: the object that only one of them has. None where it cannot be told."""
+    """Where two transformed images differ: the object that only one of them has. None where it cannot be told."""
     if whole.image.shape != less.image.shape:
         return None
     one, other = whole.image.float(), less.image.float()
@@ -59,7 +59,7 @@ def seen(whole: Sample, less: Sample) -> Box | None:
     if found is None or min(found[2] - found[0], found[3] - found[1]) < 4:
         return None
     area = (found[2] - found[0]) * (found[3] - found[1])
-    # Scattered, it is noise; all over, colours that follow the mean of the picture.
+    # Scattered, it is noise; all over, colours that follow the mean of the image.
     clear = area < 0.9 * where.numel() and float(where.sum()) > 0.5 * area
     return found if clear else None
 

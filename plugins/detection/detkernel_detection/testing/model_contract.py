@@ -22,19 +22,19 @@ from detkernel_detection.testing.tiny import TinyData, TinyDataset, TinySgd, tin
 
 
 class ModelContract:
-    """A model trains, learns two pictures by heart and finds their objects, is deterministic, saves and restores."""
+    """A model trains, learns two images by heart and finds their objects, is deterministic, saves and restores."""
 
     steps = 40
-    """Iterations in which the loss on two pictures must halve; in ten times as many it must find their objects."""
+    """Iterations in which the loss on two images must halve; in ten times as many it must find their objects."""
     lr = 0.05
     """The learning rate of the SGD with momentum that trains it; lower it for a model that this makes diverge."""
 
     def plugin(self) -> Any:
-        """The model plugin; called anew for every run. Small, please: it is trained on 32 x 32 pictures."""
+        """The model plugin; called anew for every run. Small, please: it is trained on 32 x 32 images."""
         raise NotImplementedError("return your model plugin")
 
     def dataset(self) -> Dataset:
-        """What it is trained on: two pictures."""
+        """What it is trained on: two images."""
         return TinyDataset(size=2)
 
     def test_gives_losses_that_reach_its_parameters(self, tmp_path: Path) -> None:
@@ -42,21 +42,21 @@ class ModelContract:
         grads = [p.grad is not None for p in run.bare_model.parameters() if p.requires_grad]
         assert any(grads), "no parameter has a gradient after a step: train_step must return attached tensors"
 
-    def test_overfits_two_pictures(self, tmp_path: Path) -> None:
+    def test_overfits_two_images(self, tmp_path: Path) -> None:
         first, *_, last = (_minimised(step) for step in self._train(tmp_path, self.steps)[1])
         assert last < first / 2, (
-            f"the loss went from {first:.3f} to {last:.3f} in {self.steps} iterations on two pictures; a model that "
-            "cannot learn two pictures by heart has a wrong target, sign or label somewhere"
+            f"the loss went from {first:.3f} to {last:.3f} in {self.steps} iterations on two images; a model that "
+            "cannot learn two images by heart has a wrong target, sign or label somewhere"
         )
 
     def test_finds_what_it_learned(self, tmp_path: Path) -> None:
         learned = _Learned(interval=max(1, self.steps // 4))
         run, _ = self._train(tmp_path, 10 * self.steps, learned)
-        assert not learned.problem, f"after {run.iter} iterations on two pictures, {learned.problem}"
+        assert not learned.problem, f"after {run.iter} iterations on two images, {learned.problem}"
 
     def test_detects_in_the_coordinates_of_the_file(self, tmp_path: Path) -> None:
         run, _ = self._train(tmp_path, self.steps)
-        batch = _pictures(run)
+        batch = _images(run)
         before = _detect(run, batch)
         batch.scales = [(2.0, 0.5)] * len(batch)
         batch.original_sizes = [(height // 2, 2 * width) for height, width in batch.sizes]
@@ -66,7 +66,7 @@ class ModelContract:
 
     def test_losses_follow_the_targets(self, tmp_path: Path) -> None:
         run, _ = self._train(tmp_path, 1)
-        targets = _pictures(run).each_target()
+        targets = _images(run).each_target()
         count = len(run.classes)
         smaller = [attrs.evolve(target, boxes=0.75 * target.boxes) for target in targets]
         renamed = [attrs.evolve(target, labels=(target.labels + 1) % count) for target in targets]
@@ -80,16 +80,16 @@ class ModelContract:
             "batch that it is given"
         )
 
-    def test_trains_on_pictures_without_objects(self, tmp_path: Path) -> None:
+    def test_trains_on_images_without_objects(self, tmp_path: Path) -> None:
         run, _ = self._train(tmp_path, 1)
-        targets = _pictures(run).each_target()
+        targets = _images(run).each_target()
         empty = [target.keep(target.labels < 0) for target in targets]
-        for given, what in ((empty, "without any object"), ([*empty[:1], *targets[1:]], "with one empty picture")):
+        for given, what in ((empty, "without any object"), ([*empty[:1], *targets[1:]], "with one empty image")):
             try:
                 losses = _train_step(run, given)
             except Exception as error:
                 raise AssertionError(
-                    f"train_step on a batch {what} raised {type(error).__name__}: {error}; data has empty pictures, "
+                    f"train_step on a batch {what} raised {type(error).__name__}: {error}; data has empty images, "
                     "and a run must not end at the first of them"
                 ) from error
             _check_losses(losses)
@@ -125,7 +125,7 @@ class ModelContract:
 
     @staticmethod
     def _found(run: Run) -> Any:
-        return [(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist()) for d in _detect(run, _pictures(run))]
+        return [(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist()) for d in _detect(run, _images(run))]
 
 
 @plugin
@@ -153,7 +153,7 @@ class _Learned:
     def after_train_iter(self, run: Run) -> None:
         if run.iter % self.interval:
             return
-        states, batch = states_of_all(), _pictures(run)
+        states, batch = states_of_all(), _images(run)
         found = _detect(run, batch)
         _check_detections(found, batch, len(run.classes))
         pairs = zip(found, batch.each_target(), strict=True)
@@ -163,8 +163,8 @@ class _Learned:
             run.stop("it finds what it learned")
 
 
-def _pictures(run: Run) -> Batch:
-    """The pictures that it is trained on, in their order."""
+def _images(run: Run) -> Batch:
+    """The images that it is trained on, in their order."""
     dataset = run.loaders["train"].dataset
     return tiny.make_batch(dataset, range(len(dataset)))
 
@@ -175,16 +175,16 @@ def _detect(run: Run, batch: Batch) -> Sequence[Detections]:
         found: Sequence[Detections] = run.hook.val_step(run=run, model=run.model, batch=batch) or []
     run.model.train()
     assert len(found) == len(batch), (
-        f"val_step returned {len(found)} Detections for {len(batch)} pictures: it returns one a picture, in their "
+        f"val_step returned {len(found)} Detections for {len(batch)} images: it returns one an image, in their "
         "order, also where nothing was found"
     )
     return found
 
 
 def _train_step(run: Run, targets: list[Target]) -> Mapping[str, Any]:
-    """The losses of the pictures with other targets; random numbers, weights and counts are as before each time."""
+    """The losses of the images with other targets; random numbers, weights and counts are as before each time."""
     kept = copy.deepcopy(run.bare_model.state_dict())
-    given = _pictures(run)
+    given = _images(run)
     batch = make_batch(given.images, targets, indices=given.indices, image_ids=given.image_ids)
     seed_all(1)
     run.model.train()
@@ -221,43 +221,43 @@ def _check_detections(found: Sequence[Detections], batch: Batch, classes: int) -
     for number, one in enumerate(found):
         ids = (one.image_id, one.index)
         assert ids == (batch.image_ids[number], batch.indices[number]), (
-            f"picture {number}: its Detections have (image_id, index) {ids}, expected those of the batch, "
+            f"image {number}: its Detections have (image_id, index) {ids}, expected those of the batch, "
             f"{(batch.image_ids[number], batch.indices[number])}: evaluators match detections with truth by them"
         )
         shapes = tuple(one.boxes.shape), tuple(one.scores.shape), tuple(one.labels.shape)
         assert shapes == ((len(one), 4), (len(one),), (len(one),)), (
-            f"picture {number}: boxes, scores and labels have the shapes {shapes}; expected [N, 4], [N] and [N]"
+            f"image {number}: boxes, scores and labels have the shapes {shapes}; expected [N, 4], [N] and [N]"
         )
         assert bool(((one.scores >= 0) & (one.scores <= 1)).all()), (
-            f"picture {number}: scores are {one.scores.tolist()[:5]}, expected 0..1: put a sigmoid or softmax before"
+            f"image {number}: scores are {one.scores.tolist()[:5]}, expected 0..1: put a sigmoid or softmax before"
         )
-        assert not one.labels.is_floating_point(), f"picture {number}: labels are {one.labels.dtype}, expected int64"
+        assert not one.labels.is_floating_point(), f"image {number}: labels are {one.labels.dtype}, expected int64"
         assert bool(((one.labels >= 0) & (one.labels < classes)).all()), (
-            f"picture {number}: labels are {one.labels.tolist()[:5]}, expected 0-based positions in {classes} classes; "
+            f"image {number}: labels are {one.labels.tolist()[:5]}, expected 0-based positions in {classes} classes; "
             "a background class is not among them"
         )
 
 
 def _missed(found: Detections, target: Target) -> str:
-    """What is wrong with the best detection of a picture with an object, or nothing."""
+    """What is wrong with the best detection of an image with an object, or nothing."""
     if not len(target):
         return ""
     if not len(found):
-        return "val_step finds nothing in a picture that it was trained on"
+        return "val_step finds nothing in an image that it was trained on"
     best = int(found.scores.argmax())
     box, label = found.boxes[best].detach().cpu(), int(found.labels[best])
     truth = [(true.tolist(), int(name)) for true, name in zip(target.boxes, target.labels, strict=True)]
     if any(name == label and iou(box.tolist(), true) > 0.5 for true, name in truth):
         return ""
     return (
-        f"the best detection of picture {found.index} is {rounded(box.tolist())} of class {label}, "
+        f"the best detection of image {found.index} is {rounded(box.tolist())} of class {label}, "
         f"but its objects are {truth}; expected the right class and an IoU over 0.5: boxes are xyxy in pixels, labels "
-        "those of the data set, and each picture gets its own detections"
+        "those of the data set, and each image gets its own detections"
     )
 
 
 def _check_scaled(one: Detections, other: Detections) -> None:
-    """The best box of a picture (1) as it is and (2) said to be resized by 2 down and by 0.5 across."""
+    """The best box of an image (1) as it is and (2) said to be resized by 2 down and by 0.5 across."""
     assert len(other), "val_step finds nothing any more when batch.scales are not 1"
     before, after = (found.boxes[int(found.scores.argmax())].tolist() for found in (one, other))
     expected = [side / scale for side, scale in zip(before, (0.5, 2.0, 0.5, 2.0), strict=True)]

@@ -18,12 +18,12 @@ from detkernel_detection import Annotations, Batch, Dataset, Detections, Loader,
 
 @plugin
 class TinyDataset(Dataset):
-    """Small dark pictures, each with one rectangle in its class's colour."""
+    """Small dark images, each with one rectangle in its class's colour."""
 
-    size: int = option(default=8, at_least=1, help="number of pictures")
+    size: int = option(default=8, at_least=1, help="number of images")
     seed: int = option(default=0, help="where the rectangles lie follows from it")
-    side: int = option(default=32, at_least=16, help="height and width of a picture")
-    empty: int = option(default=0, at_least=0, help="number of pictures, the last ones, that show nothing")
+    side: int = option(default=32, at_least=16, help="height and width of an image")
+    empty: int = option(default=0, at_least=0, help="number of images, the last ones, that show nothing")
     _boxes: list[tuple[int, int, int, int]] = state(factory=list)
 
     def load(self) -> None:
@@ -79,7 +79,7 @@ class TinyLoader:
 
 
 def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
-    """A batch of pictures of one size, untransformed."""
+    """A batch of images of one size, untransformed."""
     notes = [dataset.annotations(index) for index in indices]
     return batching.make_batch(
         torch.stack([dataset.image(index) for index in indices]),
@@ -91,10 +91,10 @@ def make_batch(dataset: Dataset, indices: Sequence[int]) -> Batch:
 
 @plugin
 class TinyData:
-    """Loaders of tiny pictures, for tests."""
+    """Loaders of tiny images, for tests."""
 
     dataset: Dataset | None = option(default=None, help="the data set; null generates one")
-    batch_size: int = option(default=2, at_least=1, help="pictures a batch")
+    batch_size: int = option(default=2, at_least=1, help="images a batch")
 
     @hookimpl
     def build_loader(self, run: Run, mode: Mode) -> Loader:
@@ -106,7 +106,7 @@ class TinyData:
 
 @plugin
 class TinyDetector:
-    """A detector of one box a picture, for tests: it trains in milliseconds."""
+    """A detector of one box an image, for tests: it trains in milliseconds."""
 
     dropout: float = option(default=0.1, at_least=0, below=1, help="probability, so that a test sees random numbers")
 

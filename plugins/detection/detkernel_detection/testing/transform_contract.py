@@ -27,13 +27,13 @@ class TransformContract:
         """The transform. Where it draws whether to do something, let it do so half of the time or more."""
         raise NotImplementedError("return your transform")
 
-    def test_keeps_the_sample_sound(self) -> None:
+    def test_keeps_the_sample_valid(self) -> None:
         transform = self._prepared()
         for seed in SEEDS:
             _check_values(_apply(transform, probe(seed), seed), probe(seed))
 
     def test_moves_boxes_with_their_objects(self) -> None:
-        """The same picture with and without an object, transformed with one seed, differs where the object now is."""
+        """The same image with and without an object, transformed with one seed, differs where the object now is."""
         self._compare(annotated, "boxes")
 
     def test_moves_masks_with_their_objects(self) -> None:
@@ -52,7 +52,7 @@ class TransformContract:
             for seed in SEEDS:
                 _check_scale(_apply(transform, probe(seed), seed), probe(seed).target.boxes.tolist())
 
-    def test_takes_a_picture_without_boxes(self) -> None:
+    def test_takes_an_image_without_boxes(self) -> None:
         transform = self._prepared()
         for seed in SEEDS:
             given, before = probe(seed), probe(seed)
@@ -64,7 +64,7 @@ class TransformContract:
                 raise
             except Exception as error:
                 raise AssertionError(
-                    f"on a picture without boxes it raised {type(error).__name__}: {error}; data has such pictures, "
+                    f"on an image without boxes it raised {type(error).__name__}: {error}; data has such images, "
                     "and crops make more of them: boxes are [0, 4] then"
                 ) from error
             _check_values(found, before)
@@ -74,9 +74,9 @@ class TransformContract:
         forth = [_frozen(_apply(transform, probe(seed), seed)) for seed in SEEDS]
         back = [_frozen(_apply(transform, probe(seed), seed)) for seed in reversed(SEEDS)][::-1]
         assert forth == back, (
-            "the same picture with the same seed gave another result when the pictures came in another order; draw "
+            "the same image with the same seed gave another result when the images came in another order; draw "
             "from torch's, NumPy's or Python's global generator, which the loader seeds by (seed, epoch, index) before "
-            "each picture, not from a generator of your own or the system's, and remember nothing between pictures"
+            "each image, not from a generator of your own or the system's, and remember nothing between images"
         )
 
     def test_travels_to_a_worker(self) -> None:
@@ -109,18 +109,18 @@ class TransformContract:
                 place = seen(found, _apply(transform, probe(seed, without=label, **annotations), seed))
                 boxes = boxes_of(found, label)
                 fewer |= place is not None and not boxes
-                if place is not None and (boxes or what != "keypoints"):  # some may be out of the picture
+                if place is not None and (boxes or what != "keypoints"):  # some may be out of the image
                     problems.append(_problem(place, label, boxes, what, slack=2 + 0.01 * max(found.size)))
                     fits.append(max((iou(place, box) for box in boxes), default=0))
         assert problems or not fewer, (
-            f"in none of {len(SEEDS)} pictures were all {what} of an object left, though objects were; keep those that "
-            "are still in the picture"
+            f"in none of {len(SEEDS)} images were all {what} of an object left, though objects were; keep those that "
+            "are still in the image"
         )
         wrong = [problem for problem in problems if problem]
         assert not wrong or (adds and 2 * len(wrong) < len(problems)), wrong[0]
         assert not fits or median(fits) > 0.5, (
             f"the {what} are much larger than their objects: the median IoU is {median(fits):.2f}; {what} follow the "
-            "picture when it is resized"
+            "image when it is resized"
         )
 
 
@@ -137,7 +137,7 @@ def _apply(transform: Transform, sample: Sample, seed: int) -> Sample:
     _check_target(found.target, found.size)
     for name, there in before.items():
         assert not there or getattr(found.target, name) is not None, (
-            f"the {name} are gone: change target.{name} like the picture, or raise a UserError that says that the "
+            f"the {name} are gone: change target.{name} like the image, or raise a UserError that says that the "
             "transform cannot"
         )
     return found
@@ -145,12 +145,12 @@ def _apply(transform: Transform, sample: Sample, seed: int) -> Sample:
 
 def _check_image(sample: Sample) -> None:
     image, kind = sample.image, str(sample.image.dtype)
-    assert image.shape == (3, *sample.size), f"the picture has the shape {list(image.shape)}, not [3, H, W]"
+    assert image.shape == (3, *sample.size), f"the image has the shape {list(image.shape)}, not [3, H, W]"
     assert kind in ("torch.uint8", "torch.float32"), (
-        f"the picture became {kind}; it stays uint8, or is float32 once it is normalised"
+        f"the image became {kind}; it stays uint8, or is float32 once it is normalised"
     )
     assert kind == "torch.uint8" or image.min() < 0 or image.max() <= 2, (
-        "the picture became float32 with values on 0..255: models take a float picture for a normalised one; bring it "
+        "the image became float32 with values on 0..255: models take a float image for a normalised one; bring it "
         "back with .clamp(0, 255).to(torch.uint8)"
     )
 
@@ -186,7 +186,7 @@ def _check_values(found: Sample, given: Sample) -> None:
         assert min(x2 - x1, y2 - y1) > 0, f"the box {box} has no area or is not xyxy; leave such an object out"
         slack = 1e-3 * max(height, width) / 64  # float32
         assert contains((0, 0, width, height), (x1, y1, x2, y2), slack), (
-            f"the box {box} lies outside of the changed picture of {height} x {width}: clip boxes to it"
+            f"the box {box} lies outside of the changed image of {height} x {width}: clip boxes to it"
         )
     before, after = (Counter(sample.target.labels.tolist()) for sample in (given, found))
     assert len(found.target) > len(given.target) or not after - before, (
@@ -199,8 +199,8 @@ def _problem(place: Box, label: int, boxes: list[Box], what: str, slack: float) 
     if any(contains(box, place, slack) for box in boxes):
         return ""
     return (
-        f"an object of class {label} is seen at {rounded(place)} of the changed picture, but its {what} are at "
-        f"{[rounded(box) for box in boxes]}: {what} move with the picture"
+        f"an object of class {label} is seen at {rounded(place)} of the changed image, but its {what} are at "
+        f"{[rounded(box) for box in boxes]}: {what} move with the image"
     )
 
 

@@ -43,7 +43,7 @@ class Places:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Places:
-        """Raises UserError when only some of the variables are there, or they are no numbers."""
+        """Raises UserError when only some of the variables are there, or they are not numbers."""
         given = os.environ if environment is None else environment
         if "RANK" not in given and "WORLD_SIZE" not in given:
             return cls()
@@ -51,7 +51,7 @@ class Places:
         wrong = [name for name in names if not given.get(name, "").isdecimal()]
         if wrong:
             raise UserError(
-                f"the environment sets some of {', '.join(names)}, but {' and '.join(wrong)} is no number: "
+                f"the environment sets some of {', '.join(names)}, but {' and '.join(wrong)} is not a number: "
                 "start several processes with torchrun or `detkernel run --nproc-per-node`, or unset them all"
             )
         return cls(*(int(given[name]) for name in names))
@@ -105,13 +105,13 @@ class Group:
 
     def agree_soon(self, run: Run) -> None:
         """Ask everybody whether to stop, and act on the answer to the question of an iteration ago."""
-        self._settle(run)
+        self._take_answer(run)
         self._ask(run)
 
     def agree_now(self, run: Run) -> None:
         """Ask everybody whether to stop, and wait for the answer."""
         self.agree_soon(run)
-        self._settle(run)
+        self._take_answer(run)
 
     def fail(self, run: Run, error: BaseException) -> None:
         """Tell the others why this process fails, or learn which one failed first; then leave them."""
@@ -145,7 +145,7 @@ class Group:
         run.stop_reason, run.exit_status = None, 0
         self._question = dist.all_reduce(self._answer, group=self._control, async_op=True)
 
-    def _settle(self, run: Run) -> None:
+    def _take_answer(self, run: Run) -> None:
         if self._question is None or self._answer is None:
             return
         self._question.wait()

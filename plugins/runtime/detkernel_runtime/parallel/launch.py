@@ -60,8 +60,8 @@ class Report:
     text: str = ""
     follows: bool = False
     """It failed only because another process did."""
-    mended: bool = False
-    """Starting again would help nothing: it was told to stop, or the user has something to mend."""
+    final: bool = False
+    """Starting again would help nothing: it was told to stop, or the user has something to fix."""
 
 
 def is_rank() -> bool:
@@ -81,7 +81,7 @@ def launched() -> Launch:
 def report(status: int, error: BaseException | None = None, text: str = "") -> bool:
     """Leave word of how this process ends. False where nobody reads it: then the process prints it itself.
 
-    Under torchrun it is told as well, in the file from which torchrun takes the message of its summary.
+    Under torchrun it is reported as well, in the file from which torchrun takes the message of its summary.
     """
     folder, file = os.environ.get(_REPORTS), os.environ.get("TORCHELASTIC_ERROR_FILE")
     try:
@@ -153,10 +153,10 @@ def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
                 failures = _attempt(count, arguments, Path(folder), signals)
                 end = _end(failures, [Report(**json.loads(path.read_text())) for path in Path(folder).glob("*.json")])
             if signals.impatient:
-                end = Report(end.rank, 128 + signal.SIGINT, "interrupted", mended=True)
+                end = Report(end.rank, 128 + signal.SIGINT, "interrupted", final=True)
             if end.text:
                 click.echo(end.text, err=True)
-            if end.status == 0 or end.mended or signals.received or attempt == restarts:
+            if end.status == 0 or end.final or signals.received or attempt == restarts:
                 return end.status
             click.echo(f"starting again, {attempt + 1} of {restarts}", err=True)
     raise AssertionError("the last attempt returns")
@@ -287,7 +287,7 @@ def _end(failures: dict[int, int], reports: Sequence[Report]) -> Report:
         return _killed(crashed[0], -failures[crashed[0]])
     if told and not told[0].follows:
         first = {said.text: said for said in reversed(told) if not said.follows}.values()
-        texts = [said.text if said.mended else f"rank {said.rank}:\n{said.text}" for said in reversed(first)]
+        texts = [said.text if said.final else f"rank {said.rank}:\n{said.text}" for said in reversed(first)]
         return attrs.evolve(told[0], text="\n".join(texts))
     stopped = [said for said in reports if not said.text]
     if stopped:

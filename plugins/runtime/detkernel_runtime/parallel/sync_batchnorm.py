@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all processes, where torch has none: its own is for GPUs only."""
+"""Batch norm over the images of all processes, where torch has none: its own is for GPUs only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def over_all_processes(model: nn.Module, group: Group) -> nn.Module:
 
 
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
-    """Mean and variance of all pictures, each sample with the same weight however they are shared out."""
+    """Mean and variance of all images, each sample with the same weight however they are shared out."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         group = None if _peers is None else _peers()

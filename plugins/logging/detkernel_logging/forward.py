@@ -62,7 +62,7 @@ class Forward(logging.Handler):
             record = copy(record)
             record.msg, record.args = message, ()
         text = printable(self.format(record), keep="\n\t")  # a traceback, say, passes no filter of the logger
-        return Entry(text, record.levelno, getattr(record, "figures", None))
+        return Entry(text, record.levelno, getattr(record, "metrics", None))
 
     def _look_for_work_dir(self) -> None:
         """Say once that the work dir was removed: the next line makes it again, but what it had is lost."""

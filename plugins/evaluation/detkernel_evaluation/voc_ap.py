@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from detkernel_evaluation._found import Picture
+from detkernel_evaluation.found import ImageResult
 
 Metric = Literal["11points", "area"]
 Floats = NDArray[np.float64]
@@ -21,20 +21,20 @@ class Matches:
     """Every detection of one class with the object that it overlaps most, by falling score."""
 
     iou: Floats
-    """[D] with that object; -1 where the picture has none of the class."""
+    """[D] with that object; -1 where the image has none of the class."""
     truth: NDArray[np.int64]
-    """[D] that object's number, over all pictures."""
+    """[D] that object's number, over all images."""
     ignored: NDArray[np.bool_]
     """[D] whether that object is difficult (or a crowd)."""
     positives: int
     """Objects to be found: those not difficult."""
 
 
-def match(pictures: Sequence[Picture], label: int, legacy_widths: bool) -> Matches:
+def match(images: Sequence[ImageResult], label: int, legacy_widths: bool) -> Matches:
     """Pair the detections of a class with its objects, whatever the threshold will be."""
     columns: list[tuple[Any, ...]] = [(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, bool))]
     positives = first = 0
-    for notes, found in pictures:
+    for notes, found in images:
         ours, theirs = notes.labels == label, found.labels == label
         ignored = (notes.difficult | notes.crowd)[ours]
         positives += int(np.count_nonzero(~ignored))

@@ -10,7 +10,7 @@ import torch
 from detkernel import Run
 from torch import Tensor
 
-from detkernel_optim._stepping import group_settings
+from detkernel_optim.optimizer_settings import group_settings
 
 
 def optimizer(target: torch.optim.Optimizer, state: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> None:
@@ -67,7 +67,7 @@ def gradients(run: Run, state: Mapping[str, Tensor]) -> None:
 
 def norm(value: Tensor | None) -> Tensor | None:
     if value is not None and (not isinstance(value, Tensor) or value.numel() != 1):
-        raise ValueError("its gradient norm is no number")
+        raise ValueError("its gradient norm is not a number")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Picture files: every kind that is read, every way to be broken, and no warning on the way."""
+"""Image files: every kind that is read, every way to be broken, and no warning on the way."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import pytest
 import torch
 from detkernel import DataError
 from detkernel_data.formats.yolo import Yolo
-from detkernel_data.images import Header, Listing, decode, find_depth, picture_files, read_headers, turn_upright
+from detkernel_data.images import Header, Listing, decode, find_depth, image_files, read_headers, turn_upright
 from PIL import Image, ImageOps
 
-Picture = Callable[..., Path]
+MakeImage = Callable[..., Path]
 
 
 def reference(path: Path, apply_exif: bool = False) -> torch.Tensor:
     """What Pillow makes of it."""
-    with Image.open(path) as picture:
-        upright = ImageOps.exif_transpose(picture) if apply_exif else picture
+    with Image.open(path) as make_image:
+        upright = ImageOps.exif_transpose(make_image) if apply_exif else make_image
         return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -53,8 +53,8 @@ def refusal(path: Path) -> str:
         *[("ppm", mode) for mode in ("RGB", "L")],
     ],
 )
-def test_every_kind_becomes_rgb(here: Path, picture: Picture, suffix: str, mode: str) -> None:
-    path = picture(here / f"a.{suffix}", 40, 30, mode=mode)
+def test_every_kind_becomes_rgb(here: Path, make_image: MakeImage, suffix: str, mode: str) -> None:
+    path = make_image(here / f"a.{suffix}", 40, 30, mode=mode)
     assert header(path)[:3] == (30, 40, 1)
     image = decode(str(path), apply_exif=False)
     assert image.dtype == torch.uint8
@@ -64,10 +64,10 @@ def test_every_kind_becomes_rgb(here: Path, picture: Picture, suffix: str, mode:
 
 
 def test_a_palette_with_a_transparent_colour(here: Path) -> None:
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([0, 0, 0, 200, 100, 50])
+    make_image = Image.new("P", (8, 8), 1)
+    make_image.putpalette([0, 0, 0, 200, 100, 50])
     for suffix in ("gif", "png"):
-        picture.save(here / f"a.{suffix}", transparency=1)
+        make_image.save(here / f"a.{suffix}", transparency=1)
         assert decode(str(here / f"a.{suffix}"), apply_exif=False)[:, 0, 0].tolist() == [200, 100, 50]
 
 
@@ -155,18 +155,16 @@ def test_a_black_image_of_16_bits_is_black(here: Path) -> None:
     assert find_depth([str(path)]) == (None, 0)
 
 
-def test_other_deep_pictures_are_refused(here: Path) -> None:
+def test_other_deep_images_are_refused(here: Path) -> None:
     for dtype, mode in ((np.float32, "F"), (np.int32, "I")):
         Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(here / "a.tif")
-        assert refusal(here / "a.tif") == (
-            f"a.tif: {mode} pixels; expected 8 or 16 bits a channel; convert the picture"
-        )
+        assert refusal(here / "a.tif") == (f"a.tif: {mode} pixels; expected 8 or 16 bits a channel; convert the image")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
-def test_no_flipped_bit_of_a_png_is_passed_over(here: Path, picture: Picture, mode: str) -> None:
+def test_no_flipped_bit_of_a_png_is_passed_over(here: Path, make_image: MakeImage, mode: str) -> None:
     """Each is an error of one line, or was in what is not pixels; torchvision's decoder ended the process."""
-    path = picture(here / "a.png", 12, 9, mode=mode)
+    path = make_image(here / "a.png", 12, 9, mode=mode)
     whole, expected = path.read_bytes(), decode(str(path), apply_exif=False)
     messages = []
     for bit in range(0, len(whole) * 8, 7):
@@ -182,8 +180,8 @@ def test_no_flipped_bit_of_a_png_is_passed_over(here: Path, picture: Picture, mo
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "gif", "tif", "webp", "bmp", "ppm"])
-def test_flipped_bits_of_other_formats_end_no_process(here: Path, picture: Picture, suffix: str) -> None:
-    path, generator = picture(here / f"a.{suffix}", 24, 18), np.random.default_rng(0)
+def test_flipped_bits_of_other_formats_end_no_process(here: Path, make_image: MakeImage, suffix: str) -> None:
+    path, generator = make_image(here / f"a.{suffix}", 24, 18), np.random.default_rng(0)
     whole = path.read_bytes()
     for _ in range(200):
         damaged = bytearray(whole)
@@ -201,9 +199,9 @@ def test_only_regular_files_are_read(here: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("socket.png")
         for name, kind in (("fifo", "a FIFO"), ("zero", "a device"), ("socket", "")):
-            told = f"{name}.png: the picture cannot be read (it is {kind}; expected a regular file)"
+            told = f"{name}.png: the image cannot be read (it is {kind}; expected a regular file)"
             if not kind:
-                told = "socket.png: the picture cannot be read (No such device or address)"
+                told = "socket.png: the image cannot be read (No such device or address)"
             assert refusal(here / f"{name}.png").endswith(told)
             assert str(read_headers([f"{name}.png"])[0]).endswith(told)
 
@@ -212,23 +210,23 @@ def test_a_file_larger_than_any_image(here: Path) -> None:
     with (here / "a.png").open("wb") as file:
         file.truncate(2**40)
     assert refusal(here / "a.png") == (
-        "a.png: the picture cannot be read (1,099,511,627,776 bytes, more than any image has)"
+        "a.png: the image cannot be read (1,099,511,627,776 bytes, more than any image has)"
     )
 
 
 def test_no_program_is_run_to_read_an_image(here: Path) -> None:
     (here / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
-    assert refusal(here / "a.png").startswith("a.png: no picture that can be read")
+    assert refusal(here / "a.png").startswith("a.png: no image that can be read")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_on_request_only(
-    here: Path, picture: Picture, suffix: str, orientation: int
+    here: Path, make_image: MakeImage, suffix: str, orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = picture(here / f"a.{suffix}", exif=exif)
+    path = make_image(here / f"a.{suffix}", exif=exif)
     found = header(path)
     assert found[:3] == (30, 40, orientation)
     assert found.upright() == ((40, 30) if orientation >= 5 else (30, 40))
@@ -238,20 +236,20 @@ def test_exif_orientation_is_applied_on_request_only(
     assert upright.permute(1, 2, 0).is_contiguous(), "channels-last in memory"
 
 
-def test_tiffs_are_always_upright(here: Path, picture: Picture) -> None:
+def test_tiffs_are_always_upright(here: Path, make_image: MakeImage) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = picture(here / "a.tif", exif=exif)
+    path = make_image(here / "a.tif", exif=exif)
     assert header(path)[:3] == (40, 30, 1)
     for apply_exif in (False, True):
         assert torch.equal(decode(str(path), apply_exif), reference(path))
 
 
-def test_an_orientation_that_is_none(here: Path, picture: Picture) -> None:
+def test_an_orientation_that_is_none(here: Path, make_image: MakeImage) -> None:
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert header(picture(here / "a.jpg", exif=exif)).orientation == 1
-    path = picture(here / "b.jpg", exif=b"Exif\0\0broken")
+    assert header(make_image(here / "a.jpg", exif=exif)).orientation == 1
+    path = make_image(here / "b.jpg", exif=b"Exif\0\0broken")
     assert header(path).orientation == 1
     image = torch.zeros(3, 2, 4)
     assert turn_upright(image, 1) is image
@@ -264,25 +262,25 @@ def test_headers_do_not_decode(here: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
-def test_further_frames_are_known_of(here: Path, picture: Picture, suffix: str) -> None:
-    plain, moving = picture(here / f"a.{suffix}"), here / f"b.{suffix}"
+def test_further_frames_are_known_of(here: Path, make_image: MakeImage, suffix: str) -> None:
+    plain, moving = make_image(here / f"a.{suffix}"), here / f"b.{suffix}"
     with Image.open(plain) as image:
         image.convert("RGB").save(moving, save_all=True, append_images=[Image.new("RGB", image.size)])
     assert [header(path).animated for path in (plain, moving)] == [False, True]
 
 
-def test_headers_of_many_keep_their_order(here: Path, picture: Picture) -> None:
-    paths = [str(picture(here / f"{side}.bmp", side, 5)) for side in range(1, 150)]
+def test_headers_of_many_keep_their_order(here: Path, make_image: MakeImage) -> None:
+    paths = [str(make_image(here / f"{side}.bmp", side, 5)) for side in range(1, 150)]
     paths.insert(70, str(here / "none.jpg"))
     found = read_headers(paths)
-    assert str(found.pop(70)) == "none.jpg: the picture cannot be read (No such file or directory)"
+    assert str(found.pop(70)) == "none.jpg: the image cannot be read (No such file or directory)"
     assert [one.width for one in found if isinstance(one, Header)] == list(range(1, 150))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_truncated_pictures(here: Path, picture: Picture, suffix: str, kept: float) -> None:
-    path = picture(here / f"a.{suffix}", 200, 200)
+def test_truncated_images(here: Path, make_image: MakeImage, suffix: str, kept: float) -> None:
+    path = make_image(here / f"a.{suffix}", 200, 200)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
     told = refusal(path)
@@ -291,8 +289,8 @@ def test_truncated_pictures(here: Path, picture: Picture, suffix: str, kept: flo
     assert "\n" not in told
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF", b"no picture at all"])
-def test_files_that_are_no_pictures(here: Path, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF", b"no image at all"])
+def test_files_that_are_no_images(here: Path, data: bytes) -> None:
     (here / "a.jpg").write_bytes(data)
     assert refusal(here / "a.jpg").startswith("a.jpg: ")
     (found,) = read_headers(["a.jpg"])
@@ -301,9 +299,9 @@ def test_files_that_are_no_pictures(here: Path, data: bytes) -> None:
 
 
 def test_folders_and_names_that_cannot_be(here: Path) -> None:
-    assert refusal(here / "none.jpg") == "none.jpg: the picture cannot be read (No such file or directory)"
+    assert refusal(here / "none.jpg") == "none.jpg: the image cannot be read (No such file or directory)"
     (here / "a.jpg").mkdir()
-    assert refusal(here / "a.jpg") == "a.jpg: the picture cannot be read (Is a directory)"
+    assert refusal(here / "a.jpg") == "a.jpg: the image cannot be read (Is a directory)"
     (found,) = read_headers(["a\0.jpg"])
     assert isinstance(found, DataError)
     assert not Listing()("a\0/b.jpg")
@@ -313,7 +311,7 @@ def test_folders_and_names_that_cannot_be(here: Path) -> None:
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_bombs_are_refused_before_they_are_decoded(here: Path, side: int) -> None:
     (here / "a.png").write_bytes(png(side, side, 0, 8, b""))
-    message = "a.png: the picture has more than 89,478,485 pixels; cut it into tiles"
+    message = "a.png: the image has more than 89,478,485 pixels; cut it into tiles"
     for action in ("ignore", "error"):
         with warnings.catch_warnings():
             warnings.simplefilter(action)  # type: ignore[arg-type]
@@ -321,15 +319,15 @@ def test_bombs_are_refused_before_they_are_decoded(here: Path, side: int) -> Non
             assert [str(found) for found in read_headers(["a.png"])] == [message]
 
 
-def test_picture_files_of_a_folder(here: Path, picture: Picture) -> None:
+def test_image_files_of_a_folder(here: Path, make_image: MakeImage) -> None:
     for name in ("a.jpg", "b.JPG", "c.Png"):
-        picture(here / name, format="png")
+        make_image(here / name, format="png")
     (here / "notes.txt").write_text("")
-    assert sorted(picture_files(here)) == ["a.jpg", "b.JPG", "c.Png"]
+    assert sorted(image_files(here)) == ["a.jpg", "b.JPG", "c.Png"]
 
 
-def test_warning_filters_are_left_alone(here: Path, picture: Picture) -> None:
-    paths = [str(picture(here / f"{number}.png")) for number in range(200)]
+def test_warning_filters_are_left_alone(here: Path, make_image: MakeImage) -> None:
+    paths = [str(make_image(here / f"{number}.png")) for number in range(200)]
     before = list(warnings.filters)
     read_headers(paths)
     decode(paths[0], apply_exif=False)

@@ -9,18 +9,18 @@ from typing import Any
 
 from detkernel.files import write_atomic
 
-from detkernel_evaluation._coco_eval import detected
-from detkernel_evaluation._evaluator import Kind
-from detkernel_evaluation._found import Picture
+from detkernel_evaluation.coco_evaluation import detected
+from detkernel_evaluation.evaluator import Kind
+from detkernel_evaluation.found import ImageResult
 
 
-def write(path: Path, kind: Kind, pictures: Sequence[Picture], categories: Sequence[int], within: Path) -> None:
+def write(path: Path, kind: Kind, images: Sequence[ImageResult], categories: Sequence[int], within: Path) -> None:
     """`categories`: the category id of each class; `within`: below it, links are not followed. JSON in ASCII."""
-    write_atomic(path, json.dumps(list(_results(kind, pictures, categories))), within=within)
+    write_atomic(path, json.dumps(list(_results(kind, images, categories))), within=within)
 
 
-def _results(kind: Kind, pictures: Sequence[Picture], categories: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for notes, found in pictures:
+def _results(kind: Kind, images: Sequence[ImageResult], categories: Sequence[int]) -> Iterator[dict[str, Any]]:
+    for notes, found in images:
         for entry in detected(found, kind):
             name = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[kind]
             yield {

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 
 @attrs.frozen(eq=False)
 class Found:
-    """The detections of one picture: arrays in main memory, masks as COCO run lengths."""
+    """The detections of one image: arrays in main memory, masks as COCO run lengths."""
 
     boxes: NDArray[np.floating[Any]] = attrs.field(factory=lambda: np.zeros((0, 4)))
     """[N, 4] xyxy."""
@@ -53,26 +53,26 @@ def _run_lengths(masks: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def merged(parts: Sequence[Mapping[int, Found]]) -> dict[int, Found]:
-    """What all processes found, each picture once.
+    """What all processes found, each image once.
 
-    Samplers show some pictures twice, so that every process gets equally many; the first process's word counts.
+    Samplers show some images twice, so that every process gets equally many; the first process's word counts.
     """
     return {index: part[index] for part in reversed(parts) for index in part}
 
 
-Picture = tuple[Annotations, Found]
-"""What there is in a picture, and what was found there."""
+ImageResult = tuple[Annotations, Found]
+"""What there is in an image, and what was found there."""
 
 
-def pictures(run: Run, found: Mapping[int, Found]) -> list[Picture]:
-    """The data set's pictures in the order of their ids, which is pycocotools' order: it decides between equal scores.
+def results_by_image(run: Run, found: Mapping[int, Found]) -> list[ImageResult]:
+    """The data set's images in the order of their ids, which is pycocotools' order: it decides between equal scores.
 
     Those that no process saw count as empty-handed, and that is said; in a check only those seen are there at all.
     """
     dataset = run.loader.dataset
     missing = len(dataset) - len(found)
     if missing and not run.checking:
-        run.log.warning("%d of %d pictures were not seen: their objects count as missed", missing, len(dataset))
+        run.log.warning("%d of %d images were not seen: their objects count as missed", missing, len(dataset))
     indices = sorted(found) if run.checking else range(len(dataset))
     pairs = [(dataset.truth(index), found.get(index) or Found()) for index in indices]
     return sorted(pairs, key=lambda pair: (isinstance(pair[0].image_id, str), pair[0].image_id))

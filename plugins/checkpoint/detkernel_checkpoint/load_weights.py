@@ -12,9 +12,9 @@ from detkernel.errors import relative
 from detkernel_detection.weights import Weights, classes_in, keypoints_in, load_into, read_weights
 
 if TYPE_CHECKING:
-    from detkernel_checkpoint._folder import Folder
-    from detkernel_checkpoint._resume import Found
     from detkernel_checkpoint.checkpoint import Checkpoint
+    from detkernel_checkpoint.folder import Folder
+    from detkernel_checkpoint.resuming import Found
 
 
 def load_from(run: Run, part: Checkpoint) -> None:
@@ -38,7 +38,7 @@ def classes_to_predict(part: Checkpoint, folder: Folder) -> tuple[str, ...]:
     if part.resume not in ("auto", "never"):
         paths = [Path(part.resume)]
     for path in paths if part.load_from is None else [part.load_from]:
-        with suppress(CheckpointError):  # told when the weights are loaded
+        with suppress(CheckpointError):  # reported when the weights are loaded
             return read_weights(path).classes or ()
     return ()
 

@@ -1,4 +1,4 @@
-"""Draws detections over pictures, and pictures on a sheet."""
+"""Draws detections over images, and images on a sheet."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def colour(label: int) -> tuple[int, int, int]:
 
 
 def tile(options: DrawPredictions, dataset: Dataset, found: Detections) -> Image.Image:
-    """One picture with its annotations and detections."""
+    """One image with its annotations and detections."""
     pixels = dataset.image(found.index).permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     found = found.keep((found.scores >= options.score) & found.boxes.isfinite().all(1)).to("cpu")
     if found.masks is not None:
-        picture = _with_masks(picture, found)
-    scale = options.side / max(picture.size)
-    small = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(small, Image.Resampling.BILINEAR if scale < 2 else Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
+        image = _with_masks(image, found)
+    scale = options.side / max(image.size)
+    small = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(small, Image.Resampling.BILINEAR if scale < 2 else Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
     if options.annotations:
         for box in dataset.annotations(found.index).boxes.tolist():
             draw.rectangle([round(side * scale) for side in box], outline=_TRUTH)
     _draw_boxes(draw, dataset.classes, found, scale)
-    return picture
+    return image
 
 
 def _draw_boxes(draw: ImageDraw.ImageDraw, classes: Sequence[str], found: Detections, scale: float) -> None:
@@ -74,10 +74,10 @@ def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else (255, 255, 255)
 
 
-def _with_masks(picture: Image.Image, found: Detections) -> Image.Image:
+def _with_masks(image: Image.Image, found: Detections) -> Image.Image:
     import numpy as np
 
-    base = picture.convert("RGBA")
+    base = image.convert("RGBA")
     assert found.masks is not None
     for mask, label in zip(found.masks.numpy(), found.labels.tolist(), strict=True):
         layer = Image.new("RGBA", base.size, (*colour(label), 0))
@@ -87,18 +87,18 @@ def _with_masks(picture: Image.Image, found: Detections) -> Image.Image:
 
 
 def encode(tiles: Sequence[Image.Image], columns: int) -> bytes:
-    """All pictures in rows, as a PNG."""
+    """All images in rows, as a PNG."""
     columns = min(columns, len(tiles))
     wide, high = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * (wide + _GAP) + _GAP, rows * (high + _GAP) + _GAP), _PAPER)
-    for number, picture in enumerate(tiles):
+    for number, image in enumerate(tiles):
         row, column = divmod(number, columns)
-        sheet.paste(picture, (_GAP + column * (wide + _GAP), _GAP + row * (high + _GAP)))
+        sheet.paste(image, (_GAP + column * (wide + _GAP), _GAP + row * (high + _GAP)))
     return png(sheet)
 
 
-def png(picture: Any) -> bytes:
+def png(image: Any) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

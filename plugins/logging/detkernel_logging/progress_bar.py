@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from detkernel_logging._lines import duration, is_rate, val_batches
+from detkernel_logging.log_lines import duration, is_rate, val_batches
 from detkernel_logging.progress import Progress
 from detkernel_logging.sink import Entry
 
@@ -51,8 +51,8 @@ class Bar:
 
     def write(self, entry: Entry) -> None:
         """Print a line above the bar."""
-        if entry.figures is not None and entry.figures.mode == "train":
-            self._values = entry.figures.values
+        if entry.metrics is not None and entry.metrics.mode == "train":
+            self._values = entry.metrics.values
         self._console.print(Text(entry.text, style=_STYLES.get(entry.level, "")), soft_wrap=True)
 
     def stop(self) -> None:

@@ -8,31 +8,31 @@ from datetime import timedelta
 from detkernel import Run
 from detkernel.errors import printable
 
-from detkernel_logging.sink import Figures
+from detkernel_logging.sink import Metrics
 
 
-def train_line(run: Run, figures: Figures, seconds_left: float | None) -> str:
+def train_line(run: Run, metrics: Metrics, seconds_left: float | None) -> str:
     """`Epoch [1][50/7517]\tlr: 1.000e-02, eta: 2:00:00, time: 0.240, ..., loss: 0.6188`."""
     if run.options.until.unit == "epochs":
-        head = f"Epoch [{figures.epoch}][{figures.iter}/{run.epoch_length}]"
+        head = f"Epoch [{metrics.epoch}][{metrics.iter}/{run.epoch_length}]"
     else:
-        head = f"Iter [{figures.iter}/{run.max_iters}]"
-    rates = [_said(name, value) for name, value in figures.values.items() if is_rate(name)]
-    others = [_said(name, value) for name, value in figures.values.items() if not is_rate(name)]
+        head = f"Iter [{metrics.iter}/{run.max_iters}]"
+    rates = [_said(name, value) for name, value in metrics.values.items() if is_rate(name)]
+    others = [_said(name, value) for name, value in metrics.values.items() if not is_rate(name)]
     eta = [] if seconds_left is None else [f"eta: {duration(seconds_left)}"]
     return f"{head}\t{', '.join([*rates, *eta, *others])}"
 
 
-def val_line(run: Run, figures: Figures) -> str:
+def val_line(run: Run, metrics: Metrics) -> str:
     """`Epoch(val) [1][16/16]  coco/bbox_mAP: 0.3740  coco/bbox_mAP_50: 0.5810`."""
-    batches = f"[{figures.iter}/{val_batches(run)}]"
-    if figures.mode == "test":
+    batches = f"[{metrics.iter}/{val_batches(run)}]"
+    if metrics.mode == "test":
         head = f"Epoch(test) {batches}"
     elif run.options.until.unit == "epochs":
-        head = f"Epoch(val) [{figures.epoch}]{batches}"
+        head = f"Epoch(val) [{metrics.epoch}]{batches}"
     else:
-        head = f"Iter(val) [{figures.step}]{batches}"
-    return "  ".join([head, *(_said(name, value) for name, value in figures.values.items())])
+        head = f"Iter(val) [{metrics.step}]{batches}"
+    return "  ".join([head, *(_said(name, value) for name, value in metrics.values.items())])
 
 
 def val_batches(run: Run) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 from detkernel.errors import relative
 
-from detkernel_checkpoint import _file, _finite
-from detkernel_checkpoint._folder import Entry, Folder
-from detkernel_checkpoint._snapshot import Snapshot
+from detkernel_checkpoint import checkpoint_file, finite
+from detkernel_checkpoint.folder import Entry, Folder
+from detkernel_checkpoint.snapshot import Snapshot
 
 _NICE = 10
 """How far the writing thread steps back for training, as in nice(1). At 19, 517 MB took 13 s to write on busy cores."""
@@ -55,7 +55,7 @@ class Writer:
 
     def hold(self, entry: Entry, tree: Any) -> None:
         """Copy the state now, to be written only if `write_held` is called before the next `hold` or `start`."""
-        self.settle(wait=True)
+        self.collect(wait=True)
         self._held = None
         self._held = entry, self._snapshot.take(tree)
 
@@ -66,7 +66,7 @@ class Writer:
             self._held = None
             self._pending = self._thread.submit(self._write, self._entry, payload)
 
-    def settle(self, wait: bool = False, then: str | None = "training goes on") -> None:
+    def collect(self, wait: bool = False, then: str | None = "training goes on") -> None:
         """See what became of the checkpoint that is being written, if it is done or the caller waits.
 
         A failure is logged, with what happens `then`; where that is None, the caller has a better word to say. Raises
@@ -78,10 +78,10 @@ class Writer:
         try:
             pending.result()
             self._safe, self.failure = self._entry, None
-        except _finite.NonFiniteError as error:
+        except finite.NonFiniteError as error:
             where = f"the state at iteration {self._entry.iteration} cannot be trained on"
             self.failure = f"{where}: {error}; {relative(self._entry.path)} was not written"
-            raise _finite.NonFiniteError(self.failure) from None
+            raise finite.NonFiniteError(self.failure) from None
         except OSError as error:
             self.failure = f"{relative(self._entry.path)} could not be written: {error.strerror or error}"
             if then is not None or self._entry.best:  # nobody tries to write that one again
@@ -89,7 +89,7 @@ class Writer:
 
     def close(self) -> None:
         """Finish what is being written; what came of it is `failure` and `safe`."""
-        self.settle(wait=True, then=None)
+        self.collect(wait=True, then=None)
         self._thread.shutdown()
 
     def safety(self) -> str:
@@ -107,8 +107,8 @@ class Writer:
 
     def _write(self, entry: Entry, payload: Any) -> None:
         self._snapshot.wait()
-        _finite.check(payload, self._infinite)
-        _file.write(entry.path, payload)
+        finite.check(payload, self._infinite)
+        checkpoint_file.write(entry.path, payload)
         try:
             self._folder.prune(entry, self._keep)
         except OSError as error:

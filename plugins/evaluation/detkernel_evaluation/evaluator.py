@@ -13,7 +13,7 @@ from detkernel.errors import did_you_mean
 from detkernel_detection import Detections
 
 if TYPE_CHECKING:
-    from detkernel_evaluation._found import Found, Picture
+    from detkernel_evaluation.found import Found, ImageResult
 
 Kind = Literal["bbox", "segm", "keypoints"]
 
@@ -39,10 +39,10 @@ class Evaluator(ABC):
 
     @abstractmethod
     def _compact(self, run: Run, detections: Detections) -> Found:
-        """What to keep of the detections of one picture."""
+        """What to keep of the detections of one image."""
 
     @abstractmethod
-    def _evaluate(self, run: Run, pictures: Sequence[Picture]) -> Mapping[str, float]:
+    def _evaluate(self, run: Run, images: Sequence[ImageResult]) -> Mapping[str, float]:
         """The metrics, by name without the prefix; all get better as they rise. Called on the first process only."""
 
     @hookimpl(trylast=True)
@@ -91,30 +91,30 @@ class Evaluator(ABC):
     def after_val_set(self, run: Run) -> None:
         if not self.measures(run.val_set):
             return
-        from detkernel_evaluation._found import merged, pictures
+        from detkernel_evaluation.found import merged, results_by_image
 
         found = merged(run.processes.gathered(self._found))
         self._found = {}
-        metrics = run.processes.from_main(lambda: self._measured(run, pictures(run, found)))
+        metrics = run.processes.from_main(lambda: self._measured(run, results_by_image(run, found)))
         for name, value in metrics.items():
             run.metrics.publish(name, value, better="higher")
 
-    def _measured(self, run: Run, pictures: Sequence[Picture]) -> dict[str, float]:
-        metrics = {f"{self.prefix}/{name}": value for name, value in self._evaluate(run, pictures).items()}
+    def _measured(self, run: Run, images: Sequence[ImageResult]) -> dict[str, float]:
+        metrics = {f"{self.prefix}/{name}": value for name, value in self._evaluate(run, images).items()}
         if self._set(run) not in self._explained and not run.checking:  # a check sees one batch
             self._explained.add(self._set(run))
-            self._explain(run, metrics, pictures)
+            self._explain(run, metrics, images)
         return metrics
 
-    def _explain(self, run: Run, metrics: Mapping[str, float], pictures: Sequence[Picture]) -> None:
+    def _explain(self, run: Run, metrics: Mapping[str, float], images: Sequence[ImageResult]) -> None:
         """Say why metrics are nan, as they will be in every validation: it depends on the data alone."""
         name = self._name(run)
         unknown = [metric for metric, value in metrics.items() if math.isnan(value)]
-        if not any(len(notes) for notes, _ in pictures):
+        if not any(len(notes) for notes, _ in images):
             run.log.warning(
                 "%s: none of the %d images of the %s data has an annotation: there is nothing to measure, its metrics "
                 "are nan; name a data set with annotations in the loader's `%s`%s",
-                name, len(pictures), self._set(run), self._set(run), self._without_annotations(),
+                name, len(images), self._set(run), self._set(run), self._without_annotations(),
             )  # fmt: skip
         elif unknown:
             examples = ", ".join(unknown[:3]) + ", ..." * bool(unknown[3:])

@@ -82,7 +82,7 @@ class Meter:
 
 
 def _stacked(losses: Losses) -> Tensor:
-    """The losses as a vector of float32. Raises TypeError for what is no scalar tensor."""
+    """The losses as a vector of float32. Raises TypeError for what is not a scalar tensor."""
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.ndim:
             found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -26,10 +26,10 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from detkernel_torchvision._necks import Pyramid, pyramid
-from detkernel_torchvision._norms import norm_layer
-from detkernel_torchvision._outputs import class_outputs
 from detkernel_torchvision.adapter import Adapter
+from detkernel_torchvision.necks import Pyramid, pyramid
+from detkernel_torchvision.norms import norm_layer
+from detkernel_torchvision.outputs import class_outputs
 
 if TYPE_CHECKING:
     from detkernel_torchvision import models
@@ -183,14 +183,14 @@ def ssdlite(options: models.Ssdlite, num_classes: int) -> nn.Module:
 
 
 def check_fixed(options: models.SsdDetector, sizes: Sequence[tuple[int, int]]) -> None:
-    """SSD's anchors are made for pictures of one size."""
+    """SSD's anchors are made for images of one size."""
     side = options._side()
     for height, width in sizes:
         if (height, width) != (side, side):
             raise wrong(
                 options,
                 "size",
-                f"it takes pictures of {side}x{side}, got one of {width}x{height}: end the loader's train_transforms "
+                f"it takes images of {side}x{side}, got one of {width}x{height}: end the loader's train_transforms "
                 f"and val_transforms with {{use: resize, size: [{side}, {side}]}}",
             )
 

@@ -19,7 +19,7 @@ _NEUTRAL = ("run.work_dir",)
 _ABSENT = "(absent)"
 
 
-def origin(run: Run) -> dict[str, Any]:
+def provenance(run: Run) -> dict[str, Any]:
     """The config, data, processes and versions of a run: plain values, for its checkpoints."""
     return {
         "config": dict(run.config) or _described(run),
@@ -114,7 +114,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if old["classes"] != new["classes"]:
         lines.append(f"classes: {_listed(old['classes'])} -> {_listed(new['classes'])}")
     lines += [
-        f"the {mode} data: other pictures, order or annotations ({old['data'][mode]} -> {new['data'][mode]})"
+        f"the {mode} data: other images, order or annotations ({old['data'][mode]} -> {new['data'][mode]})"
         for mode in old["data"]
         if mode in new["data"] and old["data"][mode] != new["data"][mode]
     ]

@@ -54,27 +54,27 @@ class Totals:
     """Finds an entry that is the sum of the others: minimised beside them, it would double every gradient."""
 
     def __init__(self) -> None:
-        self._settled: set[frozenset[str]] = set()
+        self._checked: set[frozenset[str]] = set()
         self._names: set[str] = set()
         self._tries = 0
 
     def without(self, run: Run, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses without such an entry. The device is asked once for every set of names, not in each iteration."""
         names = frozenset(name for name in losses if "loss" in name)
-        if names not in self._settled:
+        if names not in self._checked:
             self._look(run, names, losses)
         return {name: value for name, value in losses.items() if name not in self._names} if self._names else losses
 
     def _look(self, run: Run, names: frozenset[str], losses: dict[str, Tensor]) -> None:
         ordered, self._tries = sorted(names), self._tries + 1
         if len(names) < 2 or self._tries > _TRIES:
-            self._settled.add(names)
+            self._checked.add(names)
             return
         stacked = torch.stack([losses[name].detach().float() for name in ordered])
         values = dict(zip(ordered, stacked.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())) or sum(value != 0 for value in values.values()) < 2:
             return  # nothing can be told from these; the next ones may be better
-        self._settled.add(names)
+        self._checked.add(names)
         found = next((name for name in ordered if _is_sum_of_others(name, values)), None)
         if found is None:
             return

@@ -1,8 +1,9 @@
 """A checkpoint file: what `torch.save` writes, with a checksum in the comment of its zip archive.
 
 Any `torch.load(path, weights_only=True)` reads it. The checksum covers every byte before the comment, so that a file
-cut short or damaged anywhere is told from a sound one. It is no seal against forgery, so it need only be fast: SHA-256
-was two thirds of what a save takes from training. A file is written beside its place, flushed to the disk and renamed.
+cut short or damaged anywhere is distinguished from a valid one. It does not protect against forgery, so it need only be
+fast: SHA-256 was two thirds of what a save takes from training. A file is written beside its place, flushed to the disk
+and renamed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _SEAL = len(_MARK) + 32
 _END = 22
 """Bytes of a zip archive's last record without its comment; the last two are the comment's length."""
 _CHUNK = 1 << 20
-_FORM = {"position": dict, "model": dict, "modules": dict, "plugins": dict, "ranks": list, "origin": dict}
-_PLAIN = ("position", "classes", "keypoints", "origin")
+_FORM = {"position": dict, "model": dict, "modules": dict, "plugins": dict, "ranks": list, "provenance": dict}
+_PLAIN = ("position", "classes", "keypoints", "provenance")
 _MOST = 2**53
 _COUNTS = ("epoch", "iter", "batch", "validated", "epoch_length")
 
 
 class OtherFormatError(CheckpointError):
-    """A sound checkpoint that another version of this package wrote."""
+    """A valid checkpoint that another version of this package wrote."""
 
 
 class _Sealed:
@@ -132,7 +133,7 @@ def load(path: Path) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A whole checkpoint of a run. Raises CheckpointError unless it is sound and of a form that is known."""
+    """A whole checkpoint of a run. Raises CheckpointError unless it is valid and of a form that is known."""
     verify(path)
     content = load(path)
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
@@ -144,9 +145,9 @@ def read(path: Path) -> dict[str, Any]:
         )
     for name, kind in _FORM.items():
         if not isinstance(content.get(name), kind):
-            raise CheckpointError(f"{relative(path)}: '{name}' is missing or is no {kind.__name__}")
+            raise CheckpointError(f"{relative(path)}: '{name}' is missing or is not a {kind.__name__}")
     if not isinstance(content.get("training_model"), (dict, type(None))):
-        raise CheckpointError(f"{relative(path)}: 'training_model' is no dict")
+        raise CheckpointError(f"{relative(path)}: 'training_model' is not a dict")
     for name in _PLAIN:
         if not _is_plain(content.get(name)):
             raise CheckpointError(f"{relative(path)}: '{name}' holds more than plain values")
@@ -154,7 +155,7 @@ def read(path: Path) -> dict[str, Any]:
     if not all(type(count) is int and 0 <= count < _MOST for count in counts) or counts[-1] == 0:
         raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
     if not _is_metrics(content["position"].get("metrics")):
-        raise CheckpointError(f"{relative(path)}: its metrics are no numbers by name")
+        raise CheckpointError(f"{relative(path)}: its metrics are not numbers by name")
     if not all(isinstance(state, dict) for state in content["ranks"]):
         raise CheckpointError(f"{relative(path)}: its processes have no states")
     if not all(isinstance(name, str) for states in (content["plugins"], *content["ranks"]) for name in states):
@@ -165,7 +166,7 @@ def read(path: Path) -> dict[str, Any]:
 def _is_metrics(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    number = all(type(figure) is float or (type(figure) is int and abs(figure) < _MOST) for figure in value.values())
+    number = all(type(metric) is float or (type(metric) is int and abs(metric) < _MOST) for metric in value.values())
     return number and all(isinstance(name, str) for name in value)
 
 

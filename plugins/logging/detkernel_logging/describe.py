@@ -9,16 +9,16 @@ import torch
 from detkernel import Run, UserError
 from detkernel.errors import followed, relative
 
-from detkernel_logging._lines import duration
+from detkernel_logging.log_lines import duration
 from detkernel_logging.progress import Progress
 
 _PURPOSES = {"train": "train on", "val": "validate on", "test": "test on"}
 
 
 def described(run: Run) -> str:
-    """`work dir runs/voc07, device cpu, 20 classes, 5011 pictures to train on, 41.30 M parameters, ...`."""
-    pictures = [
-        f"{len(loader.dataset)} pictures to {_PURPOSES.get(mode, f'load as {mode}')}"
+    """`work dir runs/voc07, device cpu, 20 classes, 5011 images to train on, 41.30 M parameters, ...`."""
+    images = [
+        f"{len(loader.dataset)} images to {_PURPOSES.get(mode, f'load as {mode}')}"
         for mode, loader in run.loaders.items()
     ]
     parameters = list(run.bare_model.parameters())
@@ -27,7 +27,7 @@ def described(run: Run) -> str:
         f"work dir {relative(run.work_dir)}",
         f"device {_device(run)}",
         f"{len(run.classes)} classes",
-        *pictures,
+        *images,
         f"{_short(sum(parameter.numel() for parameter in parameters))} parameters, {_short(trained)} of them trained",
     ]
     return ", ".join(parts)

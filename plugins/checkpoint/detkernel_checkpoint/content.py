@@ -7,7 +7,7 @@ from typing import Any
 
 from detkernel import Run
 
-from detkernel_checkpoint._file import FORMAT
+from detkernel_checkpoint.checkpoint_file import FORMAT
 
 
 def own_states(run: Run) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def own_states(run: Run) -> dict[str, Any]:
     return own | also
 
 
-def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) -> dict[str, Any]:
+def content(run: Run, ranks: list[dict[str, Any]], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a run needs to go on.
 
     `model` has the weights to detect with. Where a plugin offers better ones than those in training (an average of
@@ -36,7 +36,7 @@ def content(run: Run, ranks: list[dict[str, Any]], origin: Mapping[str, Any]) ->
         "modules": {name: module.state_dict() for name, module in run.saved_networks.items()},
         "plugins": {name: plugin.state_dict() for name, plugin in run.bus.stateful() if not _per_rank(plugin)},
         "ranks": ranks,
-        "origin": origin,
+        "provenance": provenance,
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from detkernel_torchvision._norms import norm_layer
+from detkernel_torchvision.norms import norm_layer
 
 if TYPE_CHECKING:
     from detkernel_torchvision.models import PyramidDetector

@@ -13,13 +13,13 @@ from detkernel_detection import torchvision_weights
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from detkernel_torchvision._bodies import freeze
+from detkernel_torchvision.bodies import freeze
 
 if TYPE_CHECKING:
     from detkernel_torchvision.backbones import TorchvisionBackbone
 
 PROBE = (224, 448)
-"""Height and width of the picture that is sent through to find the strides: their ratio tells NCHW from NHWC."""
+"""Height and width of the image that is sent through to find the strides: their ratio tells NCHW from NHWC."""
 
 
 class Features(nn.Module):

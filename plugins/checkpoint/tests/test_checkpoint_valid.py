@@ -1,4 +1,4 @@
-"""A sound state is never lost to a broken one: NaN and infinities, and validations that fail."""
+"""A valid state is never lost to a broken one: NaN and infinities, and validations that fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, plugin
-from detkernel_checkpoint import _file, _finite
+from detkernel_checkpoint import checkpoint_file, finite
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection import Losses
 from detkernel_detection.testing import TinySgd, tiny_kernel, tiny_run
@@ -107,7 +107,7 @@ def test_a_broken_state_is_not_the_best(tmp_path: Path):
 
 def _write_as_an_older_version(monkeypatch: pytest.MonkeyPatch, work_dir: Path, at: int, until: str) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(_finite, "check", lambda *_: None)
+        patched.setattr(finite, "check", lambda *_: None)
         tiny_run({"break": Break(at=at), "checkpoint": Checkpoint()}, until=until, work_dir=work_dir)
 
 
@@ -131,7 +131,7 @@ def test_a_resume_goes_behind_checkpoints_that_are_broken(
     assert sum("not finite (NaN or infinite): nothing can go on from it; an older one is taken" in t for t in told) == 2
     assert any("going on from" in text and "iter_4.pt" in text for text in told)
     assert run.model[3].weight.isfinite().all()
-    assert _file.read(tmp_path / "checkpoints" / "iter_12.pt")["model"]["3.weight"].isfinite().all()
+    assert checkpoint_file.read(tmp_path / "checkpoints" / "iter_12.pt")["model"]["3.weight"].isfinite().all()
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "aside_1").iterdir()) == ["iter_12.pt", "iter_8.pt"]
 
 
@@ -201,7 +201,7 @@ def test_a_work_dir_that_is_removed_in_mid_run_is_made_again(
         @hookimpl(tryfirst=True)
         def after_train_iter(self, run: Run) -> None:
             if run.iter == self.at:
-                run.bus["checkpoint"]._writer.settle(wait=True)  # type: ignore[attr-defined]
+                run.bus["checkpoint"]._writer.collect(wait=True)  # type: ignore[attr-defined]
                 shutil.rmtree(run.work_dir / gone)
             if run.iter == self.fails:
                 raise UserError("failed")
@@ -236,17 +236,17 @@ def test_a_buffer_that_is_built_infinite_may_be(tmp_path: Path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
 def test_numbers_that_are_finite(dtype: torch.dtype):
     value = torch.ones(70_001, dtype=dtype) * 60_000
-    assert _finite.is_finite(value)
+    assert finite.is_finite(value)
     for bad in (float("nan"), float("inf"), float("-inf")):
         value[50_000] = bad
-        assert not _finite.is_finite(value)
+        assert not finite.is_finite(value)
 
 
 def test_other_numbers_are_finite_too():
-    assert _finite.is_finite(torch.tensor([2**62]))
-    assert _finite.is_finite(torch.empty(0))
-    assert _finite.is_finite(torch.ones(3).to(torch.float8_e4m3fn))
-    assert not _finite.is_finite(torch.tensor([float("nan")]).to(torch.float8_e4m3fn))
+    assert finite.is_finite(torch.tensor([2**62]))
+    assert finite.is_finite(torch.empty(0))
+    assert finite.is_finite(torch.ones(3).to(torch.float8_e4m3fn))
+    assert not finite.is_finite(torch.tensor([float("nan")]).to(torch.float8_e4m3fn))
 
 
 def test_a_copy_from_before_a_validation_is_not_written_where_it_goes_well(tmp_path: Path):

@@ -12,9 +12,9 @@ from detkernel import CheckpointError, Run, Span, UserError, wrong
 from detkernel.errors import printable, relative
 from detkernel_detection.weights import keypoints_in
 
-from detkernel_checkpoint import _file, _finite
-from detkernel_checkpoint._folder import Entry, Folder
-from detkernel_checkpoint._origin import differences, harmless, rounding, until_line
+from detkernel_checkpoint import checkpoint_file, finite
+from detkernel_checkpoint.folder import Entry, Folder
+from detkernel_checkpoint.provenance import differences, harmless, rounding, until_line
 
 if TYPE_CHECKING:
     from detkernel_checkpoint.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ _SHOWN = 30
 
 @attrs.define
 class Found:
-    """A sound checkpoint."""
+    """A valid checkpoint."""
 
     path: Path
     content: dict[str, Any]
@@ -38,10 +38,10 @@ class Found:
 
 
 def find(run: Run, folder: Folder, part: Checkpoint, own: bool, infinite: Collection[str] = ()) -> Found | None:
-    """The checkpoint to resume: a given one, or the newest sound one in the folder, or None to start afresh.
+    """The checkpoint to resume: a given one, or the newest valid one in the folder, or None to start afresh.
 
     Where the folder is the run's `own`, which was started again, the newest is taken whatever `resume` says. One with
-    weights that are not finite is not sound, but for the `infinite` ones. Raises UserError for a checkpoint that cannot
+    weights that are not finite is not valid, but for the `infinite` ones. Raises UserError for a checkpoint that cannot
     be used, or a folder in which none can.
     """
     resume = part.resume
@@ -56,49 +56,49 @@ def find(run: Run, folder: Folder, part: Checkpoint, own: bool, infinite: Collec
         near = folder.path / path.name
         hint = f", did you mean '{relative(near)}'?" if near.is_file() else ", and no such file"
         raise wrong(part, "resume", f"expected 'auto', 'never' or a checkpoint's path, got '{resume}'{hint}")
-    return _sound(path, infinite)
+    return _valid(path, infinite)
 
 
-def _sound(path: Path, infinite: Collection[str]) -> Found:
-    content = _file.read(path)
+def _valid(path: Path, infinite: Collection[str]) -> Found:
+    content = checkpoint_file.read(path)
     try:
-        _finite.check(content, infinite)
-    except _finite.NonFiniteError as error:
+        finite.check(content, infinite)
+    except finite.NonFiniteError as error:
         raise CheckpointError(f"{relative(path)}: {error}: nothing can go on from it") from None
     return Found(path, content)
 
 
 def _newest(run: Run, folder: Folder, infinite: Collection[str]) -> Found | None:
-    unsound: list[CheckpointError] = []
+    invalid: list[CheckpointError] = []
     for entry in folder.entries():
         try:
-            found = _sound(entry.path, infinite)
-        except _file.OtherFormatError:
+            found = _valid(entry.path, infinite)
+        except checkpoint_file.OtherFormatError:
             raise
         except CheckpointError as error:
-            unsound.append(error)
+            invalid.append(error)
         else:
-            for problem in unsound:
+            for problem in invalid:
                 run.log.warning("%s; an older one is taken", problem)
             return found
-    if unsound:
+    if invalid:
         raise CheckpointError(
-            f"{relative(folder.path)}: none of its {len(unsound)} checkpoints can be used; the newest: {unsound[0]}. "
+            f"{relative(folder.path)}: none of its {len(invalid)} checkpoints can be used; the newest: {invalid[0]}. "
             "To start afresh, give resume=never: they are set aside"
         )
     return None
 
 
-def compare(run: Run, found: Found, origin: Mapping[str, Any], key: str, accept: bool) -> None:
+def compare(run: Run, found: Found, provenance: Mapping[str, Any], key: str, accept: bool) -> None:
     """Raise CheckpointError if the checkpoint is another run's, with all that differs, unless that is accepted."""
     try:
-        lines = differences(found.content["origin"], origin)
-        bits = rounding(found.content["origin"], origin)
+        lines = differences(found.content["provenance"], provenance)
+        bits = rounding(found.content["provenance"], provenance)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{relative(found.path)}: does not say what its run was made of: {error!r}") from None
     keypoints = getattr(run.bare_model, "keypoint_names", ())
     _refuse_other("keypoints", keypoints_in(found.content) or keypoints, keypoints, relative(found.path), key)
-    longer = _longer(run, found, origin)
+    longer = _longer(run, found, provenance)
     if longer is not None:
         lines.remove(longer)
         run.log.info(
@@ -143,9 +143,9 @@ def _named(classes: Sequence[str]) -> str:
     return ", ".join(printable(str(name)) for name in classes[:8]) + more
 
 
-def _longer(run: Run, found: Found, origin: Mapping[str, Any]) -> str | None:
+def _longer(run: Run, found: Found, provenance: Mapping[str, Any]) -> str | None:
     """The line about `run.until` where all that it says is that the run is to be longer than it was."""
-    before, after = (side["config"].get("run", {}).get("until") for side in (found.content["origin"], origin))
+    before, after = (side["config"].get("run", {}).get("until") for side in (found.content["provenance"], provenance))
     try:
         old = Span.parse(before).iters(found.content["position"]["epoch_length"])
         longer = Span.parse(after).iters(run.epoch_length) > old
@@ -158,7 +158,7 @@ def compare_load_from(run: Run, found: Found, part: Checkpoint, key: str) -> Non
     """Raise UserError where `load_from` is given, but what there is to go on from did not begin with those weights."""
     if part.load_from is None:
         return
-    config = found.content["origin"].get("config")
+    config = found.content["provenance"].get("config")
     options = config.get(key) if isinstance(config, Mapping) else None
     before = options.get("load_from") if isinstance(options, Mapping) else None
     if isinstance(before, str) and Path(before) == part.load_from:
@@ -176,10 +176,10 @@ def compare_load_from(run: Run, found: Found, part: Checkpoint, key: str) -> Non
     )
 
 
-def compare_states(run: Run, found: Found, origin: Mapping[str, Any], accept: bool) -> None:
+def compare_states(run: Run, found: Found, provenance: Mapping[str, Any], accept: bool) -> None:
     """Raise CheckpointError for a state that is missing, or that nobody takes, unless such differences are accepted, or
     no result follows from that plugin."""
-    where, fine = relative(found.path), harmless(found.content["origin"], origin)
+    where, fine = relative(found.path), harmless(found.content["provenance"], provenance)
     names = {name for name, _ in run.bus.stateful()}
     ranks = found.content["ranks"]
     modules, saved = set(found.content["modules"]), set(run.saved_modules)

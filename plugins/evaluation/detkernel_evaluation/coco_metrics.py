@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detkernel_evaluation._coco_eval import Evaluation
+from detkernel_evaluation.coco_evaluation import Evaluation
 
 
-def figures(evaluation: Evaluation) -> dict[str, float]:
+def summary(evaluation: Evaluation) -> dict[str, float]:
     """`bbox_mAP`, `bbox_mAP_50` and so on, in COCO's order; nan where there is nothing to find."""
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     areas = list(enumerate(evaluation.params.areaRngLbl))[1:]

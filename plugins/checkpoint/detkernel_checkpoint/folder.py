@@ -14,7 +14,7 @@ from detkernel import CheckpointError
 from detkernel.errors import relative
 from detkernel.files import open_to_write, refuse_links
 
-from detkernel_checkpoint import _file
+from detkernel_checkpoint import checkpoint_file
 
 _RECORD = 512
 _NAME = re.compile(r"(best_)?iter_(\d+)\.pt")
@@ -62,11 +62,11 @@ class Folder:
 
     def prepare(self) -> None:
         """Make the folder, clear away what a killed run left half written, and see that it can be written to."""
-        probe = self.path / f"probe{_file.TEMPORARY}"
+        probe = self.path / f"probe{checkpoint_file.TEMPORARY}"
         refuse_links(probe, self.path.parent)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.glob(f"*.pt.*{_file.TEMPORARY}"):
+            for left in self.path.glob(f"*.pt.*{checkpoint_file.TEMPORARY}"):
                 left.unlink()
             probe.write_bytes(b"\0")
             probe.unlink()
@@ -110,7 +110,7 @@ class Folder:
     def _entries(self) -> Iterator[Entry]:
         try:
             names = os.listdir(self.path)  # noqa: PTH208 - names alone are wanted
-        except (FileNotFoundError, NotADirectoryError):  # told where it is made
+        except (FileNotFoundError, NotADirectoryError):  # reported where it is made
             return
         except OSError as error:
             raise CheckpointError(f"{relative(self.path)}: cannot be listed: {error.strerror}") from None

@@ -12,7 +12,7 @@ from torchvision.models import mobilenetv3
 from torchvision.models import resnet as resnets
 from torchvision.models._utils import IntermediateLayerGetter
 
-from detkernel_torchvision._norms import norm_layer
+from detkernel_torchvision.norms import norm_layer
 
 if TYPE_CHECKING:
     from detkernel_torchvision.backbones import MobilenetV3, Resnet

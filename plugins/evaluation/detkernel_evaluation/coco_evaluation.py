@@ -1,4 +1,4 @@
-"""pycocotools' evaluation, over pictures that are already in memory."""
+"""pycocotools' evaluation, over images that are already in memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from detkernel_detection import Annotations
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
-from detkernel_evaluation._evaluator import Kind
-from detkernel_evaluation._found import Found, Picture
+from detkernel_evaluation.evaluator import Kind
+from detkernel_evaluation.found import Found, ImageResult
 
 _FAR = 1e5**2
 """COCO's largest area."""
@@ -44,14 +44,14 @@ class Evaluation(COCOeval):  # type: ignore[misc]
     `_prepare` would overwrite `ignore` by `iscrowd`; VOC's difficult objects are ignored, yet matched once like others.
     """
 
-    def __init__(self, kind: Kind, pictures: Sequence[Picture], labels: Sequence[int], rules: Rules) -> None:
+    def __init__(self, kind: Kind, images: Sequence[ImageResult], labels: Sequence[int], rules: Rules) -> None:
         """`labels`: those of all classes, in the order of their categories' ids: a sum of floats depends on it."""
         super().__init__(iouType=kind)
         self.kind = kind
-        self.pictures = pictures
+        self.images = images
         self.labels = labels
         """The label of each K."""
-        self.params.imgIds = list(range(len(pictures)))
+        self.params.imgIds = list(range(len(images)))
         self.params.catIds = list(range(len(labels)))
         self.params.areaRngLbl = [name[0] if name != "all" else name for name in self.params.areaRngLbl]
         self.named_thresholds = {"50": 0, "75": 5}
@@ -85,7 +85,7 @@ class Evaluation(COCOeval):  # type: ignore[misc]
         self._gts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
         self._dts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
         place = {label: k for k, label in enumerate(self.labels)}
-        for number, (notes, found) in enumerate(self.pictures):
+        for number, (notes, found) in enumerate(self.images):
             for entries, into in (truths(notes, self.kind), self._gts), (detected(found, self.kind), self._dts):
                 for entry in entries:
                     into[number, place[entry["category_id"]]].append(entry)
@@ -96,7 +96,7 @@ class Evaluation(COCOeval):  # type: ignore[misc]
 
 
 def truths(notes: Annotations, kind: Kind) -> Iterator[dict[str, Any]]:
-    """The objects of a picture as pycocotools takes them."""
+    """The objects of an image as pycocotools takes them."""
     crowd, ignore = notes.crowd.tolist(), (notes.crowd | notes.difficult).tolist()
     boxes, areas, labels = xywh(notes.boxes).tolist(), notes.area.tolist(), notes.labels.tolist()
     for at in range(len(notes)):
@@ -125,7 +125,7 @@ def _region(notes: Annotations, at: int, box: list[float]) -> tuple[Any, bool]:
 
 
 def detected(found: Found, kind: Kind) -> Iterator[dict[str, Any]]:
-    """The detections of a picture as pycocotools takes them; the area is that of the kind's own form."""
+    """The detections of an image as pycocotools takes them; the area is that of the kind's own form."""
     boxes, scores, labels = xywh(found.boxes).tolist(), found.scores.tolist(), found.labels.tolist()
     for at, (x, y, w, h) in enumerate(boxes):
         entry = {"category_id": labels[at], "bbox": [x, y, w, h], "area": w * h, "score": scores[at]}
@@ -146,9 +146,9 @@ def xywh(boxes: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def check_sizes(pictures: Sequence[Picture]) -> None:
-    """Raises `DataError` for masks that are not of their picture's size: pycocotools would find no overlap."""
-    for notes, found in pictures:
+def check_sizes(images: Sequence[ImageResult]) -> None:
+    """Raises `DataError` for masks that are not of their image's size: pycocotools would find no overlap."""
+    for notes, found in images:
         sizes = {tuple(mask["size"]) for mask in found.masks} - {(notes.height, notes.width)}
         if sizes:
             raise DataError(
