@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,8 +83,9 @@ def _folder(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
 
 
-def start(folder: Path, *arguments: str, command: tuple[str, ...] = RUN) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"} | {"NO_COLOR": "1"}
+def start(folder: Path, *arguments: str, command: tuple[str, ...] = RUN, **environment: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "NO_COLOR": "1", **environment}
+    environment.pop("LOCAL_RANK", None)
     return subprocess.Popen(
         [*command, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -238,3 +240,38 @@ def test_the_current_folder_shadows_no_module(tmp_path: Path, command: tuple[str
     (tmp_path / "detkernel_data.py").write_text("raise ImportError('not this one')")
     status, told = end(start(tmp_path, "config", "config.yaml", "data.train.bach_size=3", command=command))
     assert (status, told.count("there is no option 'bach_size'")) == (2, 1), told
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def test_two_machines_restart_together_and_each_tells_the_cause_once(tmp_path: Path) -> None:
+    where = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    options = ("act.what=die", "--max-restarts", "1", "checkpoint.resume=never", "run.until=8 iters")
+    machines = [start(tmp_path, *where, *options) for _ in range(2)]
+    reach(tmp_path, machines[0])
+    assert listening(descendants(os.getpid())) <= {"0100007F"}, "an address on the loopback interface is all of it"
+    for status, told in map(end, machines):
+        assert status == 0, told
+        assert told.count("rank 1 was killed by SIGKILL") == 1
+        assert told.count("on machine 1 (") == told.count("\nstarting again, 1 of 1\n") == 1
+        assert "Traceback" not in told
+        assert "[c10d]" not in told
+    assert weights(tmp_path, 8)
+
+
+def test_tasks_of_slurm_are_the_processes_of_a_run(tmp_path: Path) -> None:
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost,n2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    step |= {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0", "MASTER_PORT": str(free_port())}
+    tasks = [
+        start(tmp_path, "act.what=bug", "run.until=8 iters", SLURM_PROCID=str(rank), SLURM_NODEID=str(rank), **step)
+        for rank in range(2)
+    ]
+    (status, first), (other, told) = map(end, tasks)
+    assert (status, other) == (1, 1)
+    assert "device cpu, 2 processes" in first
+    assert f"Slurm: listening on 127.0.0.1:{step['MASTER_PORT']} for 2 tasks" in first
+    assert "OSError: the lights went out" in told
+    assert "rank 1 failed in iteration 5: OSError: the lights went out" in first

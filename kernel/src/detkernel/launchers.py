@@ -15,7 +15,7 @@ from detkernel.processes import Launch
 
 _GIVEN = "detkernel.launchers"
 _STANDARD = "detkernel-runtime"
-_OPTIONS = ("--nproc-per-node", "--max-restarts")
+_OPTIONS = ("--nproc-per-node", "--max-restarts", "--nnodes", "--node-rank", "--rdzv-endpoint", "--rdzv-timeout")
 """Of the standard launcher, for who does not have it."""
 
 

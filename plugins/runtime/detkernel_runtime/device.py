@@ -78,6 +78,8 @@ class Device:
         if places.world_size > 1:
             self._group = group.Group.start(run, places, minutes=self.timeout)
             run.processes = TorchProcesses()
+            if places.several_machines:
+                group.require_shared_work_dir(run)
 
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:

@@ -35,7 +35,8 @@ def choose(options: Device, places: Places) -> torch.device:
         raise wrong(
             options, "device", f"got '{wanted}' for {places.world_size} processes; use 'cuda': one GPU for each"
         )
-    index = places.local_rank if index is None else index
+    if index is None:
+        index = 0 if found == 1 and places.own_gpu else places.local_rank
     if index >= found:
         have = "is 1 GPU" if found == 1 else f"are {found} GPUs"
         raise wrong(

@@ -6,9 +6,13 @@ import itertools
 import json
 import os
 import re
+import socket
+import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,11 +20,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # now: imported once there is a group, its default arguments would hold that for ever
 from detkernel import Run, UserError
-from detkernel.errors import follow
+from detkernel.errors import follow, printable, relative
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from detkernel_runtime.parallel.hang_watchdog import Watch
+from detkernel_runtime.parallel.slurm import TASK
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -31,6 +36,8 @@ _LOST = re.compile(r"gloo/transport|remote process exited|[Cc]onnection (closed|
 """What torch's back ends say when a process at the other end has gone without a word."""
 _BRIEF = timedelta(seconds=5)
 """How long a failing process tries to tell the others."""
+_APPEARS = 5.0
+"""Seconds after which a file must be seen on the other machines."""
 
 
 @attrs.frozen
@@ -40,6 +47,9 @@ class Places:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    several_machines: bool = False
+    own_gpu: bool = False
+    """Whether the GPU of a process may be the only one that it sees."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Places:
@@ -54,7 +64,9 @@ class Places:
                 f"the environment sets some of {', '.join(names)}, but {' and '.join(wrong)} is not a number: "
                 "start several processes with torchrun or `detkernel run --nproc-per-node`, or unset them all"
             )
-        return cls(*(int(given[name]) for name in names))
+        rank, local_rank, world_size = (int(given[name]) for name in names)
+        here = int(given.get("LOCAL_WORLD_SIZE") or world_size)
+        return cls(rank, local_rank, world_size, here < world_size, TASK in given)
 
 
 @attrs.define(eq=False)
@@ -156,3 +168,47 @@ class Group:
                 reason, status = self._own
             run.stop(reason, status)
         self._question = None
+
+
+def require_shared_work_dir(run: Run) -> None:
+    """Raise `UserError` where a process does not see the first one's work dir: it could not read checkpoints there."""
+    existed = run.work_dir.is_dir()
+    mark = run.processes.from_main(lambda: _marked(run))
+    missed = run.processes.gathered(None if _appears(run.work_dir / mark) else socket.gethostname())
+
+    def judge() -> None:
+        (run.work_dir / mark).unlink(missing_ok=True)
+        if not existed:
+            with suppress(OSError):
+                run.work_dir.rmdir()
+        hosts = sorted({printable(host) for host in missed if host is not None})
+        if hosts:
+            raise UserError(
+                f"run.work_dir: {relative(run.work_dir)} on {printable(socket.gethostname())} is another folder than "
+                f"on {', '.join(hosts)}: rank 0 writes checkpoints that all processes read. Give a folder that all "
+                "machines share, by the same absolute path"
+            )
+
+    run.processes.from_main(judge)
+
+
+def _marked(run: Run) -> str:
+    """Leave a file in the work dir; returns its name."""
+    name = f".{uuid.uuid4().hex}"
+    try:
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        (run.work_dir / name).touch()
+    except OSError as error:
+        raise UserError(f"run.work_dir: {relative(run.work_dir)} cannot be written: {error.strerror}") from None
+    return name
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + _APPEARS
+    while True:
+        with suppress(OSError):
+            if path.name in os.listdir(path.parent):  # noqa: PTH208 - to open a folder makes NFS look at it afresh
+                return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)

@@ -1,5 +1,5 @@
-"""`--nproc-per-node`: several processes of one run on this machine. torch's elastic agent starts them, what fails is
-told once. Nothing of torch is imported until then: `detkernel run --help` imports this module.
+"""`--nproc-per-node`: several processes of one run, here and on other machines (`machines.py`). torch's elastic agent
+starts them, what fails is told once. Nothing of torch is imported until then: `detkernel run --help` imports this.
 
 The agent is the one under torchrun. What is added to it are the ends of a run: a signal reaches every process, which
 then finishes its iteration and saves; the process that failed first is the one whose error is shown; and the exit
@@ -18,7 +18,6 @@ import socket
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +31,15 @@ from detkernel.errors import ResourceError, UserError, followed
 from detkernel.files import write_atomic
 from detkernel.processes import Launch
 
+from detkernel_runtime.parallel import machines, slurm
+from detkernel_runtime.parallel.machines import Meeting, Plan
+
 _REPORTS = "DETKERNEL_REPORTS"
 """The folder where the processes of a launch leave word of how they ended."""
 _RESTARTS = "DETKERNEL_RESTARTS"
 _IDENTITY = "DETKERNEL_RUN"
 _LAUNCHER = "DETKERNEL_LAUNCHER"
 """The launcher's process id."""
-_HERE = "127.0.0.1"
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 """What ends a process from outside or below: no error of another process leads to it."""
@@ -114,16 +115,36 @@ class Elastic:
             metavar="N",
             help="with --nproc-per-node: when a process dies, start all again from the last checkpoint, up to N times",
         )
-        return [processes, again] if command == "run" else [processes]
+        number = click.IntRange(min=0)
+        several = [
+            click.Option(["--nnodes"], metavar="N", help="several machines: N; start the same command on each of them"),
+            click.Option(["--node-rank"], type=number, metavar="K", help="this machine's number; else as they come"),
+            click.Option(["--rdzv-endpoint"], metavar="HOST:PORT", help="where they meet: an address of one of them"),
+            click.Option(
+                ["--rdzv-timeout"],
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="S",
+                help="seconds that a machine waits for the others to come (600)",
+            ),
+        ]
+        return [processes, *([again] if command == "run" else []), *several]
 
     def take_over(self, given: Mapping[str, Any], arguments: Sequence[str]) -> int | None:
+        if is_rank():
+            end_with_launcher()
+            return None
         processes, restarts = given["nproc_per_node"], given.get("max_restarts")
-        if processes is None and restarts is not None:
-            raise UserError("--max-restarts: needs --nproc-per-node (1 will do): one process cannot start itself again")
-        if processes is not None and not is_rank():
-            return launch(processes, restarts or 0, arguments)
-        end_with_launcher()
-        return None
+        plan = Plan.from_options(given, restarts or 0)
+        if processes is None and given.get("nnodes") is None:
+            if restarts is not None:
+                raise UserError(
+                    "--max-restarts: needs --nproc-per-node (1 will do): one process cannot start itself again"
+                )
+            slurm.take_part()
+            return None
+        if given.get("nnodes") is None:
+            plan = slurm.plan(restarts or 0)
+        return launch(processes or "1", restarts or 0, arguments, plan)
 
     def launch(self) -> Launch:
         return launched()
@@ -135,31 +156,81 @@ class Elastic:
 launcher = Elastic()
 
 
-def launch(processes: str, restarts: int, arguments: Sequence[str]) -> int:
+def launch(processes: str, restarts: int, arguments: Sequence[str], plan: Plan | None = None) -> int:
     """Run `detkernel ARGUMENTS` in so many processes; returns the exit status of the run.
 
     `processes`: a number, or `gpu`, `cpu` or `auto` for as many as there are. A process that dies takes the others
-    down; all are then started again, up to `restarts` times. Raises `UserError` for processes that cannot be had.
+    down, on all machines; all are then started again, up to `restarts` times. `plan`: the machines; None: this one.
+    Raises `UserError` for processes that cannot be had, and machines that do not come.
     """
     count = _count(processes)
     signals = _Signals()
-    os.environ[_IDENTITY], os.environ[_LAUNCHER] = uuid.uuid4().hex, str(os.getpid())
+    meeting = machines.alone() if plan is None else machines.meet(plan)
+    os.environ[_IDENTITY], os.environ[_LAUNCHER] = meeting.identity, str(os.getpid())
     logging.disable(logging.CRITICAL)  # torch's account of the same
-    with signals.held():
+    with signals.held(), meeting:
         for attempt in range(restarts + 1):
             os.environ[_RESTARTS] = str(attempt)
             with tempfile.TemporaryDirectory(prefix="detkernel-") as folder:
                 os.environ[_REPORTS] = folder
-                failures = _attempt(count, arguments, Path(folder), signals)
-                end = _end(failures, [Report(**json.loads(path.read_text())) for path in Path(folder).glob("*.json")])
-            if signals.impatient:
-                end = Report(end.rank, 128 + signal.SIGINT, "interrupted", final=True)
+                agent = _agent(count, arguments, Path(folder), _Rendezvous(meeting, attempt))
+                failures = _attempt(agent, signals)
+                reports = [Report(**json.loads(path.read_text())) for path in Path(folder).glob("*.json")]
+            end, stopped = _agreed(meeting, Ending(failures, reports), signals)
             if end.text:
                 click.echo(end.text, err=True)
-            if end.status == 0 or end.final or signals.received or attempt == restarts:
+            if end.status == 0 or end.final or stopped or attempt == restarts:
                 return end.status
             click.echo(f"starting again, {attempt + 1} of {restarts}", err=True)
     raise AssertionError("the last attempt returns")
+
+
+@attrs.frozen
+class Ending:
+    """How an attempt ended on a machine."""
+
+    failures: dict[int, int]
+    """Exit statuses by rank, of what failed; -N: killed by signal N."""
+    reports: list[Report]
+    told: bool = False
+    """Whether its launcher was told to stop."""
+    impatient: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Ending:
+        said = json.loads(text)
+        failures = {int(rank): status for rank, status in said["failures"].items()}
+        reports = [Report(**report) for report in said["reports"]]
+        return cls(failures, reports, said["told"], said["impatient"])
+
+
+def _agreed(meeting: Meeting, mine: Ending, signals: _Signals) -> tuple[Report, bool]:
+    """How an attempt ended on all machines, the same on each of them, and whether it must be the last."""
+    failed = any(report.text for report in mine.reports) or any(status < 0 for status in mine.failures.values())
+
+    def hurried() -> bool:
+        signals.pass_on([])
+        return signals.impatient
+
+    mine = attrs.evolve(mine, told=bool(signals.received), impatient=signals.impatient)
+    said = meeting.exchange(json.dumps(attrs.asdict(mine)), failed, hurried)
+    ends = [Ending.read(text) for text in said if text]
+    failures = {rank: status for end in ends for rank, status in end.failures.items()}
+    reports = [report for end in ends for report in end.reports]
+    stopped = any(end.told for end in ends) or bool(meeting.gone)
+    if signals.impatient or any(end.impatient for end in ends):
+        return Report(0, 128 + signal.SIGINT, "interrupted", final=True), True
+    end = _end(failures, reports)
+    if meeting.gone and (end.follows or not end.text):
+        return Report(end.rank, end.status or 1, meeting.gone), stopped
+    if end.text and len(ends) > 1 and not end.final:
+        machine = next(node for node, text in enumerate(said) if text and end.rank in _ranks(Ending.read(text)))
+        end = attrs.evolve(end, text=f"on machine {machine} ({meeting.names[machine]}):\n{end.text}")
+    return end, stopped
+
+
+def _ranks(ending: Ending) -> set[int]:
+    return {*ending.failures, *(report.rank for report in ending.reports)}
 
 
 def _count(processes: str) -> int:
@@ -173,9 +244,8 @@ def _count(processes: str) -> int:
         raise UserError(f"--nproc-per-node: got '{processes}', but {error}") from None
 
 
-def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signals) -> dict[int, int]:
+def _attempt(agent: Any, signals: _Signals) -> dict[int, int]:
     """Start the processes, and wait for them; returns rank -> exit status (-N: killed by signal N) of what failed."""
-    agent = _agent(count, arguments, folder / "torch")
     outcome: list[Any] = []
 
     def work() -> None:
@@ -189,32 +259,43 @@ def _attempt(count: int, arguments: Sequence[str], folder: Path, signals: _Signa
     while thread.is_alive():
         thread.join(_POLL)
         signals.pass_on([worker.id for worker in agent.get_worker_group().workers if worker.id is not None])
+    if isinstance(outcome[0], _DownError):
+        return {}
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return {rank: failure.exitcode for rank, failure in outcome[0].failures.items()}
 
 
-def _agent(count: int, arguments: Sequence[str], folder: Path) -> Any:
-    """torch's agent for processes that meet in a store of this one, which answers on the loopback interface only."""
+def _agent(count: int, arguments: Sequence[str], folder: Path, rendezvous: _Rendezvous) -> Any:
+    """torch's agent for processes that meet in the launchers' store."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
+    class Agent(LocalElasticAgent):
+        def _exit_barrier(self) -> None:
+            """The launchers wait for each other themselves, and longer than torch's five minutes."""
+
     if count > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the device's `threads` says otherwise
-    for backend in ("GLOO", "NCCL"):  # whatever a cluster's profile says: nobody else takes part
-        os.environ[f"{backend}_SOCKET_IFNAME"] = _loopback()
+    meeting = rendezvous.meeting
+    if meeting.address == machines.HERE:
+        for backend in ("GLOO", "NCCL"):  # whatever a cluster's profile says: nobody else takes part
+            os.environ[f"{backend}_SOCKET_IFNAME"] = _loopback()
+    elif "GLOO_SOCKET_IFNAME" not in os.environ and (name := machines.interface(meeting.address, meeting.port)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # or gloo takes what the host's name resolves to, loopback perhaps
     specification = WorkerSpec(
         role="default",
         local_world_size=count,
         entrypoint=sys.executable,
         args=("-u", "-P", "-m", "detkernel", *arguments),  # -P: without the current folder on the path
-        rdzv_handler=_Meeting(folder.parent.name),  # type: ignore[arg-type]  # no base class of torch: the module is light
+        rdzv_handler=rendezvous,  # type: ignore[arg-type]  # no base class of torch: the module is light
         max_restarts=0,
         monitor_interval=_POLL,
-        local_addr=_HERE,
+        local_addr=meeting.address,
     )
-    return LocalElasticAgent(specification, logs_specs=DefaultLogsSpecs(log_dir=str(folder)))
+    logs = DefaultLogsSpecs(log_dir=str(folder / "torch"))
+    return Agent(specification, logs_specs=logs)
 
 
 def _loopback() -> str:
@@ -222,32 +303,38 @@ def _loopback() -> str:
     return next((name for name in names if name.startswith("lo")), "lo")
 
 
-class _Meeting:
-    """A torch `RendezvousHandler` of one machine. torch's own listen on every interface, to a store whose readers
-    unpickle what is in it: from another machine they could be made to run code."""
+class _DownError(Exception):
+    """This machine's processes must not go on, since those of another do not."""
+
+
+@attrs.frozen
+class _Rendezvous:
+    """A torch `RendezvousHandler` for launchers that have met. torch's own listen on every interface, to a store whose
+    readers unpickle what is in it: from another machine they could be made to run code."""
+
+    meeting: Meeting
+    attempt: int
 
     use_agent_store = True
     """The processes meet in the agent's store instead of one that the first of them opens."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
 
     def get_backend(self) -> str:
         return "static"
 
     def get_run_id(self) -> str:
-        return self._run_id
+        return f"{self.meeting.identity}-{self.attempt}"
 
     def next_rendezvous(self) -> Any:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
         from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
 
-        listening = socket.create_server((_HERE, 0))
-        port = listening.getsockname()[1]
-        store = TCPStore(_HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_HERE, port))
+        met = self.meeting
+        where = RendezvousStoreInfo(met.address, met.port)
+        return RendezvousInfo(met.begin(self.attempt), met.node, len(met.names), where)
 
     def num_nodes_waiting(self) -> int:
+        """Asked again and again while the processes run. Raises `_DownError`, and the agent ends them."""
+        if self.meeting.is_down:
+            raise _DownError
         return 0
 
     def is_closed(self) -> bool:
