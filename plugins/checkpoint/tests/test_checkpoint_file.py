@@ -156,3 +156,16 @@ def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path):
     (tmp_path / "iter_3.pt.123.tmp").touch()
     Folder(tmp_path).prepare()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "x.tmp"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_a_checksum_is_of_every_byte_whatever_it_is_read_by(path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint_file, "_CHUNK", chunk)
+    checkpoint_file.verify(path)
+    content = bytearray(path.read_bytes())
+    for place in (0, len(content) - checkpoint_file._SEAL - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged: its checksum does not fit"):
+            checkpoint_file.verify(path)
+        content[place] ^= 1

@@ -325,3 +325,48 @@ def test_every_backward_pass_is_told_with_the_sum_so_far(tmp_path):
     tiny_run({"optimizer": optimizer, "look": Look()}, until="2 iters", work_dir=tmp_path)
     assert [(event, iteration) for event, iteration, _ in seen] == [("backward", 1), ("backward", 2), ("step", 2)]
     torch.testing.assert_close(seen[1][2], 2 * seen[2][2])
+
+
+class LookedAt(Norms):
+    """Writes down the iterations in which it is asked."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.iterations = run, []
+
+    def look(self):
+        self.iterations.append(self.run.iter)
+
+
+@plugin
+class Asks:
+    """Puts it in the place of the optimizer's, and saves and logs in the midst of the run."""
+
+    norms: object = state()
+    optimizer: object = state()
+
+    @hookimpl(trylast=True)
+    def before_run(self, run):
+        self.optimizer._norms = self.norms = LookedAt(run)
+
+    @hookimpl(trylast=True)
+    def after_train_iter(self, run):
+        if run.iter == 1:
+            self.optimizer.before_save()
+        if run.iter == 2:
+            self.optimizer.after_log_line()
+
+
+def test_norms_are_looked_at_wherever_the_device_is_waited_for_and_at_the_end(tmp_path):
+    asks = Asks()
+    asks.optimizer = Sgd(lr=0.01)
+    plugins = {"optimizer": asks.optimizer, "asks": asks}
+    tiny_run(plugins, until="5 iters", validate="3 iters", work_dir=tmp_path)
+    assert asks.norms.iterations == [1, 2, 3, 5, 5], "the end, and its validation"
+
+
+def test_each_row_of_steps_that_are_left_out_is_told_once_by_its_first(tmp_path, caplog):
+    plugins = {"optimizer": Sgd(lr=0.01, invalid_gradients="skip"), "spoil": spoiled(2, 3, 5, 6, 7)}
+    tiny_run(plugins, until="8 iters", work_dir=tmp_path)
+    told = [line.split(":")[0][-len("iteration 2") :] for line in caplog.messages if "this step is left out" in line]
+    assert told == ["iteration 2", "iteration 5"]
