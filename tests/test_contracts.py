@@ -20,6 +20,29 @@ from detkernel_detection.testing import DatasetContract, TinyDataset, TransformC
 HERE = Path(__file__).parents[1]
 
 
+FIELDS = "test_keeps_fields_with_their_objects"
+
+
+@plugin
+class Mixed(Transform):
+    """Makes a target of its own."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        sample.target = Target(sample.target.boxes, sample.target.labels)
+        return sample
+
+
+@plugin
+class Reversed(Transform):
+    """Turns the objects around, and leaves the fields as they are."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        sample.target = attrs.evolve(
+            sample.target, boxes=sample.target.boxes.flip(0), labels=sample.target.labels.flip(0)
+        )
+        return sample
+
+
 @plugin
 class By(Transform):
     """Changes a sample by a function."""
@@ -60,6 +83,8 @@ class PrivateTorch(Transform):
 @plugin
 class Mosaic(Transform):
     """Puts the image and three others of the data set into the quarters of a larger one."""
+
+    moves_fields: ClassVar[tuple[str, ...]] = ()
 
     _others: Any = state()
 
@@ -202,6 +227,8 @@ POINTS = "test_moves_keypoints_with_their_objects"
         (set_to("image", lambda image: image.long()), VALID, "the image became torch.int64; it stays uint8"),
         (set_to("index", lambda index: index + 1), VALID, "sample.index was 0 and became 1; evaluators"),
         (set_to("image_id", str.upper), VALID, "sample.image_id was 'probe-0'"),
+        (Mixed(), FIELDS, r"have the field that is their class as \[\]"),
+        (Reversed(), FIELDS, "what leaves an object out leaves out its fields"),
         (By(function=lambda sample: None), VALID, "returned NoneType; it returns the sample"),
         (By(function=needs_a_box), "test_takes_an_image_without_boxes", "without boxes it raised IndexError"),
         (By(function=flipped), "test_moves_masks_with_their_objects", "masks move with the image"),
@@ -236,7 +263,8 @@ def test_a_broken_transform_fails(transform: Transform, test: str, message: str)
         MinIouCrop(),
         Expand(probability=1.0),
         mixing.Mosaic(size=(128, 160)),
-        mixing.Mixup(),
+        mixing.Mixup(weights=True),
+        mixing.CopyPaste(),
         Color(brightness=1, contrast=1, saturation=1, hue=0.5, probability=1.0),
         Normalize(),
         V2(name="RandomRotation", args={"degrees": 180, "expand": True}),

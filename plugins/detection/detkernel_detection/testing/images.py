@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from detkernel_detection import Context, Sample, Target
+from detkernel_detection import Context, Sample, Target, Transform
 from detkernel_detection.testing.boxes import Box
 
 HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axes shows
 
 
-def probe(number: int, *, masks: bool = False, keypoints: bool = False, without: int | None = None) -> Sample:
+def probe_for(transform: Transform, number: int, **annotations: Any) -> Sample:
+    """A probe with what a transform says that it needs, and with the fields that it changes."""
+    for name in set(transform.needs) & {"masks", "keypoints"}:
+        annotations.setdefault(name, True)
+    return probe(number, added=transform.adds_fields(), **annotations)
+
+
+def probe(
+    number: int,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    fields: bool = False,
+    without: int | None = None,
+    added: Mapping[str, float] = MappingProxyType({}),
+) -> Sample:
     """A dark image of two bright objects of two of three classes; `without` leaves one out of the image alone.
 
-    The keypoints are an object's corners.
+    The keypoints are an object's corners, and its field is its class.
     """
     draw = random.Random(number)
     image = torch.full((HEIGHT, WIDTH, 3), 20, dtype=torch.uint8).permute(2, 0, 1)  # channels-last, as decoded
@@ -35,14 +52,18 @@ def probe(number: int, *, masks: bool = False, keypoints: bool = False, without:
         torch.tensor(labels),
         drawn if masks else None,
         torch.tensor(corners, dtype=torch.float32) if keypoints else None,
+        {"number": torch.tensor(labels)} if fields else {},
     )
+    target.fields |= {name: torch.full((2,), value) for name, value in added.items()}
     context = Context(
-        fetch=lambda index: probe(index, masks=masks, keypoints=keypoints),
+        fetch=lambda index: probe(index, masks=masks, keypoints=keypoints, fields=fields, added=added),
         indices=range(8),
         classes=("red", "green", "blue"),
         epochs=None,
     )
-    return Sample(image, target, number % 8, f"probe-{number}", (HEIGHT, WIDTH), context=context)
+    sample = Sample(image, target, number % 8, f"probe-{number}", (HEIGHT, WIDTH), context=context)
+    sample.field_kinds = dict.fromkeys(target.fields, "value")
+    return sample
 
 
 def seen(whole: Sample, less: Sample) -> Box | None:

@@ -14,7 +14,7 @@ from detkernel.errors import UserError
 from detkernel_detection import Sample, Target, Transform
 from detkernel_detection.testing.boxes import Box, contains, iou, rounded
 from detkernel_detection.testing.generators import seed_all
-from detkernel_detection.testing.images import annotated, cornered, masked, probe, seen
+from detkernel_detection.testing.images import annotated, cornered, masked, probe_for, seen
 from detkernel_detection.testing.tiny import TinyDataset
 
 SEEDS = range(20)
@@ -30,7 +30,7 @@ class TransformContract:
     def test_keeps_the_sample_valid(self) -> None:
         transform = self._prepared()
         for seed in SEEDS:
-            _check_values(_apply(transform, probe(seed), seed), probe(seed))
+            _check_values(_apply(transform, probe_for(transform, seed), seed), probe_for(transform, seed))
 
     def test_moves_boxes_with_their_objects(self) -> None:
         """The same image with and without an object, transformed with one seed, differs where the object now is."""
@@ -46,16 +46,32 @@ class TransformContract:
         with suppress(UserError):
             self._compare(cornered, "keypoints", keypoints=True)
 
+    def test_keeps_fields_with_their_objects(self) -> None:
+        """Each object has its class as a field too; what the transform says of fields it cannot move is believed."""
+        transform = self._prepared()
+        if not {"value", "any"}.intersection(transform.moves_fields):
+            return
+        for seed in SEEDS:
+            found = _apply(transform, probe_for(transform, seed, fields=True), seed).target
+            numbers = found.fields["number"].tolist() if "number" in found.fields else []
+            assert numbers == found.labels.tolist(), (
+                f"objects of the classes {found.labels.tolist()} have the field that is their class as {numbers}: "
+                "what leaves an object out leaves out its fields (Target.keep does)"
+            )
+
     def test_records_its_scale(self) -> None:
         transform = self._prepared()
         if transform.scales_only:
             for seed in SEEDS:
-                _check_scale(_apply(transform, probe(seed), seed), probe(seed).target.boxes.tolist())
+                _check_scale(
+                    _apply(transform, probe_for(transform, seed), seed),
+                    probe_for(transform, seed).target.boxes.tolist(),
+                )
 
     def test_takes_an_image_without_boxes(self) -> None:
         transform = self._prepared()
         for seed in SEEDS:
-            given, before = probe(seed), probe(seed)
+            given, before = probe_for(transform, seed), probe_for(transform, seed)
             for one in (given, before):
                 one.target = one.target.keep(one.target.labels < 0)
             try:
@@ -71,8 +87,8 @@ class TransformContract:
 
     def test_draws_from_the_seeded_generators(self) -> None:
         transform = self._prepared()
-        forth = [_frozen(_apply(transform, probe(seed), seed)) for seed in SEEDS]
-        back = [_frozen(_apply(transform, probe(seed), seed)) for seed in reversed(SEEDS)][::-1]
+        forth = [_frozen(_apply(transform, probe_for(transform, seed), seed)) for seed in SEEDS]
+        back = [_frozen(_apply(transform, probe_for(transform, seed), seed)) for seed in reversed(SEEDS)][::-1]
         assert forth == back, (
             "the same image with the same seed gave another result when the images came in another order; draw "
             "from torch's, NumPy's or Python's global generator, which the loader seeds by (seed, epoch, index) before "
@@ -89,7 +105,7 @@ class TransformContract:
                 "tensors, and neither lambdas nor open files"
             ) from error
         for seed in SEEDS:
-            here, result = (_frozen(_apply(each, probe(seed), seed)) for each in (transform, there))
+            here, result = (_frozen(_apply(each, probe_for(transform, seed), seed)) for each in (transform, there))
             assert here == result, "pickled, as on its way to a loader's worker, the transform gives another result"
 
     def _prepared(self) -> Transform:
@@ -103,10 +119,10 @@ class TransformContract:
         """Every object that is seen clearly must be annotated there; half of them, where others' objects are added."""
         transform, problems, fits, adds, fewer = self._prepared(), [], [], False, False
         for seed in SEEDS:
-            found = _apply(transform, probe(seed, **annotations), seed)
-            adds |= len(found.target) > len(probe(seed).target)
+            found = _apply(transform, probe_for(transform, seed, **annotations), seed)
+            adds |= len(found.target) > len(probe_for(transform, seed).target)
             for label in set(found.target.labels.tolist()):
-                place = seen(found, _apply(transform, probe(seed, without=label, **annotations), seed))
+                place = seen(found, _apply(transform, probe_for(transform, seed, without=label, **annotations), seed))
                 boxes = boxes_of(found, label)
                 fewer |= place is not None and not boxes
                 if place is not None and (boxes or what != "keypoints"):  # some may be out of the image
