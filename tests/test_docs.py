@@ -110,7 +110,13 @@ def _write_data(root: Path, name: str) -> None:
         coco["annotations"].append(
             {"id": number, "image_id": number, "category_id": 1, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
         )
-    for split, numbers in (("train", "0\n1\n"), ("val", "2\n3\n"), ("trainval", "0\n1\n"), ("test", "2\n3\n")):
+    for split, numbers in (
+        ("train", "0\n1\n"),
+        ("val", "2\n3\n"),
+        ("trainval", "0\n1\n"),
+        ("test", "2\n3\n"),
+        ("night", "2\n3\n"),
+    ):
         (root / f"ImageSets/Main/{split}.txt").write_text(numbers)
     (root / "train.json").write_text(json.dumps(coco))
     (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: [{name}]\n")

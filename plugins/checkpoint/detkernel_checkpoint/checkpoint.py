@@ -226,6 +226,29 @@ class Checkpoint:
         often = f"every {self.every} and at the end" if self.every else "at the end"
         return {"checkpoints": f"{often}, in {relative(self._folder(run).path)}"}
 
+    def best_weights(self, run: Run) -> tuple[int, Mapping[str, Any]]:
+        """The iteration of the best checkpoint so far, and the weights to detect with that it has.
+
+        Called on the first process. Raises `CheckpointError` where no validation was the best yet, or its checkpoint is
+        not there.
+        """
+        from detkernel_checkpoint import checkpoint_file
+
+        if self._writer is not None:
+            self._writer.collect(wait=True)
+        folder = self._folder(run)
+        entry = next((one for one in folder.entries() if one.best and one.iteration <= run.iter), None)
+        if self._best_value is None or entry is None:
+            none = f"no validation has given a `{self.best}` yet" if self._best_value is None else "it is gone"
+            raise CheckpointError(f"{relative(folder.path)} has no best checkpoint to go on with: {none}")
+        content = checkpoint_file.read(entry.path)
+        if content["plugins"].get(self._key(run), {}).get("best_value") != self._best_value:
+            raise CheckpointError(
+                f"{relative(entry.path)} is not of the best validation so far, whose {self.best} is "
+                f"{self._best_value:g}: that checkpoint could not be written, or was removed"
+            )
+        return entry.iteration, content["model"]
+
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self._best_value}
 

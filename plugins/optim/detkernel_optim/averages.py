@@ -24,6 +24,12 @@ class Averages:
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """The averages become the weights."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.copy_(weight)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averages and the weights, in place: who holds a tensor of the model keeps it."""
         for average, weight in zip(self._averages, self._weights, strict=True):

@@ -28,6 +28,8 @@ class Ema:
 
     _averages: Averages | None = state(default=None)
     _steps: int = state(default=0)
+    _decay: float | None = state(default=None)
+    """That of an average that was begun anew."""
     _swapped: bool = state(default=False)
     _versions: int | None = state(default=None)
     """Of the weights at the begin of an iteration, until a step has been heard of."""
@@ -38,6 +40,7 @@ class Ema:
         from detkernel_optim.averages import Averages
 
         self._averages, self._steps, self._swapped = Averages(run.bare_model), 0, False
+        self._decay = None
         self._heard = False
 
     @hookimpl
@@ -60,7 +63,7 @@ class Ema:
         self._steps += 1
         if self._averages is not None and self._steps % self.every == 0:
             ramped = 1.0 if self.ramp == 0 else 1 - math.exp(-self._steps / self.ramp)
-            self._averages.update(self.decay * ramped)
+            self._averages.update((self.decay if self._decay is None else self._decay) * ramped)
 
     @hookimpl
     def before_val_epoch(self, run: Run) -> None:
@@ -77,17 +80,28 @@ class Ema:
         if self._swapped:
             self._swap()
 
+    def restart_average(self, decay: float | None = None) -> None:
+        """Begin anew with the weights of now, and with another decay from here on, if one is given."""
+        self._steps = 0
+        if decay is not None:
+            self._decay = decay
+        if self._averages is not None:
+            self._averages.restart()
+
     def model_state_dict(self) -> dict[str, Any] | None:
         """The averaged weights: what a checkpoint offers to detect with."""
         return None if self._averages is None else self._averages.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps, "averages": self.model_state_dict()}
+        return {"steps": self._steps, "decay": self._decay, "averages": self.model_state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._steps = int(state["steps"])
         if not 0 <= self._steps < 2**53:
             raise ValueError(f"it counts {state['steps']} steps")
+        self._decay = None if state["decay"] is None else float(state["decay"])
+        if self._decay is not None and not 0 < self._decay < 1:
+            raise ValueError(f"its decay is {self._decay}")
         if self._averages is not None:
             self._averages.load_state_dict(state["averages"])
 
