@@ -90,12 +90,24 @@ def _module(name: str, files: dict[str, Path]) -> str:
     return next((found for found in (name, name.rpartition(".")[0]) if found in files), "")
 
 
+def lines_of_code(source: str) -> int:
+    """The lines that are neither blank nor a comment nor of a docstring."""
+    texts: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            texts |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for number, line in lines if number not in texts and line.strip() and line.strip()[0] != "#")
+
+
 def main() -> None:
     for package, folder in packages().items():
         files = modules(folder)
-        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files.values())
+        sources = [path.read_text(encoding="utf-8") for path in files.values()]
+        lines, code = sum(len(source.splitlines()) for source in sources), sum(map(lines_of_code, sources))
         public = [name for name in files if not any(part.startswith("_") for part in name.split("."))]
-        print(f"{package}: {lines} lines, {len(files)} modules, {len(public)} of them public")
+        size = f"{code} lines of code ({lines} with docstrings, comments and blank ones)"
+        print(f"{package}: {size}, {len(files)} modules, {len(public)} of them public")
         for name in public:
             print(f"    {name}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -64,8 +65,25 @@ def test_imports_are_found_wherever_they_are(tmp_path: Path):
     assert house.cycles(folder) == [["p.a", "p.b", "p.c", "p.a"]]
 
 
+def test_lines_of_code_are_neither_docstrings_nor_comments_nor_blank():
+    source = '"""Text.\n\nMore."""\n\n# a comment\nx = """not a\ndocstring"""\ndef f():\n    "one line"\n    return x\n'
+    assert house.lines_of_code(source) == 4
+
+
 def test_the_rooms_are_printed(capsys: pytest.CaptureFixture[str]):
     house.main()
     printed = capsys.readouterr().out
     assert all(f"\n{name}: " in f"\n{printed}" for name in PACKAGES)
     assert "\n    detkernel_detection.structures\n" in printed
+
+
+def test_the_kernel_has_no_word_of_what_it_runs():
+    """Not even in a docstring: what is said there should be true of any kind of training."""
+    words = re.compile(r"torch|numpy|tensor|image|pixel|\bcoco\b", re.IGNORECASE)
+    found = [
+        f"{name}: {line.strip()}"
+        for name, path in house.modules(PACKAGES["detkernel"]).items()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if words.search(line)
+    ]
+    assert found == []

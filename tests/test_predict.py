@@ -104,7 +104,7 @@ def test_it_wants_weights_and_their_classes(tmp_path: Path, photos: Path):
         next(kernel(tmp_path, checkpoint=Checkpoint(load_from=None, resume="auto")).predict())
     torch.save(kernel(tmp_path, checkpoint=None).run().model.state_dict(), tmp_path / "weights.pt")
     for checkpoint in (None, Checkpoint(load_from=tmp_path / "weights.pt")):
-        with pytest.raises(UserError, match="the images to predict on have no classes"):
+        with pytest.raises(UserError, match="the data to predict on has no classes"):
             next(kernel(tmp_path, checkpoint=checkpoint).predict())
     named = Checkpoint(load_from=tmp_path / "weights.pt", load_from_classes=["one", "two", "three"])
     predicting = kernel(tmp_path, checkpoint=named)

@@ -151,7 +151,12 @@ EXACT, PLAIN = "test_resumes_exactly", "test_saves_what_a_checkpoint_can_hold"
         (DrawsFromItsOwn, {}, EXACT, "random numbers must come from torch's, NumPy's or Python's"),
         (Stops, {}, EXACT, r"ended at iteration 3 \(it is enough\), but the contract resumes from each of 6"),
         (SavesAs, {"extra": {1, 2}}, PLAIN, r"state_dict\(\)\['extra'\]\[0\] is set: a checkpoint holds only"),
-        (SavesAs, {"extra": Path}, PLAIN, "is type: a checkpoint holds only tensors and plain values"),
+        (
+            SavesAs,
+            {"extra": Path},
+            PLAIN,
+            "is type: a checkpoint holds only arrays and plain values",
+        ),
         (SavesAs, {"extra": {(1, 2): 3}}, PLAIN, r"the key \(1, 2\) of .* is tuple"),
     ],
 )

@@ -248,8 +248,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("plugins", "event", "example"),
         [
-            ({}, "build_model", "`model: {use: faster_rcnn}`"),
-            ({"data": Loads()}, "build_model", "`model: {use: faster_rcnn}`"),
+            ({}, "build_model", "`model: {use: NAME}`"),
+            ({"data": Loads()}, "build_model", "`model: {use: NAME}`"),
             ({"model": Builds()}, "build_loader", "`data: {use: loader, train: {use: shapes}}`"),
         ],
     )

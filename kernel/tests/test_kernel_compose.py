@@ -147,7 +147,7 @@ class TestBases:
     @pytest.mark.parametrize("text", ["- a\n", "just text\n", "3\n"])
     def test_a_config_is_a_map(self, write: Write, text: str):
         write("c.yaml", text)
-        assert refusal("c.yaml") == "c.yaml:1:1: expected a map of plugins, such as `model: {use: faster_rcnn}`"
+        assert refusal("c.yaml") == "c.yaml:1:1: expected a map of plugins, such as `model: {use: NAME}`"
 
 
 class TestMerging:

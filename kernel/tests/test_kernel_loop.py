@@ -534,10 +534,10 @@ class TestOther:
         assert kernel.check() == {}
         assert recorder.names() == CHECK + BEGIN + ITER * 2 + VAL * 2 + ["summary", "after_run"], "what is there"
         assert not kernel.state.options.validate
-        assert kernel.state.check_images
+        assert kernel.state.check_data
         fast, _ = make("9 epochs")
         fast.check(fast=True)
-        assert not fast.state.check_images
+        assert not fast.state.check_data
 
     def test_a_process_without_a_batch_to_validate_goes_on(self, make: Make):
         kernel, recorder = make("1 epoch", validate="1 epoch", fake=Fake(val=0))

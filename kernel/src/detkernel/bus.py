@@ -338,10 +338,10 @@ class Bus:
 
 
 _EXAMPLES = {
-    "build_model": "`model: {use: faster_rcnn}`",
+    "build_model": "`model: {use: NAME}`",
     "build_loader": "`data: {use: loader, train: {use: shapes}}`",
-    "train_step": "`model: {use: faster_rcnn}`",
-    "val_step": "`model: {use: faster_rcnn}`",
+    "train_step": "`model: {use: NAME}`",
+    "val_step": "`model: {use: NAME}`",
 }
 
 

@@ -124,7 +124,7 @@ def _require_weights(plugins: Mapping[str, object]) -> None:
 @cli.command()
 @CONFIG
 @OVERRIDES
-@click.option("--fast", is_flag=True, help="do not decode all images (those that were found valid are remembered)")
+@click.option("--fast", is_flag=True, help="do not read all of the data (what was found valid is remembered)")
 def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
     """Everything but training: config, all data, two batches forward and backward, and what the run will cost."""
     loaded = _load(config, overrides)
@@ -160,7 +160,7 @@ def _missing(plugins: Mapping[str, object], *, trained: bool, validated: bool) -
     if "log" not in names:
         lacking.append("losses are not shown: the config has no `log: {}`")
     if "evaluation" not in names | keys:
-        lacking.append("nothing is measured: the config has no `evaluation`, such as `evaluation: {use: coco_map}`")
+        lacking.append("nothing is measured: the config has no `evaluation`, such as `evaluation: {use: NAME}`")
     elif not validated:
         lacking.append("nothing is measured: `run.validate` is null")
     return {"missing": "\n".join(lacking)} if lacking else {}

@@ -5,7 +5,7 @@ DetkernelError
     ├── ConfigError      a config, found wrong before anything ran: all its problems at once
     ├── CatalogError     what is installed does not fit: a missing, doubled or broken plugin
     │   └── DefinitionError  a plugin class that its author did not define validly; a TypeError, too
-    ├── DataError        a data set, an annotation or an image
+    ├── DataError        a data set, or an entry of one
     ├── CheckpointError  a checkpoint that is torn, missing or does not fit
     └── ResourceError    memory that ran out, or a process that was killed: to start again may help
 
@@ -40,7 +40,7 @@ class DefinitionError(CatalogError, TypeError):
 
 
 class DataError(UserError):
-    """An annotation or an image that cannot be used; names the file and the object."""
+    """Data that cannot be used; names the file and the entry."""
 
 
 class CheckpointError(UserError):

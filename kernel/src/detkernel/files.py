@@ -38,9 +38,9 @@ def write_atomic(path: Path, data: bytes | str, within: Path | None = None) -> N
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
+        hidden = os.umask(0)
+        os.umask(hidden)
+        Path(name).chmod(0o666 & ~hidden)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

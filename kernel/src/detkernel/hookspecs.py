@@ -95,7 +95,7 @@ class Events:
 
     @hookspec(firstresult=True)
     def build_model(self, run: Run) -> Any:
-        """Make the model, a `torch.nn.Module`, for `run.classes`. Exactly one active plugin may implement this.
+        """Make the model for `run.classes`. Exactly one active plugin may implement this.
 
         For example:
 
@@ -148,12 +148,12 @@ class Events:
 
             @hookimpl
             def before_train_iter(self, run, batch):
-                run.log.debug("images %s", batch.image_ids)
+                run.log.debug("%s", batch)
         """
 
     @hookspec(firstresult=True)
     def train_step(self, run: Run, model: Any, batch: Batch) -> Losses:
-        """Forward only: return named losses, scalar tensors. The first that is not None wins.
+        """Forward only: return named losses, each a number that can be differentiated. The first that is not None wins.
 
         For example:
 
@@ -268,13 +268,13 @@ class Events:
 
     @hookspec(firstresult=True)
     def val_step(self, run: Run, model: Any, batch: Batch) -> Sequence[Detections]:
-        """Detect: one `Detections` an image, in the coordinates of the file. Runs without gradients.
+        """Predict: one entry for each sample of the batch, in the units of the data. Runs without gradients.
 
         For example:
 
             @hookimpl
             def val_step(self, run, batch):
-                return run.model.detect(batch.images)
+                return model.predict(batch)
         """
         return []
 
@@ -286,19 +286,19 @@ class Events:
 
             @hookimpl
             def after_val_iter(self, detections):
-                self._found += sum(len(found.boxes) for found in detections)
+                self._found += sum(map(len, detections))
         """
 
     @hookspec
     def after_val_set(self, run: Run) -> None:
         """One of the sets of a validation is complete; evaluators publish their metrics here. What is published for a
-        further set is named by it: `night/mine/boxes`.
+        further set is named by it: `night/mine/found`.
 
         For example:
 
             @hookimpl
             def after_val_set(self, run):
-                run.metrics.publish("mine/boxes", self._found, better="higher")
+                run.metrics.publish("mine/found", self._found, better="higher")
         """
 
     @hookspec
@@ -309,7 +309,7 @@ class Events:
 
             @hookimpl
             def after_val_epoch(self, run):
-                if run.metrics["mine/boxes"] == 0:
+                if run.metrics["mine/found"] == 0:
                     run.log.warning("nothing was detected")
         """
 
@@ -321,7 +321,7 @@ class Events:
 
             @hookimpl
             def after_train_epoch(self, run):
-                if run.metrics.get("mine/boxes") == 0:
+                if run.metrics.get("mine/found") == 0:
                     run.stop("nothing is detected any more")
         """
 

@@ -52,7 +52,7 @@ class Kernel:
         return self.state
 
     def predict(self) -> Iterator[tuple[Batch, Sequence[Detections]]]:
-        """Detect in images without annotations: each batch of the loader for "predict", and what is found in it.
+        """Predict without annotations: each batch of the loader for "predict", and what is found in it.
 
         One that is left early is ended in order when it is closed.
         """
@@ -68,11 +68,11 @@ class Kernel:
     def check(self, *, fast: bool = False) -> dict[str, str]:
         """Everything but training, on all the data there is; returns what the run will cost.
 
-        A batch of the largest images and one of the fewest go forward and backward, and two of each other split are
-        detected in. The work dir is an empty folder meanwhile, which is removed. `fast` leaves out decoding all images.
+        A batch of the largest samples and one of the fewest go forward and backward, and two of each other split are
+        predicted on. The work dir is an empty folder meanwhile, which is removed. `fast` does not read all the data.
         """
         run, options = self.state, self.state.options
-        run.checking, run.check_images = True, not fast
+        run.checking, run.check_data = True, not fast
         with TemporaryDirectory(prefix="detkernel-check-") as folder:
             elsewhere = run.options = attrs.evolve(options, work_dir=Path(folder))  # type: ignore[misc]
             try:

@@ -30,9 +30,9 @@ class Metrics(dict[str, float]):
     def publish(self, name: str, value: float, better: Better | None = None) -> None:
         """Set a metric, and say whether a "higher" or a "lower" value is better; None where neither is.
 
-        While a further validation set is validated, the name is put behind that set's: `night/coco/bbox_mAP`.
+        While a further validation set is validated, the name is put behind that set's: `night/METRIC`.
 
-        `value`: anything that `float` takes, such as a NumPy scalar or a tensor with one element.
+        `value`: anything that `float` takes, such as an array with one element.
         """
         if better is not None and better not in get_args(Better):
             raise ValueError(f"metric '{name}': better is {better!r}, expected 'higher' or 'lower'")

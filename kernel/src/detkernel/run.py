@@ -111,8 +111,8 @@ class Run:
     """In `predict`: what the weights know, in label order; set in `setup` by the plugin that loads them."""
     prepared: bool = False
     """Whether `prepare_model` is over: networks are where they stay."""
-    check_images: bool = False
-    """True under `detkernel check` without `--fast`: every image of every split is decoded."""
+    check_data: bool = False
+    """True under `detkernel check` without `--fast`: all the data of every split is read."""
     epoch: int = 0
     """Epochs complete."""
     iter: int = 0
@@ -139,9 +139,9 @@ class Run:
     unwrap: Callable[[Any], Any] = attrs.field(default=lambda model: model)
     """From `model` to the one inside of what wraps it; set by the plugin that wraps it."""
     optimizer: Any = None
-    """The torch optimizer, set by the stepping plugin in `before_run`."""
+    """The optimizer, set by the stepping plugin in `before_run`."""
     device: Any = "cpu"
-    """A torch device, set by the `device` plugin in `setup`."""
+    """What the model is on, set by the `device` plugin in `setup`."""
     rank: int = 0
     world_size: int = 1
     processes: Processes = attrs.field(factory=Processes)
@@ -152,9 +152,9 @@ class Run:
         init=False,
         default=attrs.Factory(lambda run: Metrics(lambda: run.iter, lambda: run.val_set), takes_self=True),
     )
-    """The metrics of the last validation, such as `coco/bbox_mAP`: a mapping of floats. Evaluators set them by
+    """The metrics of the last validation, by name: a mapping of floats. Evaluators set them by
     `run.metrics.publish(name, value, better="higher")`. Those of a further set begin with its name:
-    `night/coco/bbox_mAP`."""
+    `night/METRIC`."""
     scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
     """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
     log: logging.Logger = attrs.field(factory=_logger)
@@ -257,7 +257,7 @@ class Run:
         for loader in self.loaders.values():
             if self.mode == "predict" and not loader.dataset.classes:
                 raise UserError(
-                    "the images to predict on have no classes, and no plugin says which ones the weights have; give a "
+                    "the data to predict on has no classes, and no plugin says which ones the weights have; give a "
                     "checkpoint of detkernel's, or checkpoint.load_from with checkpoint.load_from_classes: [...]"
                 )
             return tuple(loader.dataset.classes)

@@ -3,7 +3,7 @@
     config = load("config.yaml", ["optimizer.lr=0.02"])
     Kernel(config.plugins, config.options, priorities=config.priorities).run()
 
-Every problem that can be seen without data is found here, all at once, before torch is imported.
+Every problem that can be seen without data is found here, all at once, before any heavy library is imported.
 """
 
 from detkernel.config.load import Config, load

@@ -84,7 +84,7 @@ class _Bases:
     def _merged(self, path: Path, seen: tuple[Path, ...]) -> Node:
         node = self._file(path)
         if not isinstance(node.value, dict):
-            raise node.error("expected a map of plugins, such as `model: {use: faster_rcnn}`")
+            raise node.error("expected a map of plugins, such as `model: {use: NAME}`")
         merged: Node | None = None
         for item in _base_list(node.value.pop("base", None)):
             assert isinstance(item.value, str)

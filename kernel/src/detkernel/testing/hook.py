@@ -25,6 +25,8 @@ class HookContract:
 
     name = "mine"
     """Its key in the config: `optimizer`, `data` or `model` where it takes the place of the plain one."""
+    generator_names = "Python's"
+    """Whose global generators `generators` gives."""
 
     def plugin(self) -> Any:
         """The plugin; called anew for every run."""
@@ -54,7 +56,7 @@ class HookContract:
                 assert _equal(value, resumed.kept[ITERS].get(name)), (
                     f"resumed at iteration {position}, the run ends with another {name} than the undisturbed one; what "
                     "a plugin remembers between iterations must be in its state_dict() and load_state_dict(), and its "
-                    "random numbers must come from torch's, NumPy's or Python's global generator"
+                    f"random numbers must come from {self.generator_names} global generator"
                 )
 
     def test_saves_what_a_checkpoint_can_hold(self, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ class _Keeper:
 
 
 def _check_plain(value: Any, path: str) -> None:
-    """What `torch.load(..., weights_only=True)` reads back."""
+    """What a checkpoint gives back."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             assert isinstance(key, (str, int)), _not_plain(f"the key {key!r} of {path}", key)
@@ -120,19 +122,19 @@ def _check_plain(value: Any, path: str) -> None:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             _check_plain(item, f"{path}[{number}]")
-    elif not _is_tensor(value):
+    elif not _is_array(value):
         assert value is None or isinstance(value, (str, int, float, bytes)), _not_plain(path, value)
 
 
 def _not_plain(path: str, value: Any) -> str:
     return (
-        f"{path} is {type(value).__qualname__}: a checkpoint holds only tensors and plain values (dict with text or "
+        f"{path} is {type(value).__qualname__}: a checkpoint holds only arrays and plain values (dict with text or "
         "integer keys, list, tuple, str, int, float, bool, None), since loading anything else could run code; a set "
         "becomes a sorted list, an object the dict of what it holds"
     )
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "detach")
 
 

@@ -1,4 +1,4 @@
-"""A whole run of plain Python objects, in process, in milliseconds: no torch, no images."""
+"""A whole run of plain Python objects, in process, in milliseconds, without any numeric library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detkernel.testing.record import Recorder
 
 
 class Number(float):
-    """A loss: what a hook asks of a tensor with one number, `item()` and `detach()`, can be asked of it."""
+    """A loss: what a hook asks of an array with one number, `item()` and `detach()`, can be asked of it."""
 
     def item(self) -> float:
         return float(self)

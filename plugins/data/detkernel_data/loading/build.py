@@ -36,7 +36,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         dataset.load()
     _tell(run, mode, dataset.notes)
     validate(dataset, mode)
-    if run.check_images:
+    if run.check_data:
         from detkernel_data.loading.check_images import check_images
 
         check_images(dataset, mode, worker_count(options.workers))

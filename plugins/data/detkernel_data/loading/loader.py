@@ -150,7 +150,7 @@ class Loader:
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_data.loading.summary import lines
 
-        return lines(self._made, run.classes, trained=self.trains, decoded=run.check_images)
+        return lines(self._made, run.classes, trained=self.trains, decoded=run.check_data)
 
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":

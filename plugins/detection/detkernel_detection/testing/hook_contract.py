@@ -15,6 +15,8 @@ from detkernel_detection.testing.tiny import tiny_kernel
 class HookContract(PlainHookContract):
     """A hook leaves exact resume exact."""
 
+    generator_names = "torch's, NumPy's or Python's"
+
     def kernel(self, plugins: Mapping[str, object], **options: Any) -> Kernel:
         return tiny_kernel(plugins, **options)
 
