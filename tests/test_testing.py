@@ -321,9 +321,9 @@ def recall(counts: list[tuple[int, int]]) -> float:
         ("ignores labels", "test_wrong_labels_are_worse", "as good with wrong labels in two images"),
         ("assigns", "test_each_validation_set_is_measured_for_itself", "and publish in after_val_set"),
         ("keeps", "test_every_validation_starts_anew", "forget what was collected in before_val_set"),
-        ("needs detections", "test_images_without_detections_count", "raised IndexError.*finds nothing in many pic"),
+        ("needs detections", "test_images_without_detections_count", "raised IndexError.*finds nothing in many im"),
         ("tensor", "test_perfect_detections_are_best", r"run.metrics\['recall'\] is Tensor, expected a float"),
-        ("averages", "test_merges_over_processes", "the mean of their metrics is not the metric of all"),
+        ("averages", "test_merges_over_processes", "the mean of their values is not the value of all"),
     ],
 )
 def test_a_broken_evaluator_fails(
