@@ -312,7 +312,7 @@ class TestOtherCommands:
             "missing nothing is trained: no plugin makes an optimizer, such as `optimizer: {use: sgd, lr: 0.01}`",
             "nothing is saved: the config has no `checkpoint: {}`",
             "losses are not shown: the config has no `log: {}`",
-            "nothing is measured: the config has no `evaluation`, such as `evaluation: {use: coco_map}`",
+            "nothing is measured: the config has no `evaluation`, such as `evaluation: {use: NAME}`",
             "ready to run",
         ]
         assert not (folder / "work").exists()

@@ -231,7 +231,7 @@ def test_memory_that_runs_out_in_validation_says_so(tmp_path: Path):
         def val_step(self) -> None:
             torch.empty(2**50, dtype=torch.uint8)
 
-    message = r"cpu ran out of memory in validation after iteration 1, with 2 pic.* Try a smaller val_batch_size, "
+    message = r"cpu ran out of memory in validation after iteration 1, with 2 im.* Try a smaller val_batch_size, "
     with pytest.raises(UserError, match=message):
         tiny_run({"device": Device(device="cpu"), "hungry": Hungry()}, validate="1 iter", work_dir=tmp_path)
 
