@@ -83,6 +83,7 @@ SCENES = """
 from detkernel import Span
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
+from detkernel_data.transforms.batch import MultiScale
 from detkernel_detection import Sampler
 from detkernel_optim.stepping import Adamw, Sgd
 @plugin
@@ -209,20 +210,31 @@ class Worst(Sampler):
     def load_state_dict(self, state):
         self.heard = state["heard"]
 
+@plugin
+class Shapes:
+    '''Notes the shapes of the batches that were trained on.'''
+    shapes: list = state(factory=list)
+
+    @hookimpl
+    def after_train_iter(self, batch):
+        self.shapes.append(list(batch.images.shape[2:]))
+
 def sampled():
     '''The images of each process: of a run through, and of one that goes on in the midst of an epoch.'''
     def run(folder):
-        saw, sampler = Saw(), Worst()
-        data = Loader(train=TinyDataset(size=12), sampler=sampler, workers=0)
+        saw, shapes, sampler, scale = Saw(), Shapes(), Worst(), MultiScale(between=(32, 96), every=1)
+        data = Loader(train=TinyDataset(size=12), sampler=sampler, workers=0, batch_transforms=[scale])
         plugins = {"device": Device(device="cpu"), "data": data, "checkpoint": Checkpoint(every=Span(2, "iters"))}
         kernel = tiny_kernel(plugins, until="3 epochs", work_dir=out / folder)
-        kernel.state.bus._manager.register(saw)
-        return saw.images, kernel.run() and sampler.heard
+        for each in (saw, shapes):
+            kernel.state.bus._manager.register(each)
+        run = kernel.run()
+        return [saw.images, shapes.shapes, sampler.heard, numbers(run)]
     through = run("sampled")
     if os.environ["RANK"] == "0":
         (out / "sampled_again" / "checkpoints").mkdir(parents=True)
         shutil.copy(out / "sampled" / "checkpoints" / "iter_4.pt", out / "sampled_again" / "checkpoints")
-    return [*through, *run("sampled_again")]
+    return [through, run("sampled_again")]
 
 saw = Saw()
 trained = kernel(Device(device="cpu"), until="2 epochs", validate="1 epoch", saw=saw).run()
@@ -334,14 +346,23 @@ def test_a_resume_in_the_midst_of_an_accumulation_is_exact_on_every_process(scen
 
 
 def test_a_sampler_with_state_hears_the_losses_of_all_processes(scenes: list[dict]):
-    (first, heard, again, _), (second, other, again_there, _) = (rank["sampled"] for rank in scenes)
+    (first, _, heard, _), (second, _, other, _) = (rank["sampled"][0] for rank in scenes)
     assert heard == other
     assert len(heard) == 6
     assert sorted(first[:6] + second[:6]) == list(range(12))
     epochs = [set(first[n : n + 6] + second[n : n + 6]) for n in (6, 12)]
     assert [len(epoch) for epoch in epochs] == [6, 6]
-    assert again == first[8:]
-    assert again_there == second[8:]
+    assert [rank["sampled"][1][0] for rank in scenes] == [first[8:], second[8:]]
+
+
+def test_batches_have_one_shape_on_all_processes_and_again_after_a_resume(scenes: list[dict]):
+    shapes = scenes[0]["sampled"][0][1]
+    assert {tuple(shape) for shape in shapes} == {(32, 32), (64, 64), (96, 96)}
+    for rank in scenes:
+        through, again = rank["sampled"]
+        assert through[1] == shapes
+        assert again[1] == shapes[4:]
+        assert again[3] == through[3]  # the weights, bit for bit
 
 
 def test_parameters_are_frozen_and_thawed_in_the_midst_of_a_run(scenes: list[dict]):

@@ -59,6 +59,7 @@ data:
   train: {use: shapes, size: 20, side: 64, sizes: [12, 40]}
   val: {use: shapes, size: 5, side: 64, sizes: [12, 40], split: val}
   train_transforms: [flip, {use: crop, probability: 0.5}, color, {use: resize, size: [64, 64]}]
+  batch_transforms: [{use: multi_scale, between: [64, 96], every: 2}]
   batch_size: 2
 model: {use: fcos, backbone: {use: ./backbone.py:Tiny}, neck_channels: 64, head_convs: 1}
 optimizer: {use: adamw, lr: 1e-3, accumulate: 3, clip_norm: 5, precision: bf16}

@@ -1,5 +1,6 @@
 """What every detection plugin shares: the vocabulary, the kinds of parts, and what is done once for every detector."""
 
+from detkernel_detection.batch_transform import BatchContext, BatchTransform
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.loader import Loader
 from detkernel_detection.parts import Assigner, Backbone, BoxCoder, BoxLoss, ClassLoss, Head, Neck
@@ -12,6 +13,8 @@ __all__ = [
     "Assigner",
     "Backbone",
     "Batch",
+    "BatchContext",
+    "BatchTransform",
     "BoxCoder",
     "BoxLoss",
     "ClassLoss",

@@ -103,10 +103,15 @@ def known_shapes(loader: Batches) -> Known:
     most = another
     for transform in loader.samples.transforms:
         most = transform.most_objects(most, another)
+    shapes = list(loader.samples.shapes)
+    for step in loader.batch_transforms:
+        most = max(most, step.most_objects(most))
+        made = [size for shape in shapes for size in step.output_sizes(shape)]
+        shapes = by_area(made if step.active is None else [*shapes, *made])
     sizes = [places(0)]
     while sizes[-1] < places(most):
         sizes.append(2 * sizes[-1])
-    return Known(list(loader.samples.shapes), sizes, loader.batch_sampler.batch_sizes)
+    return Known(shapes, sizes, loader.batch_sampler.batch_sizes)
 
 
 def describe(known: Known) -> str:

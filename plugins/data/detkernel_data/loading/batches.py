@@ -7,14 +7,14 @@ import random
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from detkernel.errors import ResourceError
-from detkernel_detection import Batch, Dataset
+from detkernel_detection import Batch, BatchTransform, Dataset
 from detkernel_detection.batching import Packed
 from torch.utils.data import DataLoader
 
@@ -46,11 +46,12 @@ class Batches:
         stopping: Callable[[], bool] = lambda: False,
         purpose: str = "",
         history: History | None = None,
+        batch_transforms: Sequence[BatchTransform] = (),
     ) -> None:
         """`samples[epoch, draws]` is a batch; `batch_sampler.draws(epoch)` says which there are in an epoch."""
         self.samples, self.batch_sampler, self._stopping, self._purpose = samples, batch_sampler, stopping, purpose
         self.dataset: Dataset = samples.dataset
-        self.history = history
+        self.history, self.batch_transforms = history, batch_transforms
         self._training, self._endless = training, training and history is None
         self._workers, self._prefetch, self._pin = workers, prefetch, pin_memory
         self._stream: Iterator[Batch] | None = None

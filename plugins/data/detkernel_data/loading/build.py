@@ -11,7 +11,7 @@ from detkernel import DataError, Run, wrong
 from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
 from detkernel.span import Span
-from detkernel_detection import Annotations, Dataset, Transform
+from detkernel_detection import Annotations, BatchTransform, Dataset, Transform
 from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
@@ -43,9 +43,13 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     if run.loaders:
         dataset = matched(dataset, run.classes, mode)
     training = options.trains(mode)
+    for step in options.batch_transforms if mode == "train" else ():
+        _check_fields(options, "batch_transforms", step, dataset.fields)
+        step.prepare(dataset)
+    transforms_option = "train_transforms" if training else "val_transforms"
     added = _added_fields(options, run, dataset) if training else {}
     for transform in options.transforms(mode):
-        _check_fields(options, mode, transform, {**dict.fromkeys(added, "value"), **dataset.fields})
+        _check_fields(options, transforms_option, transform, {**dict.fromkeys(added, "value"), **dataset.fields})
         transform.prepare(dataset)
     needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
     trained_masks = training and "masks" in needs
@@ -82,6 +86,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
         Extremes(batch_sampler, dataset) if run.checking else batch_sampler,
         training=training,
         history=history,
+        batch_transforms=options.batch_transforms if mode == "train" else (),
         workers=worker_count(options.workers),
         prefetch=options.prefetch,
         pin_memory=options.pin_memory and getattr(run.device, "type", "cpu") == "cuda",
@@ -114,7 +119,9 @@ def _added_fields(options: Loader, run: Run, dataset: Dataset) -> dict[str, floa
     return found
 
 
-def _check_fields(options: Loader, mode: Mode, transform: Transform, fields: Mapping[str, str]) -> None:
+def _check_fields(
+    options: Loader, where: str, transform: Transform | BatchTransform, fields: Mapping[str, str]
+) -> None:
     """Raise `ConfigError` for a field of the objects that a transform would leave behind."""
     for name, kind in fields.items():
         if kind not in transform.moves_fields and "any" not in transform.moves_fields:
@@ -122,7 +129,7 @@ def _check_fields(options: Loader, mode: Mode, transform: Transform, fields: Map
                 f"{type(transform).__name__} cannot move the field '{name}' of kind '{kind}' (it moves "
                 f"{', '.join(transform.moves_fields) or 'none'}); leave out the transform or the field"
             )
-            raise wrong(options, "train_transforms" if options.trains(mode) else "val_transforms", message)
+            raise wrong(options, where, message)
 
 
 def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
 from detkernel.run import Mode
-from detkernel_detection import Batch, Dataset, Losses, Sampler, Transform
+from detkernel_detection import Batch, BatchContext, BatchTransform, Dataset, Losses, Sampler, Transform
 
 if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
@@ -26,6 +27,7 @@ class Loader:
     """
 
     key = "data"
+    priority = "very_high"
     resume_neutral: ClassVar[tuple[str, ...]] = (
         "workers",
         "prefetch",
@@ -56,6 +58,10 @@ class Loader:
     val_batch_size: int | None = option(default=None, at_least=1, help="the same in validation; null: `batch_size`")
     train_transforms: list[Transform] = option(factory=list, help="what is done to a training image, in this order")
     val_transforms: list[Transform] = option(factory=list, help="the same in validation: transforms that only scale")
+    batch_transforms: list[BatchTransform] = option(
+        factory=list,
+        help="what is done to a whole training batch once it is on its device, in this order, such as `multi_scale`",
+    )
     workers: int | None = option(
         default=None,
         at_least=0,
@@ -121,6 +127,25 @@ class Loader:
         if mode == "train":
             self._history = loader.history
         return loader
+
+    @hookimpl
+    def before_train_iter(self, run: Run, batch: Batch) -> None:
+        """Behind `device`, which has moved the batch, and before all who look at it."""
+        for place, transform in enumerate(self.batch_transforms):
+            if transform.is_active(run.epoch):
+                transform(batch, self._context(run, place))
+
+    def _context(self, run: Run, place: int) -> BatchContext:
+        from detkernel_data.loading.batch_sampler import seed_of
+
+        return BatchContext(
+            epoch=run.epoch,
+            iteration=run.iter,
+            rank=run.rank,
+            checking=run.checking,
+            field_kinds=self._made["train"].dataset.fields,
+            seed=partial(seed_of, run.seed, place),
+        )
 
     @hookimpl
     def after_train_iter(self, batch: Batch, losses: Losses) -> None:

@@ -29,9 +29,14 @@ def resize(sample: Sample, size: tuple[int, int], antialias: bool) -> Sample:
     if target.keypoints is not None:
         target.keypoints = target.keypoints * torch.tensor([x, y, 1.0])
     if x != y:
-        _turn(sample, lambda angle: torch.rad2deg(torch.atan2(angle.deg2rad().sin() * y, angle.deg2rad().cos() * x)))
+        _turn(sample, lambda angle: stretched(angle, y, x))
     sample.scale = sample.scale[0] * y, sample.scale[1] * x
     return sample
+
+
+def stretched(angle: Tensor, y: float, x: float) -> Tensor:
+    """Angles in degrees, in an image that was made y times as high and x times as wide; in (-180, 180]."""
+    return torch.rad2deg(torch.atan2(angle.deg2rad().sin() * y, angle.deg2rad().cos() * x))
 
 
 def _turn(sample: Sample, change: Callable[[Tensor], Tensor]) -> None:
