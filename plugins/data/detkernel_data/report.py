@@ -31,6 +31,13 @@ class Note(str):
         return Note(f"{prefix}: {self}", self.places)
 
 
+def with_advice(error: DataError) -> str:
+    """What to say of an image that cannot be used; where it cannot be decoded, with the option that leaves it out."""
+    from detkernel_detection.images import ImageError
+
+    return f"{error}, or set `bad_images: drop`" if isinstance(error, ImageError) else str(error)
+
+
 def note(what: str, places: Sequence[str] = (), remedy: str = "", shown: Sequence[str] | None = None) -> Note:
     """`what: place; place; place; and 4 more (remedy)`. `shown`: the first places in a form to be read."""
     examples = list(places if shown is None else shown)[:EXAMPLES]

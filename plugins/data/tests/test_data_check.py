@@ -64,7 +64,7 @@ def check(train, fast=False, options=None, **loader):
 
 def decoded(monkeypatch):
     """The files that are decoded from now on."""
-    import detkernel_data.images as image_module
+    import detkernel_detection.images as image_module
 
     seen, plain = [], image_module.decode
     monkeypatch.setattr(
@@ -141,7 +141,7 @@ def test_many_images_are_decoded_by_workers(data, monkeypatch):
 
 
 def test_a_decoder_that_crashes_is_named_with_its_image(data, monkeypatch):
-    import detkernel_data.images as image_module
+    import detkernel_detection.images as image_module
 
     monkeypatch.setattr(check_images, "_FEW", 0)
     coco, plain = data()(), image_module.decode

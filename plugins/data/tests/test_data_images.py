@@ -16,7 +16,7 @@ import pytest
 import torch
 from detkernel import DataError
 from detkernel_data.formats.yolo import Yolo
-from detkernel_data.images import Header, Listing, decode, find_depth, image_files, read_headers, turn_upright
+from detkernel_detection.images import Header, Listing, decode, find_depth, image_files, read_headers, turn_upright
 from PIL import Image, ImageOps
 
 MakeImage = Callable[..., Path]
@@ -285,7 +285,7 @@ def test_truncated_images(here: Path, make_image: MakeImage, suffix: str, kept: 
     path.write_bytes(data[: int(len(data) * kept)])
     told = refusal(path)
     assert told.startswith(f"a.{suffix}: ")
-    assert told.endswith("; replace the file, or set `bad_images: drop`")
+    assert told.endswith("; replace the file")
     assert "\n" not in told
 
 

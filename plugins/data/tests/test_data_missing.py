@@ -16,8 +16,8 @@ from detkernel_data.formats.missing_files import Near, walk
 from detkernel_data.formats.voc import Voc
 from detkernel_data.formats.voc_xml import read_xml
 from detkernel_data.formats.yolo import Yolo
-from detkernel_data.images import SUFFIXES
 from detkernel_detection import Dataset
+from detkernel_detection.images import SUFFIXES
 from PIL import Image
 
 MakeImage = Callable[..., Path]
@@ -58,10 +58,10 @@ ACCENTED = "caf\u00e9"
             "; there is images/train/a.bmp (another folder): set `image_folder` to images/train",
         ),
         ("images/a.bmp", "images/a.bmp", "; there is images/a.bmp (another folder): set `image_folder` to "),
-        ("images/a.bmp", "a.bmp", "; there is images/a.bmp (another folder): set `image_folder` to images"),
+        ("photos/a.bmp", "a.bmp", "; there is photos/a.bmp (another folder): set `image_folder` to photos"),
         ("images/b/a.bmp", "c/a.bmp", "; there is images/b/a.bmp (another folder)"),
         ("images/s/A.PNG", r"s\a.jpg", r"images/s/A.PNG ('/' as the separator, not '\', another case, another suffix)"),
-        ("images/image.bmp", "pictrue.bmp", ", did you mean 'image.bmp'?"),
+        ("images/image.bmp", "imgae.bmp", ", did you mean 'image.bmp'?"),
         ("images/frame0012.bmp", "frame0013.bmp", ""),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from detkernel import DataError
 from torch import Tensor
 
 from detkernel_detection.batching import pack_samples
+from detkernel_detection.images import decode
 from detkernel_detection.predictions import detect
 from detkernel_detection.structures import Detections, Sample, Target
 from detkernel_detection.transform import Transform
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 Image: TypeAlias = "np.ndarray[Any, Any] | Tensor | str | PathLike[str]"
 """uint8 RGB: an array [H, W, 3], a tensor [3, H, W], or the path of a file."""
-
-
-_RUN_PROGRAMS = ("EPS", "WMF", "EMF")
-"""Formats for which Pillow runs a program or the system's renderer."""
 
 
 class Predictor:
@@ -87,9 +83,12 @@ class Predictor:
 
 
 def to_tensor(image: Image) -> Tensor:
-    """uint8 [3, H, W], RGB. Raises `DataError` that says what was found."""
+    """uint8 [3, H, W], RGB; a file is decoded as for training, and turned as its EXIF orientation says.
+
+    Raises `DataError` that says what was found.
+    """
     if isinstance(image, (str, PathLike)):
-        image = read_image(image)
+        return decode(str(image), apply_exif=True)
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
@@ -99,18 +98,3 @@ def to_tensor(image: Image) -> Tensor:
     raise DataError(
         f"a tensor of {image.dtype} {list(image.shape)} is not an image; expected torch.uint8 RGB [3, H, W]"
     )
-
-
-def read_image(path: str | PathLike[str]) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, 3] RGB, turned as its EXIF orientation says. Raises `DataError` naming the file."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    try:
-        with PIL.Image.open(path) as opened:
-            if opened.format in _RUN_PROGRAMS:
-                raise ValueError(f"{opened.format} is a drawing, not an image")
-            return np.asarray(PIL.ImageOps.exif_transpose(opened).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        reason = "no such file" if not Path(path).exists() else f"it cannot be decoded ({error})"
-        raise DataError(f"{path}: {reason}; expected an image file such as a JPEG or PNG") from None

@@ -11,9 +11,10 @@ import torch
 from detkernel import DataError
 from detkernel_detection import Sample, Transform
 from detkernel_detection.detector import Detector
+from detkernel_detection.images import decode
 from detkernel_detection.normalize import Normalize
 from detkernel_detection.predictions import Predictions
-from detkernel_detection.predictor import Predictor
+from detkernel_detection.predictor import Predictor, to_tensor
 from detkernel_detection.testing import TinyDataset
 from PIL import Image
 from torch import Tensor, nn
@@ -124,8 +125,11 @@ def test_the_model_predicts_in_eval_mode_without_gradients_and_keeps_its_mode(im
         (np.zeros((0, 4, 3), np.uint8), r"an array of uint8 \[0, 4, 3\] is not"),
         (torch.zeros(3, 4, 4), r"a tensor of torch.float32 \[3, 4, 4\] is not an image; expected torch.uint8 RGB"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"a tensor of torch.uint8 \[4, 4, 3\]"),
-        ("none.png", "none.png: no such file; expected an image file"),
-        (__file__, r"test_detection_predictor.py: it cannot be decoded \(cannot identify"),
+        ("none.png", r"none.png: the image cannot be read \(No such file or directory\)"),
+        (
+            __file__,
+            "predictor.py: no image that can be read; expected a JPEG, PNG or similar; replace the file$",
+        ),
     ],
 )
 def test_what_is_not_an_image_is_said(image: Any, found: str):
@@ -143,3 +147,13 @@ def test_a_data_set_s_image_is_one():
     dataset.load()
     found = Predictor(BrightPixels()).predict(dataset.image(1))
     assert found.boxes.tolist() == dataset.annotations(1).boxes.tolist()
+
+
+def test_a_file_is_decoded_as_for_training(tmp_path: Path):
+    """Pillow's and torchvision's pixels of a JPEG differ, and 16 bits a channel are not 8."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=40)
+    Image.fromarray((np.arange(1200, dtype=np.uint16) * 50).reshape(40, 30)).save(tmp_path / "b.png")
+    for name in ("a.jpg", "b.png"):
+        assert torch.equal(to_tensor(tmp_path / name), decode(str(tmp_path / name), apply_exif=True))
+    assert int(to_tensor(tmp_path / "b.png").max()) == 1199 * 50 >> 8

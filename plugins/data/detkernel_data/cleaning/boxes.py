@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from detkernel import DataError
+from detkernel_detection.images import size_text
 
-from detkernel_data.images import size_text
 from detkernel_data.report import Problems, counted, note
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import numpy as np
 from detkernel import DataError
 from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset
+from detkernel_detection.images import Header, read_headers, size_text
 
 from detkernel_data.annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
 from detkernel_data.cleaning.boxes import (
@@ -23,9 +24,8 @@ from detkernel_data.cleaning.boxes import (
     report_duplicates,
 )
 from detkernel_data.cleaning.classes import match_classes, rename_classes
-from detkernel_data.images import Header, read_headers, size_text
 from detkernel_data.masks import mask_area, mask_problem
-from detkernel_data.report import EXAMPLES, Problems, counted, note
+from detkernel_data.report import EXAMPLES, Problems, counted, note, with_advice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,7 +105,7 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
     chosen = [i for i, height in enumerate(table.heights) if (rules.check_images or height == 0) and not dropped[i]]
     for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
         if isinstance(header, DataError):
-            problems.add(str(header))
+            problems.add(with_advice(header))
             continue
         found = header.upright() if apply_exif else (header.height, header.width)
         stated = table.heights[index], table.widths[index]

@@ -17,12 +17,12 @@ from detkernel import DataError, option, plugin
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import open_regular
 from detkernel_detection import ImageId
+from detkernel_detection.images import SUFFIXES, Listing, scan
 
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import Entry, is_number
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
-from detkernel_data.images import SUFFIXES, Listing, scan
 from detkernel_data.report import Problems, counted, note
 
 _LARGEST = 2**34

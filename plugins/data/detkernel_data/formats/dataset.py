@@ -9,6 +9,8 @@ from detkernel import DataError, option, plugin, state
 from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset
 
+from detkernel_data.report import with_advice
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,11 +75,14 @@ class FileDataset(Dataset):
         return 0 if self._flat is None else len(self._flat)
 
     def image(self, index: int) -> Tensor:
-        from detkernel_data.images import decode, size_text
+        from detkernel_detection.images import ImageError, decode, size_text
 
         flat = self._loaded()
         path = flat.files[index]
-        image = decode(path, self.exif_orientation == "apply", self.bit_depth or self._bits)
+        try:
+            image = decode(path, self.exif_orientation == "apply", self.bit_depth or self._bits)
+        except ImageError as error:
+            raise DataError(with_advice(error)) from None
         stated = int(flat.heights[index]), int(flat.widths[index])
         found = int(image.shape[1]), int(image.shape[2])
         if found != stated:
@@ -110,7 +115,7 @@ class FileDataset(Dataset):
             self._find_depth()
 
     def _find_depth(self) -> None:
-        from detkernel_data.images import find_depth
+        from detkernel_detection.images import find_depth
 
         files = self._loaded().files
         self._bits, largest = find_depth([files[index] for index in range(len(files))])

@@ -11,9 +11,8 @@ from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset
 
 if TYPE_CHECKING:
+    from detkernel_detection.images import Header
     from torch import Tensor
-
-    from detkernel_data.images import Header
 
 
 @plugin
@@ -40,8 +39,9 @@ class ImageFolder(Dataset):
     _bits: int | None = state()
 
     def load(self) -> None:
-        from detkernel_data.images import find_depth, image_files, read_headers
-        from detkernel_data.report import Problems, note
+        from detkernel_detection.images import find_depth, image_files, read_headers
+
+        from detkernel_data.report import Problems, note, with_advice
 
         folders = [self.root]
         if self.recursive:
@@ -56,7 +56,7 @@ class ImageFolder(Dataset):
         for header in headers:
             if isinstance(header, DataError):
                 broken.append(str(header))
-                problems.add(str(header))
+                problems.add(with_advice(header))
         if self.bad_images == "error":
             problems.stop()
         self.notes = [note(f"{len(broken)} of {len(names)} images cannot be read: left out", broken)] if broken else []
@@ -68,7 +68,7 @@ class ImageFolder(Dataset):
         return len(self._files)
 
     def image(self, index: int) -> Tensor:
-        from detkernel_data.images import decode
+        from detkernel_detection.images import decode
 
         return decode(str(self.root / self._files[index]), apply_exif=True, bits=self._bits)
 

@@ -12,12 +12,12 @@ from typing import Literal
 from detkernel import DataError, option, plugin
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
+from detkernel_detection.images import SUFFIXES, image_files, missing_folder, scan
 
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.missing_files import Near, fold, slip
 from detkernel_data.formats.table import Table
 from detkernel_data.formats.voc_xml import VocFile, VocObject, read_xml
-from detkernel_data.images import SUFFIXES, image_files, missing_folder, scan
 from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 _LONGEST_LIST = 2**28

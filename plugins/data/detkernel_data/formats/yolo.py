@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple
 from detkernel import DataError, option, plugin
 from detkernel.errors import relative
 from detkernel.files import read_regular
+from detkernel_detection.images import Listing
 
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import number_in
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.formats.yolo_yaml import Images, images_of, names_of, read_yaml
-from detkernel_data.images import Listing
 from detkernel_data.report import EXAMPLES, Problems, counted, note
 
 MARGIN = 1.0

@@ -11,10 +11,10 @@ import yaml
 from detkernel import DataError
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
+from detkernel_detection.images import SUFFIXES, Listing, missing_folder
 
 from detkernel_data.formats.entry import Entry
 from detkernel_data.formats.missing_files import Near, walk
-from detkernel_data.images import SUFFIXES, Listing, missing_folder
 from detkernel_data.report import EXAMPLES, Problems, counted, note, tally
 
 SPLITS = ("train", "val", "test")

@@ -52,7 +52,7 @@ def check_images(dataset: Dataset, name: str, workers: int) -> None:
 
 def find_undecodable(files: Sequence[str] | Texts, workers: int) -> list[Problem]:
     """The files that cannot be decoded, whatever their annotations say."""
-    from detkernel_data.images import decode
+    from detkernel_detection.images import decode
 
     trials = _Trials(lambda index: files[index], lambda index: decode(files[index], apply_exif=False, bits=16))
     return find_invalid(trials, range(len(files)), ["decoded"] * len(files), "images", workers)

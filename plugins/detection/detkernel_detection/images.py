@@ -41,11 +41,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 _JPEG = ("JPEG", "MPO")
 _RUN_PROGRAMS = ("EPS", "WMF", "EMF")
 """Formats for which Pillow runs a program or the system's renderer."""
-_ADVICE = "replace the file, or set `bad_images: drop`"
 _DARK = 4096
 """16-bit values below this are less than 16 of 255 once their upper 8 bits are kept: black, to the eye."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _SAMPLED = 64
+
+
+class ImageError(DataError):
+    """An image file that cannot be decoded. Its message ends with what to do; a data set may know more of that."""
 
 
 class Header(NamedTuple):
@@ -200,9 +203,7 @@ def _opened(path: str, file: BinaryIO) -> Iterator[Image.Image]:
         raise _too_large(path) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
         reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(
-            f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file, or set `bad_images: drop`"
-        ) from None
+        raise ImageError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
     with image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise _too_large(path)
@@ -242,9 +243,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 
 def _broken(path: str, reason: object) -> DataError:
-    return DataError(
-        f"{relative(path)}: the image is truncated or broken ({reason}); replace the file, or set `bad_images: drop`"
-    )
+    return ImageError(f"{relative(path)}: the image is truncated or broken ({reason}); replace the file")
 
 
 def _decode_with_torchvision(path: str, data: bytearray) -> Tensor:
