@@ -46,9 +46,9 @@ class Draw:
 
 def run(folder: Path, resume: Path | None = None, optimizer: Stepping | None = None, accept: bool = False) -> Run:
     plugins = {
-        "device": Device(device="cpu", threads=1),
+        "device": Device(device="cpu", threads=1, precision="fp16"),
         "data": Loader(train=TinyDataset(size=16), val=TinyDataset(size=2), workers=0),
-        "optimizer": optimizer or Adamw(lr=1e-3, precision="fp16", accumulate=3, clip_norm=1),
+        "optimizer": optimizer or Adamw(lr=1e-3, accumulate=3, clip_norm=1),
         "schedule": Cosine(),
         "ema": Ema(),
         "draw": Draw(),
@@ -144,11 +144,11 @@ def test_what_fits_goes_on(valid: Content, tmp_path: Path) -> None:
 def test_what_the_config_now_says_of_the_optimizer_holds(
     valid: Content, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changed = Adamw(lr=5e-2, weight_decay=0.5, precision="fp16", accumulate=3, clip_norm=1)
+    changed = Adamw(lr=5e-2, weight_decay=0.5, accumulate=3, clip_norm=1)
     group = resume(valid, tmp_path, optimizer=changed, accept=True).optimizer.param_groups[0]
     assert (group["initial_lr"], group["weight_decay"]) == (5e-2, 0.5)
     assert group["lr"] < 5e-2  # by the schedule
-    other = Sgd(lr=1e-3, precision="fp16", accumulate=3, clip_norm=1)
+    other = Sgd(lr=1e-3, accumulate=3, clip_norm=1)
     with pytest.raises(UserError, match="of another run than this one"):
         resume(valid, tmp_path, optimizer=other)
     afresh = resume(valid, tmp_path, optimizer=other, accept=True).optimizer

@@ -96,9 +96,9 @@ def test_a_frozen_model_is_tested_with_all_that_a_training_has(tmp_path: Path):
             run.model.requires_grad_(False)
 
     plugins = {
-        "device": Device(),
+        "device": Device(precision="bf16"),
         "freeze": Freeze(),
-        "optimizer": Sgd(lr=0.1, precision="bf16"),
+        "optimizer": Sgd(lr=0.1),
         "schedule": Multistep(milestones=[Span(2, "epochs")], warmup=Span(500, "iters")),
         "ema": Ema(),
     }

@@ -53,7 +53,7 @@ class Tiny(Backbone):
 '''
 CONFIG = """
 run: {until: 4 epochs, validate: every 9 iters, seed: 3}
-device: {timeout: 0.5, threads: 1}
+device: {timeout: 0.5, threads: 1, precision: bf16}
 data:
   use: loader
   train: {use: shapes, size: 20, side: 64, sizes: [12, 40]}
@@ -62,7 +62,7 @@ data:
   batch_transforms: [{use: multi_scale, between: [64, 96], every: 2}]
   batch_size: 2
 model: {use: fcos, backbone: {use: ./backbone.py:Tiny}, neck_channels: 64, head_convs: 1}
-optimizer: {use: adamw, lr: 1e-3, accumulate: 3, clip_norm: 5, precision: bf16}
+optimizer: {use: adamw, lr: 1e-3, accumulate: 3, clip_norm: 5}
 schedule: {use: cosine, warmup: 5 iters}
 ema: {decay: 0.9, ramp: 10}
 evaluation: {use: coco_map}

@@ -141,7 +141,13 @@ class Run:
     optimizer: Any = None
     """The optimizer, set by the stepping plugin in `before_run`."""
     device: Any = "cpu"
+<<<<<<< HEAD
     """What the model is on, set by the `device` plugin in `setup`."""
+=======
+    """A torch device, set by the `device` plugin in `setup`."""
+    precision: str = "fp32"
+    """What a step computes in where that is safe, set beside `device`: "fp32", "bf16" or "fp16"."""
+>>>>>>> cf9877c (precision is an option of device: a test and a validation compute in what training does)
     rank: int = 0
     world_size: int = 1
     processes: Processes = attrs.field(factory=Processes)
@@ -162,6 +168,8 @@ class Run:
     stop_reason: str | None = None
     exit_status: int = 0
     """What `detkernel run` ends with: 0, or what a plugin gave with its `stop`."""
+    when_stopped: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called when the run is told to stop, perhaps by a signal: what takes minutes, such as a compiler, may raise."""
     ends_process: bool = False
     """Whether this process ends when the run does, as under the command line."""
 
@@ -301,6 +309,8 @@ class Run:
         """End the run after this iteration. `after_run` fires as always; the first reason counts."""
         if self.stop_reason is None:
             self.stop_reason, self.exit_status = reason, exit_status
+        for give_up in tuple(self.when_stopped):
+            give_up()
 
     def advance(self) -> None:
         """Count an iteration (the loop does)."""

@@ -64,6 +64,6 @@ class Signals:
         if self._run.is_main:  # a launcher tells them all
             self._run.log.warning("%s: stopping after this iteration%s", name, again)
         self._told = True
-        self._run.stop(f"{name} was received", self.exit_status)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+        self._run.stop(f"{name} was received", self.exit_status)  # which may raise, to give up what takes long

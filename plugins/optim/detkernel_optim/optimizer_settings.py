@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,12 +32,6 @@ def misfit(error: Exception) -> Exception:
         f"the optimizer could not step with its state from the checkpoint: {type(error).__name__}: {reason}. Resume an "
         "older checkpoint, or start with its weights alone (load_from)"
     )
-
-
-def autocast(precision: str, device: Any) -> AbstractContextManager[None]:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    context: AbstractContextManager[None] = torch.autocast(torch.device(device).type, dtype=dtype)
-    return context
 
 
 def scaler(precision: str, device: Any) -> torch.amp.GradScaler | None:

@@ -1,14 +1,14 @@
-"""Optimizer stepping: backward, clipping, accumulation, precision and the step, in `after_train_iter`."""
+"""Optimizer stepping: backward, clipping, accumulation, loss scaling and the step, in `after_train_iter`."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import Run, UserError, hookimpl, option, plugin, state, wrong
-from detkernel_detection import Batch, Detections, Losses
+from detkernel_detection import Batch, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,10 +78,8 @@ class Stepping:
     invalid_gradients: Literal["stop", "skip"] = option(
         default="stop",
         help="what to do when the norm of the gradients is not finite: stop the run, or leave that step out and count "
-        "it (which waits for the device at every step). fp16 always leaves it out: its loss scale is found that way",
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = option(
-        default="fp32", help="what forward computes in where that is safe (autocast); fp16 with loss scaling"
+        "it (which waits for the device at every step). It is always left out under fp16 (`device.precision`), whose "
+        "loss scale is found that way",
     )
 
     _run: Any = state(default=None)
@@ -113,7 +111,7 @@ class Stepping:
         for group in run.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._made, self._resumed = optimizer_settings.group_settings(run.optimizer), False
-        self._scaler = optimizer_settings.scaler(self.precision, run.device)
+        self._scaler = optimizer_settings.scaler(run.precision, run.device)
         self._norms, self._totals = gradients.Norms(), loss_terms.Totals()
         self._window = self._skipped = self._skipped_last = 0
         places = {id(group): place for place, group in enumerate(run.optimizer.param_groups)}
@@ -128,14 +126,9 @@ class Stepping:
     def train_step(self, run: Run) -> Generator[None, Losses, Losses]:
         from detkernel_optim import loss_terms
 
-        with self._local(run, run.iter + 1), self._autocast(run):
+        with self._local(run, run.iter + 1):
             losses = yield
         return self._totals.without(run, loss_terms.scalars(losses, run.device))
-
-    @hookimpl(wrapper=True)
-    def val_step(self, run: Run) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
-        with self._autocast(run):
-            return (yield)
 
     @hookimpl
     def after_train_iter(self, run: Run, batch: Batch, losses: Losses) -> None:
@@ -169,7 +162,7 @@ class Stepping:
 
         name = type(run.optimizer).__name__
         scaled = f" ({self.lr:g} for {self.base_batch_size} images a step)" if self.base_batch_size is not None else ""
-        text = f"{name}, lr {self._rate(run):g}{scaled}, {self.precision}"
+        text = f"{name}, lr {self._rate(run):g}{scaled}"
         return {"optimizer": text, "parameter groups": param_groups.described(run.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,13 +234,6 @@ class Stepping:
             return nullcontext()
         context: AbstractContextManager[None] = run.model.no_sync()
         return context
-
-    def _autocast(self, run: Run) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
-            return nullcontext()
-        from detkernel_optim import optimizer_settings
-
-        return optimizer_settings.autocast(self.precision, run.device)
 
     def _step(self, run: Run, batch: Batch, losses: Losses) -> None:
         from detkernel_optim import gradients, optimizer_settings

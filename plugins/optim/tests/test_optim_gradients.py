@@ -55,10 +55,19 @@ class Compare:
         self.own.clear()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_step_has_the_mean_of_its_iterations_also_the_last_over_the_end_of_an_epoch(precision, tmp_path):
+@plugin
+class HalfSgd(Sgd):
+    """Steps where the device says fp16."""
+
+    @hookimpl
+    def setup(self, run):
+        run.precision = "fp16"
+
+
+@pytest.mark.parametrize("kind", [Sgd, HalfSgd])
+def test_a_step_has_the_mean_of_its_iterations_also_the_last_over_the_end_of_an_epoch(kind, tmp_path):
     compare = Compare()
-    optimizer = Sgd(lr=0.01, accumulate=3, precision=precision)
+    optimizer = kind(lr=0.01, accumulate=3)
     plugins = {"optimizer": optimizer, "scale": LowScale(), "compare": compare}
     tiny_run(plugins, until="8 iters", work_dir=tmp_path)
     assert compare.steps == [(3, 3), (6, 3), (8, 2)]  # an epoch has four
@@ -234,7 +243,7 @@ def test_a_step_that_fp16_leaves_out_is_none(tmp_path):
             return {name: value * (1e37 if run.iter == 1 else 1) for name, value in losses.items()}
 
     recorder, watch, ema = Recorder(), Watch(), Ema(decay=0.5, ramp=0)
-    optimizer = Sgd(lr=0.01, precision="fp16")
+    optimizer = HalfSgd(lr=0.01)
     plugins = {"optimizer": optimizer, "ema": ema, "overflow": Overflow(), "watch": watch, "scale": LowScale()}
     run = tiny_run(plugins, until="4 iters", work_dir=tmp_path, recorder=recorder)
     still = [torch.equal(a, b) for a, b in zip(watch.weights, watch.weights[1:], strict=False)]
@@ -260,7 +269,7 @@ def test_fp16_clips_what_is_unscaled(tmp_path):
         def after_optimizer_step(self, run):
             norms.append(flat(p.grad for p in run.model.parameters()).norm().item())
 
-    optimizer = Sgd(lr=0.01, precision="fp16", clip_norm=0.25)
+    optimizer = HalfSgd(lr=0.01, clip_norm=0.25)
     tiny_run({"optimizer": optimizer, "look": Look(), "scale": LowScale()}, until="1 iters", work_dir=tmp_path)
     assert 0.25 < norms[0] < 100
     assert norms[1] == pytest.approx(0.25, rel=1e-4)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Batch, Detections, Losses
 from detkernel_detection.processes import TorchProcesses
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from detkernel_runtime.parallel.ddp import Trained
     from detkernel_runtime.parallel.group import Group
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@plugin
+class Compile:
+    """How `torch.compile` compiles the model."""
+
+    modules: list[str] = option(
+        factory=list,
+        help="the modules to compile, each for itself, by name with * and ?, such as `backbone`; none: the whole model",
+    )
+    limit: int = option(
+        default=8,
+        at_least=1,
+        help="how often a module is compiled: for every shape of its inputs, in training and in evaluation, if not "
+        "`dynamic`. What needs another compilation runs uncompiled, which is said",
+    )
+    dynamic: bool = option(default=False, help="compile for any shape, into slower code")
+    backend: str = option(default="inductor", help="a compiler that torch knows, such as `aot_eager` or `cudagraphs`")
 
 
 @plugin
@@ -35,12 +51,17 @@ class Device:
     )
     threads: int | None = option(default=None, at_least=1, help="CPU threads of one operation; null: torch decides")
     tf32: bool = option(default=True, help="let GPUs multiply float32 matrices as TF32: faster, 10 bits of mantissa")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        default="fp32",
+        help="what the steps of training, validation and test compute in where that is safe (autocast); the optimizer "
+        "scales the loss for fp16",
+    )
     channels_last: bool = option(
         default=True,
         help="keep the weights of convolutions, and so what they give, channels-last in memory, which is faster; a "
         "module that says `channels_last = False` keeps its own as they are",
     )
-    compile: bool = option(default=False, help="compile the model with torch.compile")
+    compile: Compile | None = option(default=None, help="compile the model with torch.compile; null: do not")
     sync_batchnorm: bool = option(default=False, help="batch norm over the images of all processes")
     find_unused_parameters: bool = option(
         default=False, help="several processes: some parameters get no gradient in some iterations"
@@ -71,6 +92,7 @@ class Device:
         places = group.Places.from_environment()
         run.device = settings.choose(self, places)
         self._cuda = run.device.type == "cuda"
+        run.precision = self.precision
         run.rank, run.world_size = places.rank, places.world_size
         run.unwrap, run.launch = ddp.bare, launched()
         self._undo = settings.apply(self, run.device)
@@ -86,7 +108,7 @@ class Device:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
         from detkernel_runtime.parallel import ddp
 
-        self._run, run.model = run, ddp.prepare(self, run, self._group)
+        self._run, run.model = run, ddp.prepare(self, run, self._group, self._undo or ExitStack())
         ddp.place_modules(self, run, self._group)
         many = self._group is not None and run.mode == "train"
         self._trained = ddp.Trained(run.model) if many else None
@@ -125,6 +147,17 @@ class Device:
         from detkernel_detection import small_maps
 
         with self._explaining(run, batch), small_maps.explained(run, batch):
+            return (yield)
+
+    @hookimpl(wrapper=True, trylast=True, specname="train_step")
+    def _cast_training(self, run: Run) -> Generator[None, Losses, Losses]:
+        """Innermost: what others make of the losses is not cast."""
+        with self._autocast(run):
+            return (yield)
+
+    @hookimpl(wrapper=True, trylast=True, specname="val_step")
+    def _cast_validation(self, run: Run) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
+        with self._autocast(run):
             return (yield)
 
     @hookimpl(wrapper=True, specname="after_train_iter")
@@ -235,6 +268,15 @@ class Device:
             if explained is None:
                 raise
             raise explained from None
+
+    def _autocast(self, run: Run) -> AbstractContextManager[None]:
+        if self.precision == "fp32":
+            return nullcontext()
+        import torch
+
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        context: AbstractContextManager[None] = torch.autocast(run.device.type, dtype=dtype)
+        return context
 
     def _training(self, run: Run, mode: bool) -> None:
         """The model and the modules that are trained with it, in training or evaluation mode."""

@@ -72,7 +72,11 @@ def _out_of_memory(run: Run, batch: Batch, error: Exception) -> UserError | None
         return None
     images = [f"{name} ({w}x{h})" for name, (h, w) in zip(batch.image_ids, batch.sizes, strict=True)]
     objects = sum(batch.counts)
-    advice = "" if on_cpu else " and precision bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
+    advice = (
+        ""
+        if on_cpu
+        else " and device.precision: bf16; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True saves fragments"
+    )
     shown = ", ".join(images[:_SHOWN])
     when, smaller = "in validation after", "val_batch_size"
     if run.mode == "train":

@@ -102,4 +102,5 @@ def described(run: Run) -> str:
         text = f"{run.device} ({torch.cuda.get_device_name(run.device)})"
     else:
         text = f"cpu, {threads} thread{'s' * (threads != 1)}"
+    text += "" if run.precision == "fp32" else f", {run.precision}"
     return f"{text}, {run.world_size} processes" if run.world_size > 1 else text

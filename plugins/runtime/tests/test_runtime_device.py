@@ -441,13 +441,6 @@ def test_an_operation_has_as_many_threads_as_asked_for(threads: int, tmp_path: P
     assert torch.get_num_threads() == before
 
 
-def test_a_model_is_compiled_if_asked_for(tmp_path: Path):
-    with torch.compiler.set_stance("force_eager"):  # wrapped for the compiler, which is not called: it takes seconds
-        for wanted in (True, False):
-            run = tiny_run({"device": Device(compile=wanted)}, until="1 iter", work_dir=tmp_path)
-            assert (run.model._compiled_call_impl is not None) is wanted
-
-
 def test_a_process_waits_for_the_others_as_long_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The other of two never comes: 0.6 seconds, and not the half hour of the default."""
     with socket.socket() as free:
@@ -474,3 +467,33 @@ def test_options_of_the_wrapper_for_several_processes_reach_it(monkeypatch: pyte
             assert (wrapper.find_unused_parameters, wrapper.static_graph) == (unused, static)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_precision_is_that_of_forward_in_training_validation_and_test(precision: str, dtype: str, tmp_path: Path):
+    @plugin
+    class Look:
+        """Looks at the type of a layer's output, and whether a plugin's own sums are cast."""
+
+        seen: list = state(factory=list)
+        cast: list = state(factory=list)
+
+        @hookimpl
+        def before_run(self, run):
+            run.model[0][0].register_forward_hook(lambda _m, _i, out: self.seen.append((run.mode, out.dtype)))
+
+        @hookimpl(wrapper=True)
+        def train_step(self, run):
+            losses = yield
+            self.cast.append(torch.is_autocast_enabled("cpu"))
+            return losses
+
+    for trains, modes in ((True, {"train", "val"}), (False, {"test"})):
+        look = Look()
+        plugins = {"device": Device(device="cpu", precision=precision), "look": look}
+        kernel = tiny_kernel(plugins, work_dir=tmp_path, until="2 iters", validate="every 2 iters")
+        run = kernel.run() if trains else kernel.test()
+        assert set(look.seen) == {(mode, getattr(torch, dtype)) for mode in modes}
+        assert set(look.cast) == ({False} if trains else set())
+        assert all(p.dtype == torch.float32 for p in run.model.parameters())
+        assert run.precision == precision

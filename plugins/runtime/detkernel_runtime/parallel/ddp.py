@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +28,13 @@ _LOCAL_BUFFERS: dict[str, Any] = (
 """torch's wrapper broadcasts all buffers in every forward, else."""
 
 
-def prepare(options: Device, run: Run, group: Group | None) -> nn.Module:
+def prepare(options: Device, run: Run, group: Group | None, undo: ExitStack) -> nn.Module:
     """The model as used in training; a test needs no wrapper."""
     model = placed(options, run, group, run.model)
-    if options.compile:
-        model.compile()
+    if options.compile is not None:
+        from detkernel_runtime.compiling import compile_modules
+
+        compile_modules(options.compile, run, model, undo)
     if not several(run):
         return model
     share_buffers(model)
