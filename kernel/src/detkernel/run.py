@@ -141,13 +141,9 @@ class Run:
     optimizer: Any = None
     """The optimizer, set by the stepping plugin in `before_run`."""
     device: Any = "cpu"
-<<<<<<< HEAD
     """What the model is on, set by the `device` plugin in `setup`."""
-=======
-    """A torch device, set by the `device` plugin in `setup`."""
     precision: str = "fp32"
     """What a step computes in where that is safe, set beside `device`: "fp32", "bf16" or "fp16"."""
->>>>>>> cf9877c (precision is an option of device: a test and a validation compute in what training does)
     rank: int = 0
     world_size: int = 1
     processes: Processes = attrs.field(factory=Processes)
