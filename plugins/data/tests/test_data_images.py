@@ -355,3 +355,28 @@ def tiff(pixels: np.ndarray) -> bytes:
     table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     head = b"II*\0" + struct.pack("<I", 14 + pixels.nbytes) + struct.pack("<HHH", 16, 16, 16)
     return head + pixels.tobytes() + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(b"tEXt", False), (b"tIME", False), (b"XBAD", True)])
+def test_a_wrong_checksum_counts_where_the_chunk_is_critical(
+    here: Path, make_image: MakeImage, kind: bytes, refused: bool
+) -> None:
+    """The case of a chunk's first letter says so (PNG 1.2, 3.3). Palettes go to Pillow, and so does what is critical
+    and not known."""
+    path = make_image(here / "a.png", 40, 30, mode="P")
+    expected = decode(str(path), apply_exif=False)
+    whole = path.read_bytes()
+    bad = struct.pack(">I", 4) + kind + b"a\0bc" + b"\0\0\0\0"
+    path.write_bytes(whole[:-12] + bad + whole[-12:])
+    if refused:
+        assert "the checksum of its XBAD chunk is wrong" in refusal(path)
+    else:
+        assert torch.equal(decode(str(path), apply_exif=False), expected)
+
+
+@pytest.mark.parametrize("rest", [b"\0", b"more that is not of the image", b"\0\0\0\4IDATxxxxyyyy"])
+def test_what_is_behind_the_end_of_a_png_is_of_no_matter(here: Path, make_image: MakeImage, rest: bytes) -> None:
+    path = make_image(here / "a.png", 40, 30, mode="P")
+    expected = decode(str(path), apply_exif=False)
+    path.write_bytes(path.read_bytes() + rest)
+    assert torch.equal(decode(str(path), apply_exif=False), expected)
