@@ -127,3 +127,22 @@ def test_the_amounts_of_color_are_torchvisions(name, theirs, draw, monkeypatch):
     found = color(Sample(image.clone(), target, 0, 0, (16, 16))).image
     expected = theirs(image, 0.6 if draw == 0 else 1.4)
     torch.testing.assert_close(found.float(), expected.float(), atol=1.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("left_eye", "nose"), [0, 1]),  # without the other one
+        (("left_eye", "nose", "right_eye"), [2, 1, 0]),
+        (("l", "r", "left_ear"), [1, 0, 2]),
+    ],
+)
+def test_a_keypoint_that_has_no_partner_stays_in_a_mirror_image(names, order):
+    dataset = TinyDataset()
+    dataset.keypoint_names = names
+    flip = Flip(probability=1)
+    flip.prepare(dataset)
+    points = torch.tensor([[[2.0 + number, 5, 2] for number in range(len(names))]])
+    target = Target(torch.tensor([[1.0, 1, 15, 15]]), torch.zeros(1, dtype=torch.int64), keypoints=points)
+    found = flip(Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), target, 0, 0, (16, 16))).target.keypoints[0]
+    assert found[:, 0].tolist() == [16 - points[0, number, 0] for number in order]
