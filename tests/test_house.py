@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,46 @@ def test_the_kernel_has_no_word_of_what_it_runs():
         if words.search(line)
     ]
     assert found == []
+
+
+def test_an_image_is_followed_through_the_six_files_that_the_architecture_page_lists(tmp_path: Path):
+    from detkernel_data.cleaning.clean import clean
+    from detkernel_data.formats.coco import Coco
+    from detkernel_data.loading.samples import Samples
+    from detkernel_data.transforms.standard import Flip
+    from detkernel_detection.batching import pack_samples
+    from detkernel_detection.images import decode
+    from PIL import Image
+
+    Image.new("RGB", (80, 40)).save(tmp_path / "1.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20]}
+    image = {"id": 1, "file_name": "1.png", "height": 40, "width": 80}
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "bolt"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    followed: dict[str, None] = {}
+    reached = []
+
+    def follow(frame: Any, event: str, _: object) -> None:
+        """Which files lie between the test and a place that an image comes by."""
+        if event != "call" or frame.f_code not in [function.__code__ for function in (clean, decode, pack_samples)]:
+            return
+        reached.append(frame.f_code.co_name)
+        files = []
+        while frame.f_code.co_filename != __file__:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        followed.update(dict.fromkeys(files[::-1]))
+
+    dataset = Coco(annotation_file=tmp_path / "a.json", image_folder=tmp_path)
+    sys.setprofile(follow)
+    try:
+        dataset.load()
+        packed = Samples(dataset, [Flip()], seed=0)[0, [(0, 0)]]
+    finally:
+        sys.setprofile(None)
+    assert packed.images.shape == (1, 3, 40, 80)
+    assert reached == ["clean", "decode", "pack_samples"]
+    page = (house.ROOT / "docs/architecture.md").read_text()
+    listed = re.findall(r"^\| `(detkernel_\w+/.*?\.py)` \|", page, re.MULTILINE)
+    assert len(listed) == 6
+    assert sorted(listed) == sorted(path[path.index("/detkernel_") + 1 :] for path in followed)
