@@ -77,4 +77,4 @@ def test_two_iterations_and_a_validation_with_the_defaults(
 
 def test_all_models_are_known() -> None:
     theirs = {"faster_rcnn", "fcos", "keypoint_rcnn", "mask_rcnn", "ssd", "ssdlite", "torchvision_retinanet"}
-    assert theirs | {"retinanet"} <= set(MODELS)
+    assert theirs | {"atss", "gfl", "retinanet"} <= set(MODELS)

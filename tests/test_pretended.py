@@ -60,7 +60,12 @@ MODELS = {
     ],
 }
 
-NATIVE = {"retinanet": ["model={use: retinanet, backbone: {use: resnet, depth: 18, channels: 8}}"]}
+NATIVE = {
+    "retinanet": [
+        "model={use: retinanet, backbone: {use: resnet, depth: 18, channels: 8}, neck: {use: fpn, channels: 16}, "
+        "head: {use: towers, convs: 1, channels: 16}}"
+    ]
+}
 """Detectors that must not wait for the device."""
 
 pytestmark = pytest.mark.skipif(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from detkernel import CheckpointError, Run, hookimpl, plugin
-from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_checkpoint.embedded import config
 from detkernel_detection.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
@@ -257,14 +255,3 @@ def test_a_checkpoint_keeps_the_names_of_keypoints_and_a_run_does_not_go_on_with
     more = {"checkpoint": Checkpoint(accept_changes=True), "model": Pointing()}
     with pytest.raises(CheckpointError, match="is of the keypoints nose, tail; the data has tail, nose"):
         tiny_run(more, until="4 iters", work_dir=tmp_path)
-
-
-@pytest.mark.parametrize("held", [None, [], "text", {}, {"model": None}, {"checkpoint": "text"}])
-def test_a_checkpoint_without_a_config_is_told(held: Any, tmp_path: Path):
-    """Such as one of a run that was made in Python."""
-    position = {"epoch": 0, "iter": 3, "batch": 3, "validated": 0, "epoch_length": 4, "metrics": {}}
-    content = {"model": {}, "plugins": {}, "modules": {}, "ranks": [{}], "provenance": {"config": held}}
-    path = tmp_path / "iter_3.pt"
-    checkpoint_file.write(path, {"format": checkpoint_file.FORMAT, "position": position, **content})
-    with pytest.raises(CheckpointError, match=r"iter_3\.pt: holds no config with the checkpoint plugin; give a YAML"):
-        config(path)

@@ -44,8 +44,8 @@ def overlap(one: Tensor, other: Tensor, epsilon: float = EPSILON) -> Overlap:
 
 
 def iou_of_all(one: Tensor, other: Tensor) -> Tensor:
-    """[..., M, 4] and [N, 4] -> [..., M, N]."""
-    return overlap(one[..., :, None, :], other).iou
+    """[..., M, 4] and [N, 4], or [..., N, 4], -> [..., M, N]."""
+    return overlap(one[..., :, None, :], other[..., None, :, :]).iou
 
 
 def generalized_iou(one: Tensor, other: Tensor, epsilon: float = EPSILON) -> Tensor:

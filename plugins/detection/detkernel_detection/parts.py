@@ -8,6 +8,7 @@ asks the device nothing.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -39,6 +40,10 @@ class Neck(Part, ABC):
         maps, fine to coarse, and has the attributes `channels: int`, of each of these, and `strides: list[int]`."""
 
 
+RARE = -math.log(99)
+"""The logit of a probability of 0.01."""
+
+
 class Output(NamedTuple):
     """A map that a head gives for every level."""
 
@@ -46,8 +51,8 @@ class Output(NamedTuple):
     channels: int
     branch: Literal["cls", "reg"]
     """Which of two branches it belongs to: of features for classes, or for boxes."""
-    prior: float | None = None
-    """The probability that its sigmoid begins with; None: its bias begins at 0."""
+    bias: float = 0.0
+    """What its bias begins with: `RARE` for classes, which at first are background almost everywhere."""
     scaled: bool = False
     """Whether each level has a learned factor for it."""
 
@@ -65,7 +70,7 @@ class Priors(NamedTuple):
     """What boxes are predicted from: anchors, or points as boxes without extent."""
 
     boxes: Tensor
-    """float32 [N, 4] xyxy in pixels of the batch's images."""
+    """float32 [N, 4] xyxy in pixels of the batch's images; [B, N, 4] where each image has its own, as proposals are."""
     strides: Tensor
     """float32 [N], in pixels."""
     valid: Tensor

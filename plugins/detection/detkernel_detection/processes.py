@@ -41,8 +41,8 @@ class TorchProcesses(Processes):
         return value
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, without a gradient; one process has it already.
+def mean_over_processes(value: Tensor, least: float = 0.0) -> Tensor:
+    """The mean of a tensor over all processes, without a gradient; `least` is the least that their sum counts as.
 
     A loss divided by it and averaged by DistributedDataParallel is that of one process with all images.
     """
@@ -50,7 +50,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
     value = value.detach()
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return value
+        return value.clamp(min=least)
     total = value.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total.clamp(min=least) / dist.get_world_size()

@@ -21,7 +21,7 @@ from detkernel_detectors.heads import Towers
 from detkernel_detectors.losses.boxes import SmoothL1
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.models.dense import Candidates, DenseDetector
-from detkernel_detectors.models.network import DenseNetwork
+from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.necks import Fpn
 from detkernel_detectors.priors import Anchors
@@ -95,12 +95,12 @@ def test_a_factor_acts_behind_the_threshold():
 
 
 @pytest.mark.parametrize(
-    ("order", "expected"), [("rgb", [(1 - 0.1) / 0.5, -0.2, -0.15]), ("bgr", [-0.15, -0.2, (1 - 0.1) / 0.5])]
+    ("order", "expected"), [("rgb", [(255 - 5) / 50, -0.2, -0.15]), ("bgr", [-0.15, -0.2, (255 - 5) / 50])]
 )
 def test_images_are_normalised_and_ordered_and_padded_as_asked_for(order: Any, expected: list[float]):
     """A red image; the mean and the deviation are of R, G and B in either order."""
-    options: Any = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.5, 1.0, 2.0), "size_divisible": 20}
-    model = DenseNetwork(Retinanet(**SMALL, **options, channel_order=order), ["a"])
+    options: Any = {"image_mean": (5.0, 20.0, 30.0), "image_std": (50.0, 100.0, 200.0), "size_divisible": 20}
+    model = Network(Retinanet(**SMALL, **options, channel_order=order), ["a"])
     red = torch.zeros(1, 3, 70, 50, dtype=torch.uint8)
     red[:, 0] = 255
     found = model.normalize(red, None)
@@ -118,7 +118,7 @@ def loaded(path: Path, given: Any) -> list[float]:
     plugin = Retinanet(**SMALL, anchors=Anchors(ratios=[1.0]), weights=str(path), weights_classes=given)
     assert plugin.loads_weights
     run: Any = SimpleNamespace(classes=("a", "b", "c"), log=logging.getLogger("detkernel"))
-    model: Any = DenseNetwork(plugin, run.classes)
+    model: Any = Network(plugin, run.classes)
     with torch.no_grad():
         model.head.cls.bias.fill_(-1)
     plugin.load(run, model)
@@ -136,7 +136,7 @@ def loaded(path: Path, given: Any) -> list[float]:
     ],
 )
 def test_outputs_for_classes_are_taken_by_the_names_of_the_weights(given: Any, expected: list[float], tmp_path: Path):
-    model: Any = DenseNetwork(Retinanet(**SMALL, anchors=Anchors(ratios=[1.0])), ["1", "2", "3"])
+    model: Any = Network(Retinanet(**SMALL, anchors=Anchors(ratios=[1.0])), ["1", "2", "3"])
     with torch.no_grad():
         model.head.cls.bias.copy_(torch.tensor([10.0, 20, 30]))
     torch.save(model.state_dict(), tmp_path / "retinanet.pt")
@@ -154,7 +154,7 @@ def test_weights_that_are_not_there_are_told():
 
 def losses(objects: list[list[float]], **options: Any) -> dict[str, float]:
     """Of outputs that are 0: every probability a half, every box its anchor."""
-    model: Any = DenseNetwork(Retinanet(**SMALL, anchors=Anchors(scales=[2.0], ratios=[1.0]), **options), ["a", "b"])
+    model: Any = Network(Retinanet(**SMALL, anchors=Anchors(scales=[2.0], ratios=[1.0]), **options), ["a", "b"])
     for output in (model.head.cls, model.head.reg):
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)

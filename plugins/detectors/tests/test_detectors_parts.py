@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from detkernel import ConfigError
 from detkernel_detection import boxes
 from detkernel_detection.nms import suppressed
 from detkernel_detection.structures import Targets
+from detkernel_detectors.assigners.atss import AtssAssigner
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
+from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.coders.delta import DeltaCoder
+from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances
+from detkernel_detectors.heads.rcnn import BoxHead, levels_of
 from detkernel_detectors.losses.boxes import L1, Ciou, Diou, Giou, Iou, SmoothL1
 from detkernel_detectors.losses.classes import Focal, QualityFocal
+from detkernel_detectors.losses.distribution import distribution_focal, expected
 from detkernel_detectors.losses.sums import averaged
 from detkernel_detectors.priors import Anchors, anchors, points
 from torch import Tensor
@@ -71,6 +77,21 @@ def test_delta_coder(name: str, options: Any, parts: dict[str, Tensor]):
     torch.testing.assert_close(coder.decode(priors, coder.encode(priors, parts["delta.boxes"])), parts["delta.boxes"])
 
 
+def test_distance_coder(parts: dict[str, Tensor]):
+    coder, priors = DistanceCoder(), parts["distance.points"].repeat(1, 2)
+    clipped = boxes.clip(coder.decode(priors, parts["distance.distances"])[None], torch.tensor([[150, 160]]))[0]
+    torch.testing.assert_close(clipped, parts["distance.decode"])
+    torch.testing.assert_close(coder.encode(priors, parts["delta.boxes"]), parts["distance.encode"])
+    strides = coder.encode(priors / 8, parts["delta.boxes"] / 8).clamp(0, 15.9)  # as GFL has it
+    torch.testing.assert_close(strides, parts["distance.encode_max16"])
+
+
+def test_centreness():
+    sides = torch.tensor([[4.0, 4, 4, 4], [1, 4, 4, 4], [1, 1, 4, 4], [0, 1, 1, 1], [-1, 1, 1, 1]])
+    assert centreness(sides).tolist() == [1, 0.5, 0.25, 0, 0]
+    assert distances(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 1, 5, 9])).tolist() == [2, 3, 2, 5]
+
+
 def test_overlaps(parts: dict[str, Tensor]):
     one, other = parts["delta.priors"], parts["delta.boxes"]
     torch.testing.assert_close(boxes.iou_of_all(one, other), parts["overlaps.iou"])
@@ -121,6 +142,54 @@ def test_priors_in_the_padding_are_neither_positive_nor_background(parts: dict[s
     assert not (matches.positive | matches.negative)[~priors.valid].any()
 
 
+def test_atss_assigner(parts: dict[str, Tensor]):
+    priors = anchors(Anchors(ratios=[1.0]), maps_of(*SIZES, images=2), [8, 16, 32], whole(2))
+    empty, found = assigned(AtssAssigner().assign(priors, targets_of(parts)))
+    assert found == parts["assign.atss.gt_inds"].tolist()
+    assert empty == [0] * len(priors.boxes)
+
+
+def test_atss_takes_no_prior_of_the_padding(parts: dict[str, Tensor]):
+    """As if they were not there: the same as with smaller maps."""
+    options, strides = Anchors(ratios=[1.0]), [8, 16, 32]
+    inside = torch.tensor([[128.0, 160.0]] * 2)
+    padded = anchors(options, maps_of(*SIZES, images=2), strides, inside)
+    alone = anchors(options, maps_of((16, 20), (8, 10), (4, 5), images=2), strides, whole(2))
+    matches, fewer = (AtssAssigner().assign(priors, targets_of(parts)) for priors in (padded, alone))
+    assert (
+        torch.where(matches.positive, matches.matched, -1)[:, padded.valid[0]].tolist()
+        == torch.where(fewer.positive, fewer.matched, -1).tolist()
+    )
+    assert fewer.positive.any()
+    assert not (matches.positive | matches.negative)[~padded.valid].any()
+
+
+def test_fewer_nearest_priors_are_fewer_positive_ones(parts: dict[str, Tensor]):
+    priors = anchors(Anchors(ratios=[1.0]), maps_of(*SIZES, images=2), [8, 16, 32], whole(2))
+    few, usual = (AtssAssigner(nearest=count).assign(priors, targets_of(parts)) for count in (1, 9))
+    assert few.positive.sum() < usual.positive.sum()
+
+
+def test_fcos_assigner():
+    """By hand, on a map of 4 x 4 of stride 8 and one of 2 x 2 of stride 16."""
+    priors = points(maps_of((4, 4), (2, 2)), [8, 16], whole())
+    large, small = [0.0, 0, 32, 32], [2.0, 2, 15, 15]
+    valid = torch.tensor([[True, True, False]])
+    targets = Targets(torch.tensor([[large, small, [0.0, 0, 9, 9]]]), torch.zeros(1, 3), valid)
+    any_place = FcosAssigner(ranges=[16.0], radius=None).assign(priors, targets)
+    found = assigned(any_place)[0]
+    assert found[:16] == [2, 2, 0, 0, 2, 2, 0, 0, *[0] * 8]  # the smaller one; sides of the larger one are too far
+    assert found[16:] == [1, 1, 1, 1]
+    central = assigned(FcosAssigner(ranges=[16.0], radius=0.55).assign(priors, targets))[0]
+    assert central == [*[0] * 5, 2, *[0] * 10, 1, 1, 1, 1]  # the point at 12 is 3.5 pixels from 8.5, that at 4 is 4.5
+    wide = assigned(FcosAssigner(ranges=[100.0], radius=None).assign(priors, targets))[0]
+    assert wide == [2, 2, 1, 1, 2, 2, *[1] * 10, 0, 0, 0, 0]
+    with pytest.raises(ConfigError, match="expected a number for each level of the pyramid but the last, got 2 for 2"):
+        FcosAssigner(ranges=[16.0, 32.0]).assign(priors, targets)
+    by_stride = assigned(FcosAssigner(radius=None).assign(priors, targets))[0]  # up to 64 pixels at stride 8
+    assert by_stride == wide
+
+
 CLASS_LOSSES = {"focal": Focal(), "qfl": QualityFocal()}
 
 
@@ -158,6 +227,13 @@ def check_loss(name: str, loss: Tensor, inputs: Tensor, parts: dict[str, Tensor]
     torch.testing.assert_close(inputs.grad, parts[f"loss.{name}.grad"], rtol=1e-4, atol=1e-6)
 
 
+def test_distribution_focal_loss(parts: dict[str, Tensor]):
+    logits = parts["loss.dfl.logits"].clone().requires_grad_()
+    losses = 0.25 * distribution_focal(logits, parts["loss.dfl.targets"])
+    check_loss("dfl", averaged(losses, torch.ones(8), torch.tensor(4.0)), logits, parts)
+    assert expected(torch.tensor([[50.0, 0, 0], [0, 50, 0], [50, 0, 50]])).tolist() == pytest.approx([0, 1, 1])
+
+
 def test_every_loss_has_a_weight():
     logits, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
     one, other = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 6, 4]])
@@ -172,6 +248,18 @@ def test_focal_options():
     assert Focal(alpha=1, gamma=0)(logits, labels).item() == pytest.approx(0.6931, abs=1e-4)
     assert Focal(alpha=0.5, gamma=1)(logits, labels).item() == pytest.approx(0.6931 / 4, abs=1e-4)
     assert QualityFocal(beta=1)(logits, labels, torch.tensor([1.0])).item() == pytest.approx(0.6931 / 2, abs=1e-4)
+
+
+def test_levels_and_pooling_of_boxes(parts: dict[str, Tensor]):
+    sides = parts["roi.level_sides"]
+    square = torch.stack([torch.zeros(12), torch.zeros(12), sides, sides], 1)
+    assert levels_of(square, 4).tolist() == parts["roi.levels"].tolist()
+    head = BoxHead(3, 3, 0, 8, 2, [16, 32])
+    rois = parts["roi.rois"]
+    of_images = torch.stack([rois[rois[:, 0] == number, 1:] for number in range(2)])
+    found = head.features([parts["roi.feat.0"], parts["roi.feat.1"]], of_images)
+    expected = torch.cat([parts["roi.align"][rois[:, 0] == number] for number in range(2)])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nms(parts: dict[str, Tensor]):

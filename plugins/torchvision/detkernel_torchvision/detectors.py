@@ -134,9 +134,7 @@ def ssd(options: models.Ssd, num_classes: int) -> nn.Module:
     layers = options.trainable_layers
     body = _vgg_features()
     if options.backbone_weights is not None:
-        torchvision_weights.load_backbone(
-            body.features, options, ["vgg16"], options.backbone_weights, "backbone_weights"
-        )
+        torchvision_weights.load_backbone(body.features, options, ["vgg16"], options.backbone_weights)
     large = options.size == 512
     backbone = ssds._vgg_extractor(body, large, (4 if trained else 5) if layers is None else layers)
     anchors = (
@@ -172,9 +170,7 @@ def ssdlite(options: models.Ssdlite, num_classes: int) -> nn.Module:
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
     body = mobilenet_v3_large(weights=None, norm_layer=norm, reduced_tail=not trained)
     if options.backbone_weights is not None:
-        torchvision_weights.load_backbone(
-            body.features, options, ["mobilenet_v3_large"], options.backbone_weights, "backbone_weights"
-        )
+        torchvision_weights.load_backbone(body.features, options, ["mobilenet_v3_large"], options.backbone_weights)
     else:
         ssdlites._normal_init(body)
     backbone = ssdlites._mobilenet_extractor(body, options.trainable_layers, norm)

@@ -249,11 +249,3 @@ def test_weights_of_the_backbone_of_ssd(tmp_path):
     assert [parameter.requires_grad for parameter in model.backbone.features.parameters()][:6] == [False] * 4 + [
         True
     ] * 2
-
-
-@pytest.mark.parametrize("model", [Ssd, Ssdlite])
-def test_unknown_weights_of_a_backbone_are_told_with_their_option(model):
-    with pytest.raises(ConfigError, match=r"backbone_weights: no weights are named 'IMAGENET1K_V9', did you mean"):
-        model(backbone_weights="IMAGENET1K_V9")._build(4)
-    with pytest.raises(ConfigError, match=r"backbone_weights: there is no file 'none\.pt'"):
-        model(backbone_weights="none.pt")._build(4)

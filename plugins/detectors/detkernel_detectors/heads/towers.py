@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TwoTowers(nn.Module):
-    """3x3 convolutions begin with a deviation of 0.01, biases with 0 or with what their prior probability asks for."""
+    """3x3 convolutions begin with a deviation of 0.01, biases with 0 or what the output asks for."""
 
     def __init__(self, options: Towers, channels: int, levels: int, outputs: Sequence[Output]) -> None:
         super().__init__()
@@ -29,9 +28,8 @@ class TwoTowers(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for output in outputs:
-            if output.prior is not None:
-                bias: Any = self.get_submodule(output.name).bias
-                nn.init.constant_(bias, math.log(output.prior / (1 - output.prior)))
+            bias: Any = self.get_submodule(output.name).bias
+            nn.init.constant_(bias, output.bias)
         self.outputs = tuple(outputs)
         scaled = any(output.scaled for output in outputs)
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in range(levels)] if scaled else [])

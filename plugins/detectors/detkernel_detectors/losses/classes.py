@@ -25,11 +25,17 @@ class Focal(ClassLoss):
     gamma: float = option(default=2.0, at_least=0, help="power of how wrong a probability is: 0 is cross-entropy")
 
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
-        yes = one_hot(labels, logits.shape[-1])
-        wrong = torch.where(yes, -logits, logits)  # ln(1 + e^wrong) = -ln p_t, sigmoid(wrong) = 1 - p_t
-        alpha = torch.where(yes, self.alpha, 1 - self.alpha)
-        losses = alpha * wrong.sigmoid().pow(self.gamma) * torch.nn.functional.softplus(wrong)
-        return self.weight * losses.sum(-1)
+        # First as if all were background, then put right for the one class of each object: the logits are a hundred
+        # times as many as the priors, and each pass over them counts.
+        classes = logits.shape[-1]
+        own = logits.gather(-1, labels.clamp(max=classes - 1)[..., None])[..., 0]
+        found = self._of(logits, 1 - self.alpha).sum(-1)
+        put_right = self._of(-own, self.alpha) - self._of(own, 1 - self.alpha)
+        return self.weight * (found + torch.where(labels < classes, put_right, 0.0))
+
+    def _of(self, wrong: Tensor, factor: float) -> Tensor:
+        """`wrong`: the logit of the untrue answer, so that 1 - p_t is its sigmoid and -ln p_t its softplus."""
+        return factor * wrong.sigmoid().pow(self.gamma) * torch.nn.functional.softplus(wrong)
 
 
 @plugin

@@ -20,4 +20,4 @@ def averaged(losses: Tensor, weights: Tensor, divisor: Tensor) -> Tensor:
 
 def shared_count(counts: Tensor, least: float = 1.0) -> Tensor:
     """A sum over the batch as a divisor: the mean over all processes, so that several give the losses of one."""
-    return mean_over_processes(counts.sum().float()).clamp(min=least)
+    return mean_over_processes(counts.sum().float(), least)

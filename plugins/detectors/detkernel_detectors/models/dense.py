@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from detkernel import Run, option, plugin
-from detkernel_detection import Backbone, Head, Neck
+from detkernel_detection import Backbone, BoxCoder, BoxLoss, Head, Neck
 from detkernel_detection.boxes import clip
 from detkernel_detection.model_plugin import DetectorPlugin
-from detkernel_detection.parts import Output
+from detkernel_detection.parts import Matches, Output, Priors
 
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.heads import Towers
 from detkernel_detectors.necks import Fpn
+from detkernel_detectors.priors import Anchors, anchors
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from detkernel_detection.detector import Detector
     from detkernel_detection.predictions import Predictions
     from detkernel_detection.structures import Targets
-    from torch import Tensor
+    from torch import Tensor, nn
 else:
     from detkernel_detection import lazy_torch as torch
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 MMDETECTION: tuple[tuple[str, str | None], ...] = (
     (r"neck\.lateral_convs\.(\d+)\.conv\.", r"neck.laterals.\1."),
@@ -81,15 +82,14 @@ class Candidates(NamedTuple):
 
 
 @plugin
-class DenseDetector(DetectorPlugin):
-    """What dense detectors share. A family says which outputs its head has, and what is made of them."""
+class NativeDetector(DetectorPlugin):
+    """What all native detectors share: backbone, neck, weights, and normalisation on the device."""
 
     key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ()
     """What is the family's own in MMDetection's names of parameters, as (expression, replacement)."""
 
     backbone: Backbone = option(factory=Resnet, help="what makes feature maps of an image")
     neck: Neck = option(factory=Fpn, help="what makes a pyramid of them")
-    head: Head = option(factory=Towers, help="what predicts from the pyramid")
     weights: str | None = option(
         default=None,
         help="weights of the whole detector: a file, ours or MMDetection's; null: random. Outputs for classes are "
@@ -100,31 +100,30 @@ class DenseDetector(DetectorPlugin):
         help="classes of the weights, where the file does not say: a list of names in its order; same_order: as the "
         "data's; none: class outputs start at random",
     )
-    image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..1")
-    image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..1")
+    image_mean: tuple[float, float, float] = option(default=IMAGENET_MEAN, help="of R, G and B, on 0..255")
+    image_std: tuple[float, float, float] = option(default=IMAGENET_STD, above=0, help="of R, G and B, on 0..255")
     channel_order: Literal["rgb", "bgr"] = option(
         default="rgb", help="of what the backbone is given; bgr for weights from Caffe and Detectron"
     )
     size_divisible: int = option(default=32, at_least=1, help="batches are padded to a multiple of this, in pixels")
     score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score above which an object is detected")
-    candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS, by falling score")
     nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
     max_detections: int = option(default=100, at_least=1, help="detections an image")
 
-    def outputs(self, classes: int) -> list[Output]:
-        """The outputs of the head."""
+    def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+        """The modules behind the neck, by name; `head` is given its maps."""
         raise NotImplementedError
 
-    def class_outputs(self, classes: int) -> dict[str, ClassOutput]:
+    def class_outputs(self) -> dict[str, ClassOutput]:
         """Which tensors of the model hold classes."""
         raise NotImplementedError
 
-    def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None) -> dict[str, Tensor]:
-        """What is minimised."""
+    def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
+        """What is minimised. `heads`: the network, for modules that come after the first."""
         raise NotImplementedError
 
-    def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:
-        """What may be there."""
+    def predictions(self, maps: Maps, sizes: Tensor | None, heads: Any) -> Predictions:
+        """What is found."""
         raise NotImplementedError
 
     @property
@@ -132,16 +131,51 @@ class DenseDetector(DetectorPlugin):
         return self.weights is not None
 
     def build(self, run: Run) -> Detector:
-        from detkernel_detectors.models.network import DenseNetwork
+        from detkernel_detectors.models.network import Network
 
-        return DenseNetwork(self, run.classes)
+        return Network(self, run.classes)
 
     def load(self, run: Run, model: Any) -> None:
         from detkernel_detectors.models.network import load
 
         load(self, run, model)
 
-    def predictions(self, maps: Maps, sizes: Tensor | None) -> Predictions:
+
+@plugin
+class DenseDetector(NativeDetector):
+    """What dense detectors share. A family says which outputs its head has, and what is made of them."""
+
+    head: Head = option(factory=Towers, help="what predicts from the pyramid")
+    candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS, by falling score")
+
+    def outputs(self, classes: int) -> list[Output]:
+        """The outputs of the head."""
+        raise NotImplementedError
+
+    @property
+    def per_place(self) -> int:
+        """How many priors are at a place of a map."""
+        return 1
+
+    def class_outputs(self) -> dict[str, ClassOutput]:
+        """Which tensors of the model hold classes."""
+        from detkernel_detection.class_mapping import ClassOutput
+
+        output = ClassOutput(before=self.per_place)
+        return {"head.cls.weight": output, "head.cls.bias": output}
+
+    def logits(self, maps: Maps) -> Tensor:
+        """Of the classes, [B, N, C]."""
+        return maps.flat("cls", maps.outputs["cls"][0].shape[1] // self.per_place)
+
+    def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+        return {"head": self.head.build(channels, len(strides), self.outputs(classes))}
+
+    def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:
+        """What may be there."""
+        raise NotImplementedError
+
+    def predictions(self, maps: Maps, sizes: Tensor | None, heads: Any = None) -> Predictions:
         """The best candidates of each level, clipped to the images, without those that a better one overlaps."""
         from detkernel_detection.nms import suppressed
 
@@ -163,3 +197,33 @@ class DenseDetector(DetectorPlugin):
         if found.factor is not None:
             score = score * found.factor.gather(1, prior)
         return suppressed(boxes, score, place % classes, valid, self.nms_thresh, self.max_detections)
+
+
+@plugin
+class AnchorDetector(DenseDetector):
+    """What dense detectors with anchors share."""
+
+    anchors: Anchors = option(factory=lambda: Anchors(ratios=[1.0]), help="what boxes are predicted from")
+
+    @property
+    def per_place(self) -> int:
+        return len(self.anchors.sides)
+
+    def priors(self, maps: Maps, sizes: Tensor | None) -> Priors:
+        """The anchors. Those in the padding of an image are not valid."""
+        return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
+
+
+def wanted_of(matches: Matches, targets: Targets, others: Tensor, background: int) -> tuple[Tensor, Tensor]:
+    """Labels [B, N] and boxes [B, N, 4] that the priors are to predict: those of their objects, and elsewhere the label
+    `background` and the boxes `others` [N, 4], of any positive extent, so that no masked loss is infinite."""
+    labels = torch.where(matches.positive, targets.labels.gather(1, matches.matched), background)
+    boxes = targets.boxes.gather(1, matches.matched[..., None].expand(-1, -1, 4))
+    return labels, torch.where(matches.positive[..., None], boxes, others)
+
+
+def box_losses(loss: BoxLoss, coder: BoxCoder, priors: Tensor, deltas: Tensor, wanted: Tensor) -> Tensor:
+    """[B, N]: of the boxes, or of the coder's numbers, as the loss compares them."""
+    if loss.compares == "deltas":
+        return loss(deltas, coder.encode(priors, wanted))
+    return loss(coder.decode(priors, deltas), wanted)

@@ -1,4 +1,4 @@
-"""The module of a dense detector. What it learns and finds, its plugin says: the family's file in this room."""
+"""The module of a detector. What it learns and finds, its plugin says: the family's file in this room."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from detkernel_detection.structures import Targets
 from detkernel_detection.weights import load_into, read_weights
 from torch import Tensor
 
-from detkernel_detectors.models.dense import MMDETECTION, DenseDetector, Maps
+from detkernel_detectors.models.dense import MMDETECTION, Maps, NativeDetector
 
 
-class DenseNetwork(Detector):
-    """Backbone, neck and head in a row."""
+class Network(Detector):
+    """Backbone, neck and head in a row, and what else the family has."""
 
-    def __init__(self, family: DenseDetector, classes: Sequence[str]) -> None:
+    head: Any
+
+    def __init__(self, family: NativeDetector, classes: Sequence[str]) -> None:
         super().__init__(
             classes,
-            Normalize(family.image_mean, family.image_std, family.size_divisible, family.channel_order == "bgr"),
+            Normalize(family.image_mean, family.image_std, family.size_divisible, 1.0, family.channel_order == "bgr"),
         )
         self.family = family
         backbone: Any = family.backbone.build()
@@ -34,9 +36,10 @@ class DenseNetwork(Detector):
                 raise wrong(family, "backbone", f"{used}.build() gave a module without `{name}`")
         neck: Any = family.neck.build(backbone.channels, backbone.strides)
         self.backbone, self.neck = backbone, neck
-        self.head = family.head.build(neck.channels, len(neck.strides), family.outputs(len(self.classes)))
         self.strides = tuple(neck.strides)
-        self.class_outputs = family.class_outputs(len(self.classes))
+        for name, head in family.heads(neck.channels, self.strides, len(self.classes)).items():
+            self.add_module(name, head)
+        self.class_outputs = family.class_outputs()
         self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
         self.max_detections = family.max_detections
 
@@ -46,13 +49,13 @@ class DenseNetwork(Detector):
         return Maps(features, self.head(features), self.strides, (height, width))
 
     def losses(self, outputs: Maps, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
-        return self.family.losses(outputs, targets, sizes)
+        return self.family.losses(outputs, targets, sizes, self)
 
     def predictions(self, outputs: Maps, sizes: Tensor | None = None) -> Predictions:
-        return self.family.predictions(outputs, sizes)
+        return self.family.predictions(outputs, sizes, self)
 
 
-def load(family: DenseDetector, run: Run, model: DenseNetwork) -> None:
+def load(family: NativeDetector, run: Run, model: Network) -> None:
     """Load the weights asked for."""
     if family.weights is None:
         return
