@@ -12,6 +12,7 @@ from detkernel import CheckpointError, Run, Span, UserError, hookimpl, option, p
 from detkernel.loop import Kernel
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
+from detkernel_data.transforms.batch import MultiScale
 from detkernel_detection import Sample, Transform
 from detkernel_detection.testing import TinyDataset, tiny_kernel
 from detkernel_optim.ema import Ema
@@ -162,6 +163,24 @@ def test_transforms_are_used_in_the_epochs_that_phases_say(tmp_path: Path):
         red = Red()
         kernel(tmp_path, change, transforms=[Mark()], red=red, checkpoint=None).run()
         assert red.seen == wanted
+
+
+def test_batch_transforms_are_used_in_the_epochs_that_phases_say(tmp_path: Path):
+    @plugin
+    class Sides:
+        """How wide batches are."""
+
+        seen: list[int] = state(factory=list)
+
+        @hookimpl
+        def before_train_iter(self, batch: Any) -> None:
+            self.seen.append(batch.images.shape[-1])
+
+    scale = MultiScale(sizes=[64])
+    data = Loader(train=TinyDataset(size=8), val=TinyDataset(size=2), batch_transforms=[scale], workers=0)
+    off = Change(at=Span(3, "epochs"), transforms_off=["multi_scale"])
+    kernel(tmp_path, off, data=data, sides=(sides := Sides()), checkpoint=None).run()
+    assert sides.seen == [64] * 12 + [32] * 4
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,9 @@ def test_a_batch_transform_may_add_objects():
     [
         ({}, "give either `sizes` or `between`"),
         ({"sizes": [32], "between": (32, 64)}, "give either `sizes` or `between`"),
-        ({"sizes": [32, 40]}, r"sizes: expected multiples of `step`, 32, the smaller first, got \[40\]"),
-        ({"between": (96, 64)}, "between: expected multiples of `step`, 32, the smaller first"),
+        ({"sizes": [32, 40]}, r"sizes: expected multiples of `step`, 32, the smaller first, got \[32, 40\]"),
+        ({"between": (96, 64)}, r"between: expected multiples of `step`, 32, the smaller first, got \[96, 64\]"),
+        ({"between": (64, 100)}, r"between: expected multiples of `step`, 32, the smaller first, got \[64, 100\]"),
     ],
 )
 def test_sizes_that_make_no_sense_are_an_error(options, message):

@@ -11,7 +11,7 @@ import attrs
 from detkernel import Run, Span, hookimpl, option, plugin, state, wrong
 from detkernel.catalog import Catalog
 from detkernel.errors import did_you_mean
-from detkernel_detection import Transform
+from detkernel_detection import BatchTransform, Transform
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class Change:
         default=None, above=0, help="what all learning rates are multiplied by from here on; `chain` changes schedules"
     )
     transforms_off: list[str] = option(
-        factory=list, help="training transforms that are not used any more, such as mosaic"
+        factory=list, help="training transforms, of images or batches, that are not used any more, such as mosaic"
     )
     transforms_on: list[str] = option(factory=list, help="training transforms that are not used before")
 
@@ -110,7 +110,7 @@ class Phases:
                 if getattr(change, name):
                     self._switch(change, name, self._epoch(run, change), found)
 
-    def _switch(self, change: Change, option_name: str, epoch: int, found: list[Transform]) -> None:
+    def _switch(self, change: Change, option_name: str, epoch: int, found: list[Transform | BatchTransform]) -> None:
         for wanted in getattr(change, option_name):
             matching = [transform for transform in found if wanted in _names(transform)]
             if not matching:
@@ -213,16 +213,16 @@ def _check_partners(run: Run, change: Change, start: int) -> None:
         raise wrong(change, "load_best", f"no validation ends before iteration {start}, so none can be the best then")
 
 
-def _names(transform: Transform) -> set[str]:
+def _names(transform: Transform | BatchTransform) -> set[str]:
     """What a config or a Python run may call a transform."""
     entry, origin = Catalog().entry_of(type(transform)), getattr(transform, "__detkernel_origin__", None)
     return {type(transform).__name__, *([entry.name] if entry else []), *([origin.use] if origin else [])}
 
 
-def _transforms(parts: Iterable[Any]) -> Iterator[Transform]:
-    """All transforms among the options of plugins, at any depth."""
+def _transforms(parts: Iterable[Any]) -> Iterator[Transform | BatchTransform]:
+    """All transforms among the options of plugins, of images and of batches, at any depth."""
     for part in parts:
-        if isinstance(part, Transform):
+        if isinstance(part, (Transform, BatchTransform)):
             yield part
         if attrs.has(type(part)):
             for field in attrs.fields(type(part)):

@@ -27,10 +27,9 @@ class MultiScale(BatchTransform):
     def __attrs_post_init__(self) -> None:
         if (self.sizes is None) == (self.between is None) or self.sizes == []:
             raise ValueError("sizes: give either `sizes` or `between`, with at least one size")
-        wrong = [size for size in self._sizes() if size % self.step]
-        if wrong or not self._sizes():
-            name = "sizes" if self.between is None else "between"
-            raise ValueError(f"{name}: expected multiples of `step`, {self.step}, the smaller first, got {wrong}")
+        name, given = ("sizes", self.sizes) if self.between is None else ("between", list(self.between))
+        if any(size % self.step for size in given or []) or not self._sizes():
+            raise ValueError(f"{name}: expected multiples of `step`, {self.step}, the smaller first, got {given}")
 
     def output_sizes(self, size: tuple[int, int]) -> Sequence[tuple[int, int]]:
         return [self._target(size, longer) for longer in self._sizes()]
