@@ -24,8 +24,8 @@ MakeImage = Callable[..., Path]
 
 def reference(path: Path, apply_exif: bool = False) -> torch.Tensor:
     """What Pillow makes of it."""
-    with Image.open(path) as make_image:
-        upright = ImageOps.exif_transpose(make_image) if apply_exif else make_image
+    with Image.open(path) as opened:
+        upright = ImageOps.exif_transpose(opened) if apply_exif else opened
         return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -64,10 +64,10 @@ def test_every_kind_becomes_rgb(here: Path, make_image: MakeImage, suffix: str, 
 
 
 def test_a_palette_with_a_transparent_colour(here: Path) -> None:
-    make_image = Image.new("P", (8, 8), 1)
-    make_image.putpalette([0, 0, 0, 200, 100, 50])
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
     for suffix in ("gif", "png"):
-        make_image.save(here / f"a.{suffix}", transparency=1)
+        image.save(here / f"a.{suffix}", transparency=1)
         assert decode(str(here / f"a.{suffix}"), apply_exif=False)[:, 0, 0].tolist() == [200, 100, 50]
 
 
