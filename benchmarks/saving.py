@@ -35,11 +35,10 @@ KINDS = {
 }
 
 
-@plugin
+@plugin(priority="lowest")
 class Clock:
     """Notes when each iteration is over, saving included."""
 
-    priority = "lowest"
     times: list[float] = state(factory=list)
 
     @hookimpl(trylast=True)

@@ -104,11 +104,10 @@ class Pretended(TorchDispatchMode):
         return _call(func, args, kwargs or {})
 
 
-@plugin
+@plugin(priority="highest")
 class OnDevice:
     """Puts the run on the pretended device, and notes where one iteration waits for it, and what it computes."""
 
-    priority = "highest"
     stop: int = state(default=0)
     waits: list[str] = state(factory=list)
     operations: set[str] = state(factory=set)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detkernel import declared
 
 ROOT = Path(__file__).parents[1]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
@@ -218,7 +219,7 @@ def test_every_installed_plugin_is_documented() -> None:
             assert len(meaning.split(" (")[0]) > 5, f"{name}.{option} has no meaning"
             assert option in page
             assert default
-        published = [spec for spec in vars(getattr(cls, "events", object)).values() if hasattr(spec, "detkernel_spec")]
+        published = [spec for spec in vars(declared(cls).events or object).values() if hasattr(spec, "detkernel_spec")]
         for spec in published:
             assert (spec.__doc__ or "").strip(), f"{name} publishes {spec.__name__} without a word about it"
             assert f"publishes {spec.__name__}(" in page

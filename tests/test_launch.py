@@ -32,10 +32,9 @@ import os, signal, time
 from pathlib import Path
 from detkernel import UserError, hookimpl, option, plugin
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Act:
     """Does something in one process, at one iteration."""
-    resume_neutral = ("*",)
     what: str = option(help="what")
     once: bool = option(default=True, help="only the first time")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -36,11 +36,10 @@ class Worse:
         run.metrics.publish("mine/score", self.values[run.iter // LENGTH - 1], better="higher")
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Look:
     """What there is before each iteration is trained, and an error behind one."""
 
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
     fail_at: int | None = option(default=None, help="the iteration behind which the run fails")
     rates: list[float] = state(factory=list)
     weights: list[Any] = state(factory=list)

@@ -156,11 +156,10 @@ class TestImageFolder:
             assert int(folder.image(0).max()) == seen
 
     def test_it_is_unlabelled_training_data(self, tmp_path: Path, photos: Path):
-        @plugin
+        @plugin(loaders=("unlabelled",))
         class Unlabelled:
             """Takes a batch of a further loader."""
 
-            loaders = ("unlabelled",)
             seen: list[Any] = state(factory=list)
 
             @hookimpl

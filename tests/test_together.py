@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -147,11 +147,10 @@ def test_an_invalid_loss_is_seen_before_it_is_saved(tmp_path: Path, every: Span,
     )
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class FailInValidation:
     """Fails in the validation behind an iteration."""
 
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
     at: int = option(help="iteration; 0: never")
     event: str = option(default="after_val_iter", help="where")
     interrupted: bool = option(default=False, help="by Ctrl-C")

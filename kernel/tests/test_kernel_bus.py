@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from detkernel import CatalogError, UserError, hookimpl, hookspec, option, plugin
@@ -113,11 +113,9 @@ class TestOrder:
         assert order({name: (Speaks, "low" if name in "xz" else "") for name in "xcyaz"}) == ["c", "y", "a", "x", "z"]
 
     def test_the_config_overrides_the_class(self):
-        @plugin
+        @plugin(priority="low")
         class Late(Speaks):
             """Late by itself."""
-
-            priority = "low"
 
             @hookimpl
             def setup(self) -> None:
@@ -281,11 +279,9 @@ class Ready:
         """Choose one."""
 
 
-@plugin
+@plugin(events=Ready)
 class Publishes:
     """It publishes events."""
-
-    events: ClassVar[type] = Ready
 
 
 @plugin
@@ -334,11 +330,9 @@ class TestPublished:
             def choose(self, name: str) -> str:
                 """Another one."""
 
-        @plugin
+        @plugin(events=Other)
         class AlsoPublishes:
             """It publishes an event of the same name."""
-
-            events: ClassVar[type] = Other
 
         first, second = Publishes(), AlsoPublishes()
         assert refusal({"first": first, "second": second}) == (
@@ -352,11 +346,9 @@ class TestPublished:
             def before_run(self, run: Any) -> None:
                 """Another one."""
 
-        @plugin
+        @plugin(events=Other)
         class AlsoPublishes:
             """It publishes an event of the kernel's name."""
-
-            events: ClassVar[type] = Other
 
         assert refusal({"mine": AlsoPublishes()}) == (
             f"plugin 'mine' {named(AlsoPublishes())} publishes 'before_run', an event of the kernel; rename it, or "
@@ -406,11 +398,9 @@ PUBLISHER = dedent("""
         def new_best(self, loss):
             'A new low.'
 
-    @plugin
+    @plugin(events=Events)
     class Best:
         'Announces it.'
-
-        events = Events
     """)
 LISTENER = dedent("""
     from detkernel import hookimpl, plugin
@@ -636,11 +626,9 @@ class TestDeprecatedArguments:
             def new_best(self, value, loss):
                 """The loss has reached a new low."""
 
-        @plugin
+        @plugin(events=NewEvents)
         class Best:
             """Publishes it."""
-
-            events: ClassVar[type] = NewEvents
 
         @plugin
         class Old:

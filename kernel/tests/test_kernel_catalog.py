@@ -265,11 +265,9 @@ REQUIRES = """
 from detkernel import plugin
 
 
-@plugin
+@plugin(requires=("cook", "table"))
 class Eater:
     '''Needs others to be active.'''
-
-    requires = ("cook", "table")
 
 
 @plugin

@@ -710,11 +710,10 @@ class Closing(PlainLoader):
     """One that can be closed."""
 
 
-@plugin
+@plugin(loaders=("second",))
 class Second:
     """Trains with numbers of a second loader."""
 
-    loaders = ("second",)
     drawn: list = state(factory=list)
 
     @hookimpl(wrapper=True)

@@ -7,19 +7,18 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
-from detkernel import ConfigError, Part, RunOptions, Span, UserError, hookimpl, option, plugin, state, wrong
+from detkernel import ConfigError, Part, RunOptions, Span, UserError, declared, hookimpl, option, plugin, state, wrong
 from detkernel.errors import DefinitionError
-from detkernel.plugin import PRIORITIES, bound_problem, is_plugin
+from detkernel.plugin import PRIORITIES, Declared, bound_problem, is_plugin
 
 
-@plugin
+@plugin(priority="low")
 class Example:
     """It shows options and state.
 
     At length.
     """
 
-    priority = "low"
     count: int = option(default=3, at_least=1, help="how many")
     name: str = option(help="which")
     items: list[int] = option(factory=list, at_most=9, help="some")
@@ -108,13 +107,11 @@ class TestRefused:
             plugin(type("Taken", (), members))
 
     def test_an_unknown_priority(self):
-        with pytest.raises(TypeError, match=r"^Hasty\.priority: expected one of highest, .* lowest, got 'first'$"):
+        with pytest.raises(TypeError, match=r"^Hasty: priority: expected one of highest, .* lowest, got 'first'$"):
 
-            @plugin
+            @plugin(priority="first")
             class Hasty:
                 """It is in a hurry."""
-
-                priority = "first"
 
     def test_an_option_without_a_type(self):
         with pytest.raises(
@@ -130,21 +127,61 @@ class TestRefused:
     @pytest.mark.parametrize("name", ["requires", "needs"])
     def test_one_name_in_place_of_a_tuple(self, name: str):
         with pytest.raises(
-            DefinitionError, match=rf"^Alone\.{name}: expected a tuple of names, got 'ema'; write \('ema',\)$"
+            DefinitionError, match=rf"^Alone: {name}: expected a tuple of names, got 'ema'; write \('ema',\)$"
         ):
-            plugin(type("Alone", (), {"__doc__": "Alone.", name: "ema"}))
+            plugin(**{name: "ema"})(type("Alone", (), {"__doc__": "Alone."}))
 
     @pytest.mark.parametrize(
-        ("members", "said"),
+        ("said", "problem"),
         [
             ({"needs": ("mask",)}, r"needs: there is no 'mask', did you mean 'masks'\?"),
             ({"needs": ("depth",)}, r"needs: there is no 'depth' \(expected one of: boxes, keypoints, labels, masks\)"),
             ({"resume_neutral": ("widht",)}, r"resume_neutral: there is no 'widht', did you mean 'width'\?"),
             ({"resume_neutral": "*"}, r"resume_neutral: expected a tuple of names, got '\*'; write \('\*',\)"),
-            ({"resume_netural": ("*",)}, "resume_netural: is `resume_neutral` meant"),
-            ({"need": ("masks",)}, "need: is `needs` meant"),
-            ({"Priority": "high"}, "Priority: is `priority` meant"),
-            ({"requirs": ("ema",)}, "requirs: is `requires` meant"),
+            ({"loaders": 3}, "loaders: expected a tuple of names, got 3$"),
+            ({"resume_netural": ("*",)}, r"@plugin has no argument 'resume_netural', did you mean 'resume_neutral'\?"),
+            ({"Priority": "high"}, r"@plugin has no argument 'Priority', did you mean 'priority'\?"),
+            ({"state_per_rank": 1}, "state_per_rank: expected True or False, got 1"),
+            ({"key": ("model",)}, r"key: expected text, got \('model',\)"),
+            ({"events": "Own"}, "events: expected a class of @hookspec methods, got 'Own'"),
+        ],
+    )
+    def test_an_argument_that_is_wrong(self, said: dict[str, Any], problem: str):
+        members = {"__doc__": "Odd.", "__annotations__": {"width": int}, "width": option(default=1, help="h")}
+        with pytest.raises(DefinitionError, match=rf"^Odd: {problem}"):
+            plugin(**said)(type("Odd", (), members))
+
+    @pytest.mark.parametrize(
+        "name", ["priority", "key", "requires", "needs", "loaders", "events", "resume_neutral", "state_per_rank"]
+    )
+    def test_an_attribute_in_the_place_of_an_argument(self, name: str):
+        base = type("Base", (Part,), {"__doc__": "A kind.", name: "low"})
+        for cls in (type("Odd", (), {"__doc__": "Odd.", name: "low"}), type("Odd", (base,), {"__doc__": "Odd."})):
+            with pytest.raises(
+                DefinitionError, match=rf"^Odd\.{name}: an attribute is not read; write @plugin\({name}='low'\)$"
+            ):
+                plugin(cls)
+
+    def test_a_subclass_has_what_its_base_declared(self):
+        @plugin(priority="low", needs=("masks",))
+        class Base:
+            """A base."""
+
+        @plugin(priority="high", resume_neutral=["width"])
+        class Child(Base):
+            """A child."""
+
+            width: int = option(default=1, help="how wide")
+
+        assert declared(Child()) == Declared(priority="high", needs=("masks",), resume_neutral=("width",))
+        assert declared(Base) == Declared(priority="low", needs=("masks",))
+        assert declared(object()) == Declared()
+
+    @pytest.mark.parametrize(
+        ("members", "said"),
+        [
+            ({"resume_netural": ("*",)}, r"resume_netural: is @plugin\(resume_neutral=\('\*',\)\) meant"),
+            ({"need": ("masks",)}, r"need: is @plugin\(needs=\('masks',\)\) meant"),
             ({"scale_only": True}, "scale_only: is `scales_only` meant"),
         ],
     )  # fmt: skip
@@ -178,14 +215,12 @@ class TestRefused:
             option(help="h", **more)
 
     def test_attributes_of_its_own(self):
-        @plugin
+        @plugin(resume_neutral=("*",), needs=("masks", "boxes"))
         class Own:
             """It has some."""
 
             background: ClassVar[bool] = True
             keys = (1, 2)
-            resume_neutral = ("*",)
-            needs = ("masks", "boxes")
 
             @property
             def need(self) -> int:

@@ -49,8 +49,8 @@ class MyDetector:
     def named_parameters(self) -> Any:
         return self.parameters.items()
 
-    def detect(self, images: list[int]) -> list[Any]:
-        return [SimpleNamespace(boxes=[1, 2, 3]) for _ in images]
+    def predict(self, batch: Any) -> list[Any]:
+        return [[1, 2, 3] for _ in batch.images]
 
 
 @plugin
@@ -101,14 +101,15 @@ class TestExamples:
         recorder.attach(made.state.bus)
         run = made.run()
         assert steps.seen == [{"loss_bbox": 0.5, "loss_cls": 3.0}] * 4
-        assert run.metrics == {"mine/boxes": 6.0}
+        assert run.metrics == {"mine/found": 6.0}
         assert run.scalars["progress"]() == 1.0
         assert [item.requires_grad for item in run.model.parameters.values()] == [False, True]
         assert [item.grad for item in run.model.parameters.values()] == pytest.approx([2e-4, 2.0])
         said = [record.getMessage() for record in caplog.records]
         assert {"2 parameters have a gradient", "stepped in iteration 1"} < set(said)
         assert said[0] == f"seed 0, results in {tmp_path}"
-        assert {"epoch 1 of 2", "images ['image 0']", "sizes [(4, 4)]"} < set(said)
+        assert {"epoch 1 of 2", "sizes [(4, 4)]"} < set(said)
+        assert any("image_ids=['image 0']" in text for text in said)
         assert "the losses are loss_bbox, loss_cls" in said
         assert said[-1] == "4 iterations, complete"
         assert set(recorder.names()) == set(EVENTS) - {"on_error", "summary"}
@@ -218,10 +219,9 @@ class TestEvents:
         @hookspec
         def ready(self, metrics):
             """They are ready."""
-    @plugin
+    @plugin(events=Own)
     class One:
         """The first."""
-        events: ClassVar[type] = Own
         @hookimpl
         def before_run(self, run): ...
     @plugin
@@ -280,15 +280,12 @@ class TestPlugins:
     class Leg(Body):
         """A leg."""
 
-    @plugin
+    @plugin(priority="low", requires=("leg",), events=Own)
     class Walker:
         """It walks.
 
         And it runs.
         """
-        priority = "low"
-        requires = ("leg",)
-        events: ClassVar[type] = Own
         kind: Literal["slow", "fast"] = option(help="how")
         every: Span = option(default=Span(2, "iters"), help="how often")
         body: Body | None = option(factory=Leg, help="on what")
@@ -346,7 +343,7 @@ class TestPlugins:
         assert "in a config: mine: {use: mine.py:Walker, kind: ...}" in page
 
     def test_what_takes_the_place_of_others_has_their_key(self, detkernel: Detkernel, plant: Plant):
-        page = self.PAGE.replace('priority = "low"', 'priority = "low"\n        key = "gait"')
+        page = self.PAGE.replace('priority="low"', 'priority="low", key="gait"')
         assert page != self.PAGE
         plant("pages", {"pages.py": page}, plugins={"walker": "pages:Walker", "leg": "pages:Leg"})
         assert "in a config: gait: {use: walker, kind: ...}" in detkernel("plugins", "show", "walker").stdout

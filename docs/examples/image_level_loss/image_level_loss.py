@@ -8,11 +8,10 @@ from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Batch
 
 
-@plugin
+@plugin(priority="high")
 class ImageLevelLoss:
     """Add a multi-label classification loss on the features of one layer."""
 
-    priority = "high"  # before the optimizer plugin collects the parameters
     layer: str = option(default="backbone", help="the layer whose features are used")
     weight: float = option(default=0.1, above=0, help="factor of the loss")
     _features: Any = state()

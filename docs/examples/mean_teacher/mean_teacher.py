@@ -11,14 +11,12 @@ from detkernel import Run, hookimpl, option, plugin
 from detkernel_detection import Batch, Losses
 
 
-@plugin
+@plugin(loaders=("unlabelled",))
 class MeanTeacher:
     """Train also on images without labels: what a moving average of the model is sure of is taken for the truth.
 
     The images come from a loader of their own, `data: {further: {unlabelled: ...}}`.
     """
-
-    loaders = ("unlabelled",)
 
     decay: float = option(default=0.999, at_least=0, below=1, help="share of the teacher that a step keeps")
     score: float = option(default=0.7, at_least=0, below=1, help="how sure the teacher must be of an object")

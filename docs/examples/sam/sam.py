@@ -8,7 +8,7 @@ from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Batch, Losses
 
 
-@plugin
+@plugin(key="optimizer", priority="above_normal")
 class Sam:
     """Step with the gradient of the worst weights nearby: each iteration goes forward and backward twice.
 
@@ -16,8 +16,6 @@ class Sam:
     of the paper). The running statistics of batch norm take in both passes.
     """
 
-    key = "optimizer"
-    priority = "above_normal"
     lr: float = option(above=0, help="learning rate, before the schedule")
     momentum: float = option(default=0.9, at_least=0, below=1, help="momentum")
     weight_decay: float = option(default=0.0, at_least=0, help="weight decay")

@@ -8,12 +8,10 @@ from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Losses
 
 
-@plugin
+@plugin(key="optimizer", priority="above_normal")
 class TwoOptimizers:
     """Step the parameters whose names start with a text by AdamW and the others by SGD."""
 
-    key = "optimizer"
-    priority = "above_normal"
     prefix: str = option(default="backbone", help="the parameters' names start with it")
     adamw_lr: float = option(default=1e-4, above=0, help="learning rate of AdamW")
     sgd_lr: float = option(default=1e-2, above=0, help="learning rate of SGD")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Webhook:
     """Post a message when a validation, the run, or an attempt at it is over."""
-
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     url: str = option(help="where to post; ${env:WEBHOOK_URL} keeps it out of the config")
     timeout: float = option(default=5.0, above=0, help="seconds to wait for an answer")

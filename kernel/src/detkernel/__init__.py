@@ -9,7 +9,7 @@ from detkernel.errors import (
     UserError,
 )
 from detkernel.loop import Kernel
-from detkernel.plugin import Part, hookimpl, hookspec, option, plugin, state, wrong
+from detkernel.plugin import Part, declared, hookimpl, hookspec, option, plugin, state, wrong
 from detkernel.run import Mode, Run, RunOptions
 from detkernel.span import Span
 
@@ -28,6 +28,7 @@ __all__ = [
     "RunOptions",
     "Span",
     "UserError",
+    "declared",
     "hookimpl",
     "hookspec",
     "option",

@@ -15,7 +15,7 @@ import pluggy
 from detkernel.errors import CatalogError, Problem, UserError, did_you_mean
 from detkernel.hookspecs import Events
 from detkernel.local import source_of
-from detkernel.plugin import PRIORITIES, PROJECT, is_plugin, published
+from detkernel.plugin import PRIORITIES, PROJECT, declared, is_plugin, published
 
 ONE_PROVIDER = "build_model"
 NEEDED = ("build_model", "build_loader", "train_step")
@@ -80,8 +80,7 @@ class Bus:
     def __init__(self, plugins: Mapping[str, object], priorities: Mapping[str, str] | None = None) -> None:
         self.plugins = dict(plugins)
         self._priorities = {
-            name: (priorities or {}).get(name) or getattr(plugin, "priority", "normal")
-            for name, plugin in self.plugins.items()
+            name: (priorities or {}).get(name) or declared(plugin).priority for name, plugin in self.plugins.items()
         }
         self._manager = _Manager()
         # As an instance: registering the class makes pluggy warn at every call, at 30 us each.
@@ -100,7 +99,7 @@ class Bus:
         return self.plugins[name]
 
     def publish(self, event: str, **arguments: Any) -> Any:
-        """Fire an event that a plugin published (`events: ClassVar[type]`), by name."""
+        """Fire an event that a plugin published (`@plugin(events=...)`), by name."""
         return getattr(self._manager.hook, event)(**arguments)
 
     def answers(self, event: str, **arguments: Any) -> dict[str, Any]:
@@ -127,10 +126,8 @@ class Bus:
         return ((name, plugin) for name, plugin in self.plugins.items() if isinstance(plugin, kind))
 
     def loaders(self) -> list[str]:
-        """The names of the further loaders that plugins ask for (`loaders = ("unlabelled",)`), each once."""
-        return list(
-            dict.fromkeys(name for part in self.plugins.values() for name in getattr(type(part), "loaders", ()))
-        )
+        """The names of the further loaders that plugins ask for (`@plugin(loaders=("unlabelled",))`), each once."""
+        return list(dict.fromkeys(name for part in self.plugins.values() for name in declared(part).loaders))
 
     def stateful(self) -> Iterator[tuple[str, Any]]:
         """The plugins with state that a checkpoint keeps, by config key."""
@@ -251,8 +248,8 @@ class Bus:
         owners = dict.fromkeys(self.event_names(), "")
         seen: set[type] = set()
         for name, plugin in self.plugins.items():
-            source = getattr(type(plugin), "events", None)
-            if not isinstance(source, type) or source in seen:
+            source = declared(plugin).events
+            if source is None or source in seen:
                 continue
             seen.add(source)
             for event in published(type(plugin)):

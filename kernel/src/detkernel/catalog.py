@@ -23,7 +23,7 @@ import attrs
 
 from detkernel.errors import CatalogError, DefinitionError, did_you_mean, relative
 from detkernel.outline import outline
-from detkernel.plugin import is_plugin, published
+from detkernel.plugin import is_plugin, option, published
 
 _LOCAL = re.compile(r"(.+\.py):([A-Za-z_][A-Za-z0-9_]*)")
 _MAKERS = re.compile(r"(option|state|plugin|(Hookimpl|Hookspec)Marker\.__call__)\(\) ")
@@ -217,7 +217,8 @@ def _local_file(module: str) -> str:
 
 def _defined_at(error: DefinitionError) -> str:
     """The line that made a plugin of an invalid class: `@plugin` itself has raised the error."""
-    return _line(traceback.extract_tb(error.__traceback__)[-2])
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return _line(next(frame for frame in frames if frame.filename != option.__code__.co_filename))
 
 
 def _wrong_call(error: Exception) -> str:

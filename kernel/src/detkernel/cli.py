@@ -16,6 +16,7 @@ import click
 
 from detkernel import __version__, launchers
 from detkernel.errors import ConfigError, UserError, did_you_mean, printable, relative
+from detkernel.plugin import declared
 
 if TYPE_CHECKING:
     from detkernel.catalog import Catalog
@@ -151,7 +152,7 @@ def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
 def _missing(plugins: Mapping[str, object], *, trained: bool, validated: bool) -> dict[str, str]:
     """What a run without some common plugins will not leave, for `detkernel check`."""
     names = {*plugins, *(type(part).__name__.lower() for part in plugins.values())}
-    keys = {getattr(type(part), "key", None) for part in plugins.values()}
+    keys = {declared(part).key for part in plugins.values()}
     lacking = []
     if not trained:
         lacking.append("nothing is trained: no plugin makes an optimizer, such as `optimizer: {use: sgd, lr: 0.01}`")

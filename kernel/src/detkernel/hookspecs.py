@@ -83,7 +83,7 @@ class Events:
 
         Called for "train" and, where a validation is asked for, "val"; `detkernel test` asks for "test", a prediction
         for "predict", whose data has no annotations. A plugin
-        whose class says `loaders = ("unlabelled",)` has that one made for training as well, and takes its batches by
+        made by `@plugin(loaders=("unlabelled",))` has that one made for training as well, and takes its batches by
         `run.next_batch("unlabelled")`. Two plugins that both make the loader of a mode are an error.
 
         For example:
@@ -273,7 +273,7 @@ class Events:
         For example:
 
             @hookimpl
-            def val_step(self, run, batch):
+            def val_step(self, model, batch):
                 return model.predict(batch)
         """
         return []

@@ -12,9 +12,8 @@
 The class is the schema, the documentation and the object on the bus at once. Nested parts (a backbone, a data set, a
 transform) are the same thing without events: a `@plugin` class that derives from a `Part` base class.
 
-A plugin that publishes events of its own names them in `events: ClassVar[type]`: a class of `@hookspec` methods, added
-to the bus before any plugin is registered, so that every plugin may answer them. One that takes the place of others
-says under which name configs have them: `key = "optimizer"`, for `optimizer: {use: ...}` in its page.
+What a class says of itself are arguments, such as `@plugin(priority="low", resume_neutral=("*",))`: see `Declared`. A
+subclass has what its base declared, unless it declares it anew.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, dataclass_transform, overload
 
 import attrs
 import pluggy
@@ -52,12 +51,58 @@ PRIORITIES: dict[str, int] = {
 """Names of priorities, MMDetection's scale: the lower number runs first."""
 
 NEEDS = ("boxes", "labels", "masks", "keypoints")
-"""What a plugin may need of the samples (`needs: ClassVar[tuple[str, ...]]`); boxes and labels are always there."""
+"""What a plugin may need of the samples (`@plugin(needs=("masks",))`); boxes and labels are always there."""
 
 RESERVED = ("use", "priority")
 """Keys of a config that are not options."""
 
 C = TypeVar("C", bound=type)
+
+
+@attrs.frozen
+class Declared:
+    """What a class says of itself, in `@plugin(...)`."""
+
+    priority: str = "normal"
+    """When it is called among others: one of `PRIORITIES`."""
+    key: str | None = None
+    """Under which name configs have it, where it takes the place of others: "optimizer" for `optimizer: {use: ...}`."""
+    requires: tuple[str, ...] = ()
+    """The installed names of plugins that must be active beside it."""
+    needs: tuple[str, ...] = ()
+    """What it needs of the training samples beside boxes, of `NEEDS`."""
+    loaders: tuple[str, ...] = ()
+    """The names of further loaders that are made for it (`Run.next_batch`)."""
+    events: type | None = None
+    """Events that it publishes: a class of `@hookspec` methods, added to the bus before any plugin is registered, so
+    that every plugin may answer them."""
+    resume_neutral: tuple[str, ...] = ()
+    """Options from which no result follows, so that a resume may change them; "*": all."""
+    state_per_rank: bool = False
+    """Whether every process has a state of its own, which the checkpoint keeps for each."""
+
+
+class Declaration(TypedDict, total=False):
+    """The arguments of `@plugin(...)`, for type checkers."""
+
+    priority: str
+    key: str | None
+    requires: tuple[str, ...]
+    needs: tuple[str, ...]
+    loaders: tuple[str, ...]
+    events: type | None
+    resume_neutral: tuple[str, ...]
+    state_per_rank: bool
+
+
+def declared(part: object) -> Declared:
+    """What a plugin, or its class, declared; the defaults where it is not a `@plugin`."""
+    found: Declared = getattr(part if isinstance(part, type) else type(part), "__detkernel_declared__", _NOTHING)
+    return found
+
+
+_NOTHING = Declared()
+_SAID = tuple(field.name for field in attrs.fields(Declared))
 
 
 class Part:
@@ -139,23 +184,41 @@ def _check_bounds(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -
         raise ValueError(f"{attribute.name}: {problem}")
 
 
+@overload
+def plugin(cls: C, /) -> C: ...
+
+
+@overload
+def plugin(**said: Unpack[Declaration]) -> Callable[[C], C]: ...
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(option, state))
-def plugin(cls: C) -> C:
+def plugin(cls: type[Any] | None = None, /, **said: Any) -> Any:
     """Make a plugin of a class: `attrs.define(kw_only=True, eq=False)` and checks that its author did not slip.
+
+    `@plugin` or `@plugin(priority="low", ...)`; the arguments are those of `Declared`.
 
     Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises `DefinitionError` for
     a class without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an
     `option`, an option without a type, with a name that no config can set or with a default that it refuses itself, an
-    unknown `priority`, `needs` or `resume_neutral`, text where one of these is a tuple, or one of them misspelt.
+    argument that there is not or that is not what it should be, or a class attribute in the place of one.
 
     In Python, too, text will do for an option that is a `Path` or a `Span`.
     """
-    made: C = attrs.define(kw_only=True, eq=False, slots=False, field_transformer=_from_text)(cls)
-    problem = next(_slips(made), "")
+    if cls is None:
+        return partial(_plugin, said=said)
+    return _plugin(cls, said)
+
+
+def _plugin(cls: type[Any], said: Mapping[str, Any]) -> type[Any]:
+    made: Any = attrs.define(kw_only=True, eq=False, slots=False, field_transformer=_from_text)(cls)
+    problem = next(_said_slips(made, said), "") or next(_slips(made), "")
     if problem:
         raise DefinitionError(f"{cls.__name__}{problem}")
-    made.__detkernel_plugin__ = True  # type: ignore[attr-defined]
-    return made
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    made.__detkernel_declared__ = attrs.evolve(declared(made), **given)
+    found: type[Any] = made
+    return found
 
 
 def _from_text(_cls: type[Any], fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
@@ -189,26 +252,38 @@ def _slips(cls: type[Any]) -> Iterator[str]:
     for field in attrs.fields(cls):
         if field.init:
             yield from (f".{field.name}: {problem}" for problem in _field_slips(field))
-    priority = getattr(cls, "priority", "normal")
-    if priority not in list(PRIORITIES):
-        yield f".priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
-    known = {
-        "requires": None,
-        "loaders": None,
-        "needs": NEEDS,
-        "resume_neutral": ("*", *(f.name for f in attrs.fields(cls) if f.init)),
-    }
-    for name, choices in known.items():
-        value = getattr(cls, name, ())
-        if isinstance(value, str):
-            yield f".{name}: expected a tuple of names, got {value!r}; write ({value!r},)"
-        elif choices is not None:
-            yield from (f".{name}: there is no '{x}'{did_you_mean(x, choices)}" for x in value if x not in choices)
     names = [field.name for field in attrs.fields(cls) if field.init]
     for field in attrs.fields(cls):
         if field.metadata.get("was") in names:
             yield f".{field.name}: was='{field.metadata['was']}' is an option today"
     yield from _misspelt(cls)
+
+
+def _said_slips(cls: type[Any], said: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the arguments of `@plugin`, and attributes of the class that should be such."""
+    for name in said:
+        if name not in _SAID:
+            yield f": @plugin has no argument '{name}'{did_you_mean(name, _SAID)}"
+    for base in cls.__mro__[:-1]:
+        if base is cls or is_plugin(base) or issubclass(base, Part):
+            for name in _SAID:
+                if name in vars(base) and not _is_method(vars(base)[name]):
+                    yield f".{name}: an attribute is not read; write @plugin({name}={vars(base)[name]!r})"
+    priority = said.get("priority", "normal")
+    if priority not in list(PRIORITIES):
+        yield f": priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
+    options = ("*", *(field.name for field in attrs.fields(cls) if field.init))
+    for name, choices in {"requires": None, "loaders": None, "needs": NEEDS, "resume_neutral": options}.items():
+        value = said.get(name, ())
+        if not isinstance(value, (tuple, list)):
+            example = f"; write ({value!r},)" if isinstance(value, str) else ""
+            yield f": {name}: expected a tuple of names, got {value!r}{example}"
+        elif choices is not None:
+            yield from (f": {name}: there is no '{x}'{did_you_mean(x, choices)}" for x in value if x not in choices)
+    kinds = {"events": (type, "a class of @hookspec methods"), "key": (str, "text")}
+    for name, (kind, expected) in {**kinds, "state_per_rank": (bool, "True or False")}.items():
+        if said.get(name) is not None and not isinstance(said[name], kind):
+            yield f": {name}: expected {expected}, got {said[name]!r}"
 
 
 def _field_slips(field: attrs.Attribute[Any]) -> Iterator[str]:
@@ -232,17 +307,17 @@ def _field_slips(field: attrs.Attribute[Any]) -> Iterator[str]:
 def _misspelt(cls: type[Any]) -> Iterator[str]:
     """Attributes of the class that nobody would read, since the name that somebody reads is another."""
     inherited = {name for base in cls.__mro__[1:-1] for name in vars(base)}
-    known = ["priority", "requires", "needs", "loaders", "events", "resume_neutral", "state_per_rank"]
-    known += [name for name in inherited if not name.startswith("_") and not callable(getattr(cls, name, len))]
+    known = [name for name in inherited if not name.startswith("_") and not callable(getattr(cls, name, len))]
     fields = {field.name for field in attrs.fields(cls)}
     for name, value in vars(cls).items():
         if name.startswith("_") or name in {*known, *fields, *inherited} or _is_method(value):
             continue
         import difflib  # here, since hardly a class has attributes of its own
 
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name, [*known, *(set(_SAID) - {"key"})], n=1, cutoff=0.85)
         if near:
-            yield f".{name}: is `{near[0]}` meant? If not, choose a name that is less like it"
+            meant = f"@plugin({near[0]}={value!r})" if near[0] in _SAID else f"`{near[0]}`"
+            yield f".{name}: is {meant} meant? If not, choose a name that is less like it"
 
 
 def _is_method(value: Any) -> bool:
@@ -251,8 +326,8 @@ def _is_method(value: Any) -> bool:
 
 def published(cls: type[Any]) -> dict[str, Callable[..., Any]]:
     """The events that a plugin class publishes, by name."""
-    source = getattr(cls, "events", None)
-    if not isinstance(source, type):
+    source = declared(cls).events
+    if source is None:
         return {}
     found = {name: getattr(source, name) for base in reversed(source.__mro__) for name in vars(base)}
     return {name: spec for name, spec in found.items() if hasattr(spec, f"{PROJECT}_spec")}
@@ -260,7 +335,7 @@ def published(cls: type[Any]) -> dict[str, Callable[..., Any]]:
 
 def is_plugin(cls: Any) -> bool:
     """Whether this is a class made by `@plugin` (itself, not by way of a parent that was)."""
-    return isinstance(cls, type) and "__detkernel_plugin__" in cls.__dict__
+    return isinstance(cls, type) and "__detkernel_declared__" in cls.__dict__
 
 
 @attrs.frozen

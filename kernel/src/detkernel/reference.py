@@ -17,7 +17,7 @@ from detkernel.config.types import default_of, is_base, members, option_fields, 
 from detkernel.errors import CatalogError
 from detkernel.listing import table
 from detkernel.local import source_of
-from detkernel.plugin import PROJECT, Part, is_plugin, published
+from detkernel.plugin import PROJECT, Part, declared, is_plugin, published
 
 
 def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
@@ -31,8 +31,8 @@ def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
     if events:
         order = [event for event in Bus({}).event_names() if event in events]
         order += sorted(events.difference(order))
-        parts.append(f"\nanswers: {', '.join(order)} (priority {getattr(cls, 'priority', 'normal')})\n")
-    parts += [f"\nrequires the plugin '{needed}'\n" for needed in getattr(cls, "requires", ())]
+        parts.append(f"\nanswers: {', '.join(order)} (priority {declared(cls).priority})\n")
+    parts += [f"\nrequires the plugin '{needed}'\n" for needed in declared(cls).requires]
     parts += [f"\npublishes {_entry(spec)}" for spec in published(cls).values()]
     return "".join(parts)
 
@@ -53,7 +53,7 @@ def usage(name: str, cls: type[Any]) -> str:
     kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
     if kinds:
         return f"a {kinds[-1].lower()}, for options of that type: {used}"
-    key = getattr(cls, "key", None)
+    key = declared(cls).key
     if not isinstance(key, str):
         key = name if name.isidentifier() else "mine"
     return f"in a config: {key}: {{{', '.join(given)}}}" if key == name else f"in a config: {key}: {used}"

@@ -27,13 +27,10 @@ class CheckpointEvents:
         """A checkpoint is about to be saved, on every process; raise `UserError` to end the run without it."""
 
 
-@plugin
+@plugin(priority="lowest", resume_neutral=("*",), events=CheckpointEvents)
 class Checkpoint:
     """Save checkpoints that survive, and resume from them bit for bit."""
 
-    priority = "lowest"
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
-    events: ClassVar[type] = CheckpointEvents
     loads_weights: ClassVar[bool] = True
 
     every: Span | None = option(

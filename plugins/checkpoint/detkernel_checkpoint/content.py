@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detkernel import Run
+from detkernel import Run, declared
 
 from detkernel_checkpoint.checkpoint_file import FORMAT
 
@@ -41,4 +41,4 @@ def content(run: Run, ranks: list[dict[str, Any]], provenance: Mapping[str, Any]
 
 
 def _per_rank(plugin: object) -> bool:
-    return bool(getattr(type(plugin), "state_per_rank", False))
+    return declared(plugin).state_per_rank

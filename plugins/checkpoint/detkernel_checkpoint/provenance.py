@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import torch
-from detkernel import Part, Run
+from detkernel import Part, Run, declared
 from detkernel.config.dump import plain
 from detkernel.local import file_of
 from detkernel.plugin import is_plugin
@@ -37,7 +37,7 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
     """The local files that plugins come from, and what is in them, but for those from which no result follows."""
     for _, part in _parts(run.bus.plugins, ""):
         file = file_of(type(part).__module__)
-        if file and "*" not in getattr(type(part), "resume_neutral", ()):
+        if file and "*" not in declared(part).resume_neutral:
             yield file, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
@@ -70,7 +70,7 @@ def _plain(part: Any) -> dict[str, Any]:
 def neutral(plugins: Mapping[str, object]) -> Iterator[str]:
     """The paths of the options that say themselves that no result follows from them."""
     for path, part in _parts(plugins, ""):
-        for name in getattr(type(part), "resume_neutral", ()):
+        for name in declared(part).resume_neutral:
             yield path if name == "*" else f"{path}.{name}"
 
 

@@ -24,11 +24,9 @@ from detkernel_checkpoint.checkpoint import Checkpoint
 
 out = Path(sys.argv[1])
 
-@plugin
+@plugin(priority="highest", state_per_rank=True)
 class Generators:
     '''What the device plugin does for random numbers.'''
-    priority = "highest"
-    state_per_rank = True
     drawn: list = state(factory=list)
 
     @hookimpl
@@ -146,10 +144,9 @@ import torch.distributed.nn  # later, its default arguments would hold the group
 from detkernel import UserError
 from detkernel_detection.processes import TorchProcesses
 
-@plugin
+@plugin(priority="highest")
 class Gloo:
     '''Two processes that train side by side.'''
-    priority = "highest"
 
     @hookimpl
     def setup(self, run):
@@ -158,10 +155,9 @@ class Gloo:
         run.rank, run.world_size = dist.get_rank(), dist.get_world_size()
         run.processes = TorchProcesses()
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Stop:
     '''Stops early.'''
-    resume_neutral = ("*",)
     at: int = option(help="iteration")
 
     @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +12,10 @@ from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_detection.testing import TinyDetector, tiny_run
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Beside:
     """Keeps two networks beside the model, and changes the weights of both in every iteration."""
 
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
     start: float = option(default=0.0, help="the weights at first")
     seen: list = state(factory=list)
 

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +21,9 @@ from detkernel_detection.testing import TinyDetector, TinySgd, tiny_kernel, tiny
 from torch import Tensor
 
 
-@plugin
+@plugin(state_per_rank=True, priority="highest")
 class Generators:
     """What the `device` plugin does for random numbers."""
-
-    state_per_rank: ClassVar[bool] = True
-    priority = "highest"
 
     @hookimpl
     def setup(self, run: Run) -> None:
@@ -67,13 +64,12 @@ class Noise:
         self._total = state["total"]
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Leave:
     """Leaves a run as a power cut would: nothing is saved on the way out."""
 
     at: int = option(help="iteration")
     event: str = option(default="before_train_iter", help="where")
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     @hookimpl(trylast=True)
     def before_train_iter(self, run: Run) -> None:
@@ -92,12 +88,10 @@ class Leave:
             raise KeyboardInterrupt
 
 
-@plugin
+@plugin(priority="highest", resume_neutral=("*",))
 class Started:
     """Says how the process was started, as the plugin does that makes several."""
 
-    priority = "highest"
-    resume_neutral = ("*",)
     launch: Any = option(help="how")
 
     @hookimpl
@@ -192,11 +186,9 @@ def test_a_finished_run_is_finished(tmp_path: Path):
 
 
 def test_a_stopped_run_is_saved_where_it_stopped_and_goes_on(tmp_path: Path, undisturbed: Any):
-    @plugin
+    @plugin(resume_neutral=("*",))
     class Stop:
         """A batch system's signal."""
-
-        resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
         @hookimpl
         def after_train_iter(self, run: Run) -> None:
@@ -488,10 +480,9 @@ def test_the_code_of_a_local_plugin_counts_unless_no_result_follows_from_it(tmp_
     source = f"""
 from detkernel import hookimpl, plugin
 
-@plugin
+@plugin(resume_neutral={("*",) if neutral else ()})
 class Mine:
     "Does nothing."
-    resume_neutral = {("*",) if neutral else ()}
 """
     file.write_text(source)
     tiny_run(parts(mine=local.load(file).Mine()), until="4 iters", work_dir=tmp_path)

@@ -43,11 +43,9 @@ class Blocks(Dataset):
         )
 
 
-@plugin
+@plugin(needs=("masks", "keypoints"))
 class Needs:
     """A model that is trained on masks and keypoints."""
-
-    needs = ("masks", "keypoints")
 
 
 def made(*transforms, seed=0, rank=0, checking=False, **options):

@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -310,11 +310,9 @@ def test_the_whole_list_is_in_the_work_dir(make: Make, tmp_path: Path, caplog: p
 # Masks
 
 
-@plugin
+@plugin(needs=("masks",))
 class Needy:
     """Needs masks."""
-
-    needs: ClassVar[tuple[str, ...]] = ("masks",)
 
 
 def first_batch(loader: Loader) -> Batch:

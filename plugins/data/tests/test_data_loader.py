@@ -247,11 +247,9 @@ def test_a_worker_that_crashes_is_not_said_to_lack_memory():
 
 
 def test_data_without_the_masks_that_a_model_needs(tmp_path):
-    @plugin
+    @plugin(needs=("masks",))
     class Needy:
         """Needs masks."""
-
-        needs = ("masks",)
 
     with pytest.raises(DataError, match="train data: no object has a mask, and the model is trained on masks"):
         tiny_run({"data": Loader(train=Sizes(sizes=[(16, 16)]), workers=0), "needy": Needy()}, work_dir=tmp_path)

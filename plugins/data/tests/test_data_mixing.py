@@ -53,11 +53,9 @@ class Blocks(Dataset):
         )
 
 
-@plugin
+@plugin(needs=("masks", "keypoints"))
 class Needs:
     """A model that is trained on masks and keypoints."""
-
-    needs = ("masks", "keypoints")
 
 
 def made(*transforms, needs=True, until="4 epochs", **options):

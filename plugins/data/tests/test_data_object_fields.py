@@ -76,11 +76,9 @@ class LeftHalf(Transform):
         return geometry.crop(sample, (0, 0, width, sample.size[0]), sample.target.boxes[:, 0] < width)
 
 
-@plugin
+@plugin(key="model")
 class Oracle:
     """Detects what it is given, with its fields."""
-
-    key = "model"
 
     @hookimpl
     def val_step(self, run, model, batch):

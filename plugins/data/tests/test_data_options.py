@@ -29,11 +29,9 @@ def test_validation_has_a_batch_size_of_its_own():
     assert sizes(Loader(**data), "val") == [2, 2, 1]
 
 
-@plugin
+@plugin(loaders=("unlabelled",))
 class Wants:
     """Asks for a loader."""
-
-    loaders = ("unlabelled",)
 
 
 class Bare(TinyDataset):

@@ -238,11 +238,9 @@ def test_a_state_of_other_images_or_of_another_sampler_does_not_fit():
 
 
 def test_a_sampler_is_for_the_images_that_are_trained_on_alone():
-    @plugin
+    @plugin(loaders=("more",))
     class Asks:
         """Asks for a further loader."""
-
-        loaders = ("more",)
 
     loader = Loader(train=Rare(), further={"more": TinyDataset(size=4)}, sampler=ClassBalanced(), workers=0)
     run = tiny_kernel({"data": loader, "asks": Asks()}).state

@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from detkernel import DataError, Run, UserError, hookimpl, plugin
+from detkernel import DataError, Run, UserError, declared, hookimpl, plugin
 
 if TYPE_CHECKING:
     from detkernel_detection.detector import Detector
     from detkernel_detection.structures import Batch, Detections, Losses
 
 
-@plugin
+@plugin(key="model", needs=())
 class DetectorPlugin:
     """A detector, built for the classes of the data. A subclass writes `build`."""
-
-    key = "model"
-    needs: ClassVar[tuple[str, ...]] = ()
-    """What the loader must give beside boxes: "masks", "keypoints"."""
 
     uses_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of objects that its losses go by where there are any, such as "weight"."""
@@ -87,7 +83,7 @@ class DetectorPlugin:
 
     def _check(self, batch: Batch) -> None:
         self.check_sizes(batch.sizes)
-        for name in self.needs:
+        for name in declared(self).needs:
             if getattr(batch.targets, name) is None:
                 raise DataError(f"the model is trained on {name}, but the training data has none; use data with {name}")
 

@@ -18,7 +18,8 @@ class Transform(Part, ABC):
     """Changes one sample. Random numbers come from torch's, NumPy's or Python's global generator: the loader seeds all
     three by (seed, epoch, index) before the first transform, so results do not depend on workers or order.
 
-    `sample.context` gives other samples, the classes and the number of epochs to those that want them.
+    `@plugin(needs=("masks",))` says what it needs of the training samples beside boxes; the model need not be trained
+    on it. `sample.context` gives other samples, the classes and the number of epochs to those that want them.
     """
 
     scales_only: ClassVar[bool] = False
@@ -28,9 +29,6 @@ class Transform(Part, ABC):
     moves_fields: ClassVar[tuple[str, ...]] = ("value",)
     """The kinds of fields (`Dataset.fields`) that stay true through it: it selects objects by `Target.keep`, and
     changes the values of other kinds as the image is changed. "any": it moves nothing. The loader refuses others."""
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    """What it needs of the training samples beside boxes, such as "masks"; the model need not be trained on it."""
 
     active: tuple[int, int] | None = option(
         default=None,

@@ -80,11 +80,9 @@ def test_sizes_are_checked_in_training_and_validation(tmp_path):
 
 
 def test_what_a_model_needs_must_be_in_the_data(tmp_path):
-    @plugin
+    @plugin(needs=("masks",))
     class Masks(OneBoxPlugin):
         """A model of the interface."""
-
-        needs = ("masks",)
 
     with pytest.raises(Exception, match="the model is trained on masks, but the training data has none"):
         tiny_run({"model": Masks()}, work_dir=tmp_path)

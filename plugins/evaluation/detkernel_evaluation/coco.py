@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from detkernel import ConfigError, Run, UserError, hookimpl, option, plugin, wrong
 from detkernel.errors import relative
@@ -23,11 +23,9 @@ PERSON_KEYPOINTS = 17
 """Those that COCO names, from the nose to the ankles."""
 
 
-@plugin
+@plugin(resume_neutral=("save",))
 class CocoMap(Evaluator):
     """COCO average precision and recall of boxes, masks and keypoints, by pycocotools."""
-
-    resume_neutral: ClassVar[tuple[str, ...]] = ("save",)
 
     prefix: str = option(default="coco", help="what the names of its metrics begin with, before a slash")
     kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own metrics")

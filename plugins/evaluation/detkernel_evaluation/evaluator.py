@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import attrs
-from detkernel import Run, hookimpl, option, wrong
+from detkernel import Run, hookimpl, option, plugin, wrong
 from detkernel.errors import did_you_mean
 from detkernel_detection import Detections
 
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 Kind = Literal["bbox", "segm", "keypoints"]
 
 
-@attrs.define(kw_only=True, eq=False, slots=False)
+@plugin(key="evaluation", priority="high")
 class Evaluator(ABC):
     """Collects what every process detects; the first one computes, and every process has the metrics."""
-
-    key = "evaluation"
-    priority = "high"
 
     sets: tuple[str, ...] | None = option(
         default=None,

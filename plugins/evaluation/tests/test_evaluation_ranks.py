@@ -29,10 +29,9 @@ sys.path.insert(0, sys.argv[2])
 from evaluation_cases import annotations, detections, GivenData, kernel
 from test_evaluation_ranks import CASE, evaluators
 
-@plugin
+@plugin(priority="highest")
 class Join:
     '''Tells the run of the processes.'''
-    priority = "highest"
 
     @hookimpl
     def setup(self, run):

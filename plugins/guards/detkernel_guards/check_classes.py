@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from detkernel import Run, UserError, hookimpl, option, plugin
 from detkernel_detection import Batch
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class CheckClasses:
     """Check that the model has as many classes as the data, and that every label is one of them.
 
     Without it, a label too high is an assertion inside of a GPU kernel, which names nothing.
     """
-
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     interval: int = option(default=200, at_least=1, help="iterations between checks of labels")
 

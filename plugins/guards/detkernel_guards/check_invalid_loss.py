@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import attrs
 from detkernel import Run, UserError, hookimpl, option, plugin, state
@@ -24,7 +24,7 @@ class _Seen:
     image_ids: Sequence[ImageId]
 
 
-@plugin
+@plugin(priority="very_high", resume_neutral=("*",))
 class CheckInvalidLoss:
     """Stop the run when a loss is NaN or infinite.
 
@@ -37,9 +37,6 @@ class CheckInvalidLoss:
     Where a stepping plugin leaves out invalid steps (it then counts them, as `skipped_steps` in `run.scalars`), an
     invalid loss reaches no weights and stops nothing.
     """
-
-    priority = "very_high"
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     interval: int = option(
         default=50,

@@ -10,11 +10,9 @@ from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.metrics import NAN, Better
 
 
-@plugin
+@plugin(priority="low")
 class EarlyStopping:
     """Stop when a metric has not improved for some validations."""
-
-    priority = "low"
 
     metric: str = option(help="name of the metric, such as coco/bbox_mAP")
     patience: int = option(default=5, at_least=1, help="validations without improvement that are waited for")

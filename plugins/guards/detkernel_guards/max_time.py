@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
 
@@ -14,11 +13,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*(seconds?|s|minutes?|min|m|hours?|h|days?|d)")
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class MaxTime:
     """Stop after a given time: finish the iteration, save, and exit with status 75, so that a later run goes on."""
-
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     limit: str = option(help="such as '8 hours', '90 minutes' or '23h 50m'")
     exit_status: int = option(default=STOPPED, at_least=0, at_most=255, help="what the command then exits with")

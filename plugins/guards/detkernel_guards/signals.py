@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
@@ -14,15 +14,13 @@ STOPPED = 75
 """The exit status of a run that can go on: EX_TEMPFAIL of sysexits.h, which batch systems can be told to requeue."""
 
 
-@plugin
+@plugin(resume_neutral=("*",))
 class Signals:
     """On SIGTERM, SIGINT (Ctrl-C) or a batch system's SIGUSR1, finish the iteration, save, and exit with status 75.
 
     A second SIGINT leaves at once. A validation that is running is finished first. Once the run is saved, further
     signals change nothing.
     """
-
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     names: list[str] = option(factory=lambda: ["SIGTERM", "SIGINT", "SIGUSR1"], help="signals that end the run")
     exit_status: int = option(default=STOPPED, at_least=0, at_most=255, help="what the command then exits with")

@@ -158,11 +158,9 @@ def test_a_model_of_another_class_count(tmp_path):
 
 
 def test_labels_beyond_the_classes_name_the_image(tmp_path):
-    @plugin
+    @plugin(priority="high")
     class Shift:
         """Counts labels from 1."""
-
-        priority = "high"
 
         @hookimpl
         def before_train_iter(self, batch):
@@ -355,11 +353,10 @@ def test_a_process_that_ends_with_the_run_hears_no_signal_on_its_way_out(told, t
 
 
 def test_a_signal_while_the_end_is_saved_ends_nothing(tmp_path):
-    @plugin
+    @plugin(priority="lowest")
     class SaveSlowly:
         """Is told to stop in the midst of its save, as a launcher does when another process has left."""
 
-        priority = "lowest"
         saved: bool = state(default=False)
 
         @hookimpl
@@ -482,11 +479,9 @@ def test_max_time_ends_with_the_status_that_is_given(tmp_path):
 
 @pytest.mark.parametrize(("interval", "seen"), [(1, True), (3, True), (4, False)])
 def test_labels_are_checked_every_so_many_iterations(interval, seen, tmp_path):
-    @plugin
+    @plugin(priority="high")
     class Shift:
         """Counts labels from 10 in the fourth iteration."""
-
-        priority = "high"
 
         @hookimpl
         def before_train_iter(self, run, batch):

@@ -100,11 +100,9 @@ def test_a_model_has_the_classes_of_the_data_and_perhaps_a_background(count, fit
 
 @pytest.mark.parametrize(("label", "fits"), [(-1, False), (0, True), (2, True), (3, False)])
 def test_labels_count_from_0_to_the_last_class(label, fits, tmp_path):
-    @plugin
+    @plugin(priority="high")
     class Sets:
         """Sets every label."""
-
-        priority = "high"
 
         @hookimpl
         def before_train_iter(self, batch):

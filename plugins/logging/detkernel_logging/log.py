@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from detkernel import Run, hookimpl, hookspec, option, plugin, state
 from detkernel_detection import Losses
@@ -27,15 +27,9 @@ class LogEvents:
         """A training line was logged. Fires on every process; the device has just been waited for."""
 
 
-@plugin
+@plugin(priority="very_low", resume_neutral=("*",), events=LogEvents, state_per_rank=True)
 class Log:
     """Log losses, metrics and messages to the console, to files, and wherever else a sink writes."""
-
-    priority = "very_low"
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
-    events: ClassVar[type] = LogEvents
-    state_per_rank: ClassVar[bool] = True
-    """Every process has sums of its own until a line is due."""
 
     interval: int = option(
         default=50, at_least=1, help="iterations between two lines; counted in the epoch, unless `until` is in iters"

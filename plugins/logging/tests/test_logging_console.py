@@ -22,11 +22,9 @@ from detkernel_logging.log import Log
 from detkernel_logging.progress_bar import _speed
 
 
-@plugin
+@plugin(priority="highest")
 class Talker:
     """Says something at the first event, before everybody else."""
-
-    priority = "highest"
 
     @hookimpl
     def setup(self, run: Run) -> None:
@@ -58,11 +56,9 @@ def test_nothing_stays_on_the_logger(tmp_path: Path):
     tiny_run({"log": Log()}, work_dir=tmp_path)
     assert (logger.handlers, logger.level) == before
 
-    @plugin
+    @plugin(priority="highest")
     class Broken:
         """Fails before anything is set up."""
-
-        priority = "highest"
 
         @hookimpl
         def setup(self) -> None:

@@ -44,11 +44,9 @@ class Scripted:
         return []
 
 
-@plugin
+@plugin(priority="high")
 class Metrics:
     """What evaluators and the device plugin publish."""
-
-    priority = "high"
 
     @hookimpl
     def before_run(self, run: Run) -> None:
@@ -245,11 +243,10 @@ class SlowData(TinyData):
         return loader
 
 
-@plugin
+@plugin(priority="lowest")
 class SlowParts:
     """Steps take half a second; checkpoints, validations and other plugins' epochs an hour."""
 
-    priority = "lowest"
     clock: Any = option(help="what it advances")
 
     @hookimpl(tryfirst=True)

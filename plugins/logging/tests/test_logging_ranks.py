@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from detkernel import declared
 from detkernel_logging.log import Log
 
 SCRIPT = """
@@ -22,10 +23,9 @@ from detkernel_detection.processes import TorchProcesses
 from detkernel_detection.testing import tiny_run
 from detkernel_logging.log import Log
 
-@plugin
+@plugin(priority="highest")
 class Ranks:
     '''What the device plugin does.'''
-    priority = "highest"
 
     @hookimpl
     def setup(self, run):
@@ -67,10 +67,9 @@ class Stop:
         if run.iter == 5:
             run.stop("enough")
 
-@plugin
+@plugin(priority="lowest")
 class Keep:
     '''Keeps the state in the middle of an interval, each process its own, or starts from it.'''
-    priority = "lowest"
     resume: bool = option(default=False, help="start from it")
 
     @hookimpl(trylast=True)
@@ -125,7 +124,7 @@ def test_losses_are_means_over_the_processes(ranks: tuple[Path, list[str]]):
     assert val["mode"] == "val"
     resumed, *_ = (json.loads(line) for line in (ranks[0] / "resumed0/log.jsonl").read_text().splitlines())
     assert (resumed["step"], resumed["loss"]) == (4, 7.5)
-    assert Log.state_per_rank
+    assert declared(Log).state_per_rank
 
 
 def test_only_the_first_process_writes(ranks: tuple[Path, list[str]]):

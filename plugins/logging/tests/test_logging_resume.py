@@ -18,11 +18,10 @@ from detkernel_logging.log import Log
 ITERS = 11
 
 
-@plugin
+@plugin(priority="lowest")
 class Keep:
     """Keeps every state, as the checkpoint plugin would save it, and starts from one."""
 
-    priority = "lowest"
     resume: Any = option(default=None, help="the state to start from")
     kept: dict[int, dict[str, Any]] = state(factory=dict)
 

@@ -44,11 +44,9 @@ class Mine(Sink):
         self.calls.append("stop")
 
 
-@plugin
+@plugin(priority="high")
 class Metric:
     """What an evaluator publishes."""
-
-    priority = "high"
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
@@ -309,11 +307,9 @@ def test_a_forked_worker_leaves_the_sinks_alone(tmp_path: Path, capfd: pytest.Ca
 HOSTILE = ["evil\nclass", "\x1b]0;PWN\x07\x1b[2J", "\ud800x", "../../x/y", " ", "\u202ecba", "\u6f22"]
 
 
-@plugin
+@plugin(priority="high")
 class Hostile:
     """Publishes and says what came from a file."""
-
-    priority = "high"
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:

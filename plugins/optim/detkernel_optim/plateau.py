@@ -12,12 +12,9 @@ from detkernel.metrics import Better
 from detkernel_optim.schedules import Schedule
 
 
-@plugin
+@plugin(priority="below_normal")
 class Plateau(Schedule):
     """Multiply the learning rate by `gamma` when a metric has stopped getting better (torch's ReduceLROnPlateau)."""
-
-    priority = "below_normal"
-    """Behind the evaluators, and before those who save what has become of it."""
 
     metric: str = option(help="name of the metric, such as coco/bbox_mAP")
     gamma: float = option(default=0.1, above=0, below=1, help="factor of the learning rate each time")

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from detkernel import Part, Run, Span, UserError, hookimpl, option, plugin, state, wrong
 
 
-@plugin
+@plugin(key="schedule", priority="very_high")
 class Schedule:
     """What all schedules share: warmup, and where the factor is applied.
 
     The rate of a group is its rate in the config, times the factor of the iteration, times what other plugins have made
     of it: one that halves `group["lr"]` halves all rates from there on.
     """
-
-    key = "schedule"
-    priority = "very_high"
 
     warmup: Span | None = option(default=None, help="how long the rate rises at the beginning, such as '500 iters'")
     warmup_factor: float = option(default=0.001, at_least=0, at_most=1, help="factor that the warmup begins with")

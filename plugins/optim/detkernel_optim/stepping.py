@@ -40,12 +40,9 @@ class LayerDecay:
     )
 
 
-@plugin
+@plugin(key="optimizer", priority="above_normal")
 class Stepping:
     """What all stepping plugins share."""
-
-    key = "optimizer"
-    priority = "above_normal"
 
     lr: float = option(above=0, help="learning rate, before the schedule")
     base_batch_size: int | None = option(

@@ -34,11 +34,10 @@ class LowScale:
             optimizer._scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
 
 
-@plugin
+@plugin(priority="very_high")
 class Compare:
     """Compares the gradient of a step with the mean of what each iteration has by itself."""
 
-    priority = "very_high"
     own: list = state(factory=list)
     steps: list = state(factory=list)
 
@@ -186,11 +185,10 @@ def test_an_invalid_loss_is_named(tmp_path):
         tiny_run({"optimizer": Sgd(lr=0.1), "break": Break()}, work_dir=tmp_path)
 
 
-@plugin
+@plugin(priority="low")
 class Watch:
     """Keeps the weights and the rate of every iteration."""
 
-    priority = "low"
     weights: list = state(factory=list)
     rates: list = state(factory=list)
 

@@ -38,11 +38,10 @@ class Third:
         return {**losses, "loss_none": 0 * losses["loss_cls"], "loss_more": 0.3 * losses["loss_cls"]}
 
 
-@plugin
+@plugin(priority="very_high")
 class Gradient:
     """Compares the gradient of a step with that of the parts."""
 
-    priority = "very_high"
     wanted: object = state(default=None)
     ratios: list = state(factory=list)
     names: list = state(factory=list)

@@ -48,11 +48,10 @@ def shown(run):
     ids=["sgd", "no_momentum", "adam", "adamw", "by_name"],
 )
 def test_options_of_each_optimizer_are_torchs(make, twin, tmp_path):
-    @plugin
+    @plugin(priority="low")
     class Beside:
         """Steps a copy of the weights with torch's own optimizer and the same gradients."""
 
-        priority = "low"
         copies: list = state(factory=list)
         other: object = state(default=None)
 
@@ -132,11 +131,9 @@ def test_rates_of_frozen_parameters_are_not_shown_and_patterns_for_them_are_warn
 def test_what_is_frozen_at_first_is_trained_once_it_is_not(tmp_path):
     seen = []
 
-    @plugin
+    @plugin(priority="low")
     class Watch:
         """Keeps a weight."""
-
-        priority = "low"
 
         @hookimpl
         def after_train_iter(self, run):
@@ -241,11 +238,9 @@ def test_ema_ramps_up_and_takes_every_nth_step(tmp_path):
     weights, averages = [], []
     ema = Ema(decay=0.9, ramp=3, every=2)
 
-    @plugin
+    @plugin(priority="low")
     class Watch:
         """Keeps the weights and their averages."""
-
-        priority = "low"
 
         @hookimpl
         def before_train_epoch(self, run):

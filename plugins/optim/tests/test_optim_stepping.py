@@ -207,11 +207,9 @@ def test_ema_follows_its_formula_and_is_swapped_in_for_validation(tmp_path):
     assert torch.equal(averages["3.weight"], seen[0][4])
 
 
-@plugin
+@plugin(priority="above_normal")
 class Silent:
     """Steps, and says so to nobody."""
-
-    priority = "above_normal"
 
     @hookimpl
     def after_train_iter(self, run, losses):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel.errors import relative
@@ -11,16 +10,13 @@ from detkernel.files import write_atomic
 from detkernel_detection import Detections
 
 
-@plugin
+@plugin(priority="low", resume_neutral=("*",))
 class DrawPredictions:
     """After each validation, draw detections of some images, beside their annotations, on one sheet.
 
     The sheet is `<work_dir>/predictions.png`, for a further validation set `predictions_NAME.png`. Detections are
     coloured by class, annotations are thin white lines.
     """
-
-    priority = "low"
-    resume_neutral: ClassVar[tuple[str, ...]] = ("*",)
 
     count: int = option(default=12, at_least=1, help="images on the sheet, spread evenly over the data")
     columns: int = option(default=4, at_least=1, help="images in a row")

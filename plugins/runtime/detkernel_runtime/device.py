@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state
 from detkernel_detection import Batch, Detections, Losses
@@ -36,14 +36,9 @@ class Compile:
     backend: str = option(default="inductor", help="a compiler that torch knows, such as `aot_eager` or `cudagraphs`")
 
 
-@plugin
+@plugin(priority="highest", state_per_rank=True, resume_neutral=("timeout",))
 class Device:
     """Where the run happens: device, seeds, threads, precision of matrix products, process group."""
-
-    priority = "highest"
-    state_per_rank: ClassVar[bool] = True
-    """Every process has random numbers of its own; the checkpoint keeps them all."""
-    resume_neutral: ClassVar[tuple[str, ...]] = ("timeout",)
 
     device: str = option(default="auto", help="'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:1'")
     deterministic: bool = option(

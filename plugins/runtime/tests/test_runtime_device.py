@@ -62,12 +62,11 @@ def test_a_test_leaves_the_model_in_eval_mode(tmp_path: Path):
     assert run.mode == "test"
 
 
-@plugin
+@plugin(priority="high")
 class Gradless:
     """Looks at the gradient mode inside a step."""
 
     enabled: list = state(factory=list)
-    priority = "high"
 
     @hookimpl
     def train_step(self):

@@ -129,12 +129,11 @@ class FasterRcnn(PyramidDetector):
         return detectors.faster_rcnn(self, num_classes)
 
 
-@plugin
+@plugin(needs=("masks",))
 class MaskRcnn(FasterRcnn):
     """Mask R-CNN (He et al. 2017): boxes and masks. Needs data with segmentations."""
 
     builders: ClassVar[tuple[str, ...]] = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
-    needs: ClassVar[tuple[str, ...]] = ("masks",)
 
     mask_norm: Norm | None = option(default=None, help="normalisation in the mask head; batch in torchvision's v2")
     mask_threshold: float = option(default=0.5, above=0, below=1, help="probability from which a pixel is the object's")
@@ -145,12 +144,11 @@ class MaskRcnn(FasterRcnn):
         return detectors.mask_rcnn(self, num_classes)
 
 
-@plugin
+@plugin(needs=("keypoints",))
 class KeypointRcnn(FasterRcnn):
     """Keypoint R-CNN (He et al. 2017): boxes and keypoints. Needs data with keypoints."""
 
     builders: ClassVar[tuple[str, ...]] = ("keypointrcnn_resnet50_fpn",)
-    needs: ClassVar[tuple[str, ...]] = ("keypoints",)
 
     num_keypoints: int | None = option(default=None, at_least=1, help="keypoints of an object; null: as in the data")
     _found: int = state(default=17)

@@ -15,7 +15,7 @@ from detkernel.config.foreign import work_dir_problem
 from detkernel.config.structure import Structurer
 from detkernel.config.tree import Node, Plain, kind
 from detkernel.errors import ConfigError, Problem, did_you_mean
-from detkernel.plugin import PRIORITIES, Part
+from detkernel.plugin import PRIORITIES, Part, declared
 from detkernel.run import RunOptions
 
 
@@ -86,7 +86,7 @@ def _unmet(plugins: Mapping[str, Any], root: Node, catalog: Catalog) -> Iterator
     assert isinstance(root.value, dict)
     active = {plugin.__detkernel_origin__.use for plugin in plugins.values()}
     for name, plugin in plugins.items():
-        for needed in getattr(type(plugin), "requires", ()):
+        for needed in declared(plugin).requires:
             if needed not in active:
                 here = f"add `{needed}: {{}}` to the config"
                 what = (

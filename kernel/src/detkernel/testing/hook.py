@@ -75,11 +75,10 @@ class HookContract:
         return keeper
 
 
-@plugin
+@plugin(priority="lowest")
 class _Keeper:
     """Keeps the whole state after every iteration, in memory."""
 
-    priority = "lowest"
     contract: Any = option(help="the contract, which knows the random generators")
     resume: Any = option(default=None, help="the state to start from")
     kept: dict[int, dict[str, Any]] = state(factory=dict)

@@ -101,11 +101,10 @@ class PlainModel:
         return [run.model.value for _ in batch]
 
 
-@plugin
+@plugin(priority="above_normal")
 class PlainStepping:
     """A step towards the mean of each batch, with momentum, for tests."""
 
-    priority = "above_normal"
     lr: float = option(default=0.05, above=0, help="learning rate")
     _speed: float = state(default=0.0)
 

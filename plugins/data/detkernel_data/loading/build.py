@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-from detkernel import DataError, Run, wrong
+from detkernel import DataError, Run, declared, wrong
 from detkernel.errors import did_you_mean, relative
 from detkernel.run import Mode
 from detkernel.span import Span
@@ -51,9 +51,9 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     for transform in options.transforms(mode):
         _check_fields(options, transforms_option, transform, {**dict.fromkeys(added, "value"), **dataset.fields})
         transform.prepare(dataset)
-    needs = {need for plugin in run.bus.plugins.values() for need in getattr(type(plugin), "needs", ())}
+    needs = {need for plugin in run.bus.plugins.values() for need in declared(plugin).needs}
     trained_masks = training and "masks" in needs
-    masks = trained_masks or (training and any("masks" in each.needs for each in options.transforms(mode)))
+    masks = trained_masks or (training and any("masks" in declared(each).needs for each in options.transforms(mode)))
     shapes = choose_shapes(options, options.transforms(mode), dataset)
     samples = Samples(
         dataset, options.transforms(mode), run.seed, masks=masks, keypoints=training and "keypoints" in needs,

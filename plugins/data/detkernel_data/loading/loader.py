@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 MODES = ("train", "val", "test", "predict")
 
 
-@plugin
-class Loader:
-    """Load images in worker processes, transform them, and make batches: the same with any number of workers.
-
-    Masks and keypoints are loaded where an active plugin's class says `needs = ("masks",)`. A sample's random numbers
-    follow from (seed, epoch, position) alone.
-    """
-
-    key = "data"
-    priority = "very_high"
-    resume_neutral: ClassVar[tuple[str, ...]] = (
+@plugin(
+    key="data",
+    priority="very_high",
+    resume_neutral=(
         "workers",
         "prefetch",
         "pin_memory",
         "test",
         "predict",
         "val_batch_size",
-    )
+    ),
+)
+class Loader:
+    """Load images in worker processes, transform them, and make batches: the same with any number of workers.
+
+    Masks and keypoints are loaded where an active plugin is made by `@plugin(needs=("masks",))`. A sample's random
+    numbers follow from (seed, epoch, position) alone.
+    """
 
     train: Dataset | None = option(default=None, help="what is trained on")
     val: Dataset | None = option(default=None, help="what is validated on during training")

@@ -140,12 +140,11 @@ class Mixup(Transform):
         return sample
 
 
-@plugin
+@plugin(needs=("masks",))
 class CopyPaste(Transform):
     """Objects of another image pasted into this one by their masks (Ghiasi et al. 2021), which hide what is below."""
 
     moves_fields: ClassVar[tuple[str, ...]] = _KINDS
-    needs: ClassVar[tuple[str, ...]] = ("masks",)
 
     most: int = option(default=10, at_least=1, help="the most objects that are pasted; as many as that are drawn")
     scale: tuple[float, float] = option(

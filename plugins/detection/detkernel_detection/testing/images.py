@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from detkernel import declared
 
 from detkernel_detection import Context, Sample, Target, Transform
 from detkernel_detection.testing.boxes import Box
@@ -17,7 +18,7 @@ HEIGHT, WIDTH = 64, 96  # not as high as wide: a transform that mixes up the axe
 
 def probe_for(transform: Transform, number: int, **annotations: Any) -> Sample:
     """A probe with what a transform says that it needs, and with the fields that it changes."""
-    for name in set(transform.needs) & {"masks", "keypoints"}:
+    for name in set(declared(transform).needs) & {"masks", "keypoints"}:
         annotations.setdefault(name, True)
     return probe(number, added=transform.adds_fields(), **annotations)
 

@@ -128,11 +128,10 @@ class ModelContract:
         return [(d.boxes.tolist(), d.scores.tolist(), d.labels.tolist()) for d in _detect(run, _images(run))]
 
 
-@plugin
+@plugin(priority="highest")
 class _Losses:
     """Checks and keeps every loss, before the stepping plugin uses it."""
 
-    priority = "highest"
     kept: list[dict[str, float]] = state(factory=list)
 
     @hookimpl(tryfirst=True)
@@ -141,11 +140,10 @@ class _Losses:
         self.kept.append({name: float(value.detach()) for name, value in losses.items()})
 
 
-@plugin
+@plugin(priority="lowest")
 class _Learned:
     """Stops the run once the model finds the objects that it is trained on; until then, holds what is wrong."""
 
-    priority = "lowest"
     interval: int = option(default=10, at_least=1, help="iterations between looks")
     problem: str = state(default="the model was never asked to detect")
 

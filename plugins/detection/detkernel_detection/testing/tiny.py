@@ -150,11 +150,10 @@ class TinyDetector:
         ]
 
 
-@plugin
+@plugin(priority="above_normal")
 class TinySgd:
     """Plain stochastic gradient descent with momentum, for tests."""
 
-    priority = "above_normal"
     lr: float = option(default=0.05, above=0, help="learning rate")
 
     @hookimpl
