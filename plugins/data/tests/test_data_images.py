@@ -380,3 +380,13 @@ def test_what_is_behind_the_end_of_a_png_is_of_no_matter(here: Path, make_image:
     expected = decode(str(path), apply_exif=False)
     path.write_bytes(path.read_bytes() + rest)
     assert torch.equal(decode(str(path), apply_exif=False), expected)
+
+
+@pytest.mark.parametrize(("bits", "next_depth"), [(8, 10), (10, 12), (12, 14)])
+def test_the_first_value_that_a_depth_does_not_hold_is_refused(here: Path, bits: int, next_depth: int) -> None:
+    values = np.zeros((8, 8), dtype=np.uint16)
+    values[2, 3] = 2**bits - 1
+    assert int(decode(str(deep(here, "png", values)), False, bits).max()) == 255
+    values[2, 3] = 2**bits
+    with pytest.raises(DataError, match=rf"a value of {2**bits}, .* is {2**bits - 1}; set `bit_depth` to {next_depth}"):
+        decode(str(deep(here, "png", values)), False, bits)

@@ -321,3 +321,10 @@ def test_a_large_valid_file_is_read_as_fast_as_it_should(path: Path):
     found = tensor_file.read(path)
     assert time.process_time() - begun < 3
     assert len(found["ids"]) == 100_000
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_devices_come_back_as_they_were(path: Path, form: str):
+    devices = [torch.device("cpu"), torch.device("cuda"), torch.device("cuda", 1)]
+    save({"devices": devices, devices[2]: 3}, path, **FORMS[form])
+    assert tensor_file.read(path) == {"devices": devices, devices[2]: 3}
