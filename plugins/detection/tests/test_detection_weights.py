@@ -198,3 +198,35 @@ def test_equal_keypoints_are_loaded_without_a_word_and_missing_ones_cannot_be_te
     assert torch.equal(same.points.weight, source.points.weight)
     with pytest.raises(CheckpointError, match="no outputs for 1 keypoints of the data: tail; it has nose, left, right"):
         load_into(Skeleton("right", "tail", "nose"), weights, NAMES, complete=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [
+        ({}, r"'model'$"),
+        ([1, 2], r"'model'$"),
+        ({"epoch": 3, "name": "x"}, r"'model'; has only .*epoch.*name"),
+        ({"model": {"a": 1}}, r"'model'; has only .*model"),
+    ],
+)
+def test_a_file_without_weights_says_what_it_has(content: object, has: str, tmp_path: Path):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=rf"w\.pt: no weights: expected a dict of tensors, plain or under {has}"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ({}, r"are \(3 by their shapes\); the data has 2"),
+        ({"head.weight": torch.tensor(1.0), "head.bias": torch.tensor(1.0)}, "are; the data has 2"),
+        ({"head.weight": Odd(), "head.bias": Odd()}, "are; the data has 2"),
+        ({"head.weight": torch.tensor(1.0)}, r"are \(3 by their shapes\); the data has 2"),
+    ],
+)
+def test_weights_without_class_names_are_told_with_their_count_where_shapes_say_it(
+    head: dict[str, Any], said: str, tmp_path: Path
+):
+    torch.save({**Detector(3).state_dict(), **head}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=rf"does not say of which classes its outputs {said}: a, b"):
+        load_into(Detector(2), read_weights(tmp_path / "w.pt"), ["a", "b"])
