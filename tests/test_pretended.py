@@ -63,7 +63,8 @@ MODELS = {
 NATIVE = {
     "retinanet": [
         "model={use: retinanet, backbone: {use: resnet, depth: 18, channels: 8}, neck: {use: fpn, channels: 16}, "
-        "head: {use: towers, convs: 1, channels: 16}}"
+        "head: {use: towers, convs: 1, channels: 16}}",
+        "data.batch_transforms=[{use: multi_scale, sizes: [96]}]",
     ]
 }
 """Detectors that must not wait for the device."""
