@@ -311,3 +311,9 @@ def test_of_a_long_line_only_what_is_around_the_column_is_shown():
     shown, caret = str(caught.value).splitlines()[1:]
     assert len(shown) < 220
     assert shown[caret.index("^")] == "k"
+
+
+def test_a_number_may_have_250_characters():
+    """One that is longer stays text."""
+    assert scalar("9" * 250) == 10**250 - 1
+    assert scalar("9" * 251) == "9" * 251
