@@ -290,3 +290,30 @@ def test_a_plugin_that_requires_others(plant: Plant, write: Write):
     with pytest.raises(ConfigError) as caught:
         load("d.yaml")
     assert len(caught.value.problems) == 1
+
+
+NEEDS = """
+from detkernel import plugin
+
+
+@plugin(needs=("water", "slat"))
+class Soup:
+    '''Needs what is in it.'''
+
+
+@plugin(provides=("salt", "water"))
+class Larder:
+    '''Has it.'''
+"""
+
+
+def test_a_plugin_that_needs_what_no_other_provides(plant: Plant, write: Write):
+    plant("meal", {"meal_needs.py": NEEDS}, plugins={"soup": "meal_needs:Soup", "larder": "meal_needs:Larder"})
+    write("c.yaml", "run: {until: 1 epoch}\nsoup: {}\nlarder: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load("c.yaml")
+    assert [str(problem).splitlines()[0] for problem in caught.value.problems] == [
+        "c.yaml:2:7: soup: needs 'slat', which no active plugin provides, did you mean 'salt'?"
+    ]
+    write("d.yaml", "run: {until: 1 epoch}\nsoup: {}\n")  # nobody says what there is, so nothing is known to lack
+    load("d.yaml")

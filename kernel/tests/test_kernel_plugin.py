@@ -124,7 +124,7 @@ class TestRefused:
 
                 width = option(default=1, help="how wide")
 
-    @pytest.mark.parametrize("name", ["requires", "needs"])
+    @pytest.mark.parametrize("name", ["requires", "needs", "provides"])
     def test_one_name_in_place_of_a_tuple(self, name: str):
         with pytest.raises(
             DefinitionError, match=rf"^Alone: {name}: expected a tuple of names, got 'ema'; write \('ema',\)$"
@@ -134,8 +134,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("said", "problem"),
         [
-            ({"needs": ("mask",)}, r"needs: there is no 'mask', did you mean 'masks'\?"),
-            ({"needs": ("depth",)}, r"needs: there is no 'depth' \(expected one of: boxes, keypoints, labels, masks\)"),
             ({"resume_neutral": ("widht",)}, r"resume_neutral: there is no 'widht', did you mean 'width'\?"),
             ({"resume_neutral": "*"}, r"resume_neutral: expected a tuple of names, got '\*'; write \('\*',\)"),
             ({"loaders": 3}, "loaders: expected a tuple of names, got 3$"),

@@ -50,9 +50,6 @@ PRIORITIES: dict[str, int] = {
 }
 """Names of priorities, MMDetection's scale: the lower number runs first."""
 
-NEEDS = ("boxes", "labels", "masks", "keypoints")
-"""What a plugin may need of the samples (`@plugin(needs=("masks",))`); boxes and labels are always there."""
-
 RESERVED = ("use", "priority")
 """Keys of a config that are not options."""
 
@@ -70,7 +67,9 @@ class Declared:
     requires: tuple[str, ...] = ()
     """The installed names of plugins that must be active beside it."""
     needs: tuple[str, ...] = ()
-    """What it needs of the training samples beside boxes, of `NEEDS`."""
+    """What it needs of the training samples, of what another plugin `provides`."""
+    provides: tuple[str, ...] = ()
+    """What it can give of a sample, and gives where a plugin needs it."""
     loaders: tuple[str, ...] = ()
     """The names of further loaders that are made for it (`Run.next_batch`)."""
     events: type | None = None
@@ -89,6 +88,7 @@ class Declaration(TypedDict, total=False):
     key: str | None
     requires: tuple[str, ...]
     needs: tuple[str, ...]
+    provides: tuple[str, ...]
     loaders: tuple[str, ...]
     events: type | None
     resume_neutral: tuple[str, ...]
@@ -273,7 +273,8 @@ def _said_slips(cls: type[Any], said: Mapping[str, Any]) -> Iterator[str]:
     if priority not in list(PRIORITIES):
         yield f": priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
     options = ("*", *(field.name for field in attrs.fields(cls) if field.init))
-    for name, choices in {"requires": None, "loaders": None, "needs": NEEDS, "resume_neutral": options}.items():
+    lists = dict.fromkeys(("requires", "loaders", "needs", "provides"))
+    for name, choices in {**lists, "resume_neutral": options}.items():
         value = said.get(name, ())
         if not isinstance(value, (tuple, list)):
             example = f"; write ({value!r},)" if isinstance(value, str) else ""

@@ -7,7 +7,7 @@ from detkernel import ConfigError, option, plugin
 from detkernel_data.loading.batch_shapes import known_shapes
 from detkernel_data.loading.loader import Loader
 from detkernel_data.transforms.batch import MultiScale
-from detkernel_detection import Annotations, BatchTransform, Dataset
+from detkernel_detection import Annotations, BatchTransform, Dataset, Transform
 from detkernel_detection.testing import tiny_kernel
 
 
@@ -119,6 +119,18 @@ def test_an_angle_turns_where_the_aspect_changes():
     assert batch.target(0).boxes.tolist() == [[16, 12, 64, 48]]
     with pytest.raises(ConfigError, match=r"batch_transforms: MultiScale cannot move the field 'angle' of kind 'ellip"):
         made(MultiScale(sizes=[96]), train=Blocks(kind="ellipse"))
+
+
+def test_a_transform_that_needs_what_samples_do_not_have():
+    @plugin(needs=("maks",))
+    class Odd(Transform):
+        """Its author slipped."""
+
+        def __call__(self, sample):
+            return sample
+
+    with pytest.raises(ConfigError, match=r"train_transforms: Odd needs 'maks', did you mean 'masks'\?"):
+        made(MultiScale(sizes=[96]), train_transforms=[Odd()])
 
 
 def test_every_shape_is_known_before_the_run():

@@ -82,7 +82,7 @@ def load(
 
 
 def _unmet(plugins: Mapping[str, Any], root: Node, catalog: Catalog) -> Iterator[Problem]:
-    """A plugin may require others to be active: `requires: ClassVar[tuple[str, ...]]`, by their installed names."""
+    """A plugin may require others to be active, by their installed names, and need what others provide."""
     assert isinstance(root.value, dict)
     active = {plugin.__detkernel_origin__.use for plugin in plugins.values()}
     for name, plugin in plugins.items():
@@ -93,6 +93,12 @@ def _unmet(plugins: Mapping[str, Any], root: Node, catalog: Catalog) -> Iterator
                     here if needed in catalog.entries else f"install it, and {here}; no installed plugin has that name"
                 )
                 yield Problem(root.value[name].where, name, f"requires the plugin '{needed}': {what}")
+    provided = sorted({word for plugin in plugins.values() for word in declared(plugin).provides})
+    for name, plugin in plugins.items():
+        for needed in declared(plugin).needs if provided else ():
+            if needed not in provided:
+                message = f"needs '{needed}', which no active plugin provides{did_you_mean(needed, provided)}"
+                yield Problem(root.value[name].where, name, message)
 
 
 def _priority(name: str, node: Node) -> str:

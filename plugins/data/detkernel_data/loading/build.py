@@ -122,7 +122,12 @@ def _added_fields(options: Loader, run: Run, dataset: Dataset) -> dict[str, floa
 def _check_fields(
     options: Loader, where: str, transform: Transform | BatchTransform, fields: Mapping[str, str]
 ) -> None:
-    """Raise `ConfigError` for a field of the objects that a transform would leave behind."""
+    """Raise `ConfigError` for a field of the objects that a transform would leave behind, or a need that is not met."""
+    provided = declared(options).provides
+    for need in declared(transform).needs:
+        if need not in provided:
+            message = f"{type(transform).__name__} needs '{need}'{did_you_mean(need, provided)}"
+            raise wrong(options, where, message)
     for name, kind in fields.items():
         if kind not in transform.moves_fields and "any" not in transform.moves_fields:
             message = (

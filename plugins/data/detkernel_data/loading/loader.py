@@ -21,6 +21,7 @@ MODES = ("train", "val", "test", "predict")
 @plugin(
     key="data",
     priority="very_high",
+    provides=("boxes", "labels", "masks", "keypoints"),
     resume_neutral=(
         "workers",
         "prefetch",
