@@ -48,6 +48,22 @@ def test_no_modules_import_each_other_in_a_circle(package: str):
     assert house.cycles(PACKAGES[package]) == []
 
 
+_POSIX_ALONE = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+_SIGNALS_OF_ALL = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_IGN", "SIG_DFL"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_can_be_imported_where_the_system_is_not_linux(package: str):
+    """What only POSIX has is imported where it is used; a signal that others lack is asked for by its name."""
+    found = []
+    for name, path in house.modules(PACKAGES[package]).items():
+        early = [made for made in house.imports(path) if made.at_import and made.name in _POSIX_ALONE]
+        found += [f"{name}:{made.line}: {made.name}" for made in early]
+        named = set(re.findall(r"\bsignal\.(SIG[A-Z0-9_]+)|\b(os\.fork)\b", path.read_text()))
+        found += [f"{name}: {number or fork}" for number, fork in named if number not in _SIGNALS_OF_ALL]
+    assert found == []
+
+
 def test_imports_are_found_wherever_they_are(tmp_path: Path):
     folder = tmp_path / "p"
     folder.mkdir()

@@ -22,7 +22,10 @@ class Signals:
     signals change nothing.
     """
 
-    names: list[str] = option(factory=lambda: ["SIGTERM", "SIGINT", "SIGUSR1"], help="signals that end the run")
+    names: list[str] = option(
+        factory=lambda: [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)],
+        help="signals that end the run",
+    )
     exit_status: int = option(default=STOPPED, at_least=0, at_most=255, help="what the command then exits with")
 
     _before: dict[int, Any] = state(factory=dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -88,9 +87,13 @@ def seed(number: int) -> None:
 
 
 def peak_memory(cuda: bool) -> float:
-    """Megabytes at the peak: allocated on the GPU, or resident in this process."""
+    """Megabytes at the peak: allocated on the GPU, or resident in this process; NaN where the system does not tell."""
     if cuda:
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from detkernel import UserError
 from detkernel.errors import follow
 from detkernel.processes import Launch
+from detkernel_runtime import settings
 from detkernel_runtime.parallel import launch
 from detkernel_runtime.parallel.launch import Report
 
@@ -127,3 +129,14 @@ def test_a_launcher_that_was_told_to_stop_hears_no_signal_on_its_way_out(told: b
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_several_processes_need_a_posix_system(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch.os, "name", "nt")
+    with pytest.raises(UserError, match=r"--nproc-per-node, --nnodes: .* need a POSIX system, such as Linux"):
+        launch.launch("2", 0, [])
+
+
+def test_memory_is_not_known_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(settings.peak_memory(cuda=False))

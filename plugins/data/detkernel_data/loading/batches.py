@@ -22,7 +22,7 @@ from detkernel_data.loading.history import History
 from detkernel_data.loading.samples import Failure
 from detkernel_data.loading.workers import Setup, Watch, dismiss, opened, share_folder
 
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE")
 _DEAD = "DataLoader worker"
 
 
@@ -167,14 +167,15 @@ class Batches:
             worker.join(timeout=0.5)
         codes = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers)]
         number, code = next(((number, code) for number, code in codes if code is not None), (0, None))
-        reason = f"exit status {code}" if code is None or code >= 0 else _signal_name(-code)
+        died = "" if code is None or code >= 0 else _signal_name(-code)
+        reason = died or f"exit status {code}"
         when = self._purpose or (f"around epoch {epoch + 1}" if self._training else "in a validation")
         advice = "data.workers=0 loads in the main process and shows an error at its place"
-        if code == -signal.SIGKILL:
+        if died == "SIGKILL":
             advice = "most often memory ran out: lower data.workers, data.prefetch or data.batch_size"
-        elif code == -signal.SIGBUS:
+        elif died == "SIGBUS":
             advice = "most often shared memory is full (/dev/shm; `--shm-size` of a container): lower data.prefetch"
-        elif code is not None and -code in _CRASHES:
+        elif died in _CRASHES:
             advice = f"a library crashed on this image, or in a transform: replace the file; {advice}"
         return f"data: a loader worker died ({reason}) {when}{reading(number) or ', between images'}; {advice}"
 
@@ -199,13 +200,13 @@ def _batch(loaded: Packed | Failure) -> Batch:
 def _quiet() -> Iterator[None]:
     """Make a loader as the user wants it, and without torch's handler for workers that die: it raises wherever the main
     process happens to be, in the middle of a step. Without it, waiting for a batch finds out within five seconds."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD)
+    died = getattr(signal, "SIGCHLD", None)
+    handler = None if died is None else signal.getsignal(died)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the user chose as many
         yield
-    if main:
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    if died is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(died, handler or signal.SIG_DFL)
 
 
 def _somebody_died(iterator: Any, error: Exception) -> bool:

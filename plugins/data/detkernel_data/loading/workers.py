@@ -29,6 +29,7 @@ PATIENCE = 5.0
 _PR_SET_PDEATHSIG = 1
 
 _OPEN: WeakSet[Any] = WeakSet()
+_SIGKILL = 9
 
 
 class Setup:
@@ -42,11 +43,12 @@ class Setup:
         from torch.utils.data import get_worker_info
 
         # Ctrl-C and batch systems signal all processes; a worker that leaves would end the run before it is saved
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         if sys.platform == "linux" and self._is_child_of_main:  # it goes by the thread that made the process
             with suppress(OSError, AttributeError):
-                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
         info = get_worker_info()
         assert info is not None
         info.dataset.reading = (self._slots, worker)  # type: ignore[attr-defined]

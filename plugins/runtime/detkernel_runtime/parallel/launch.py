@@ -41,6 +41,7 @@ _IDENTITY = "DETKERNEL_RUN"
 _LAUNCHER = "DETKERNEL_LAUNCHER"
 """The launcher's process id."""
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
+_SIGKILL = 9
 _CRASHES = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 """What ends a process from outside or below: no error of another process leads to it."""
 _AT_ONCE = 5.0
@@ -163,6 +164,8 @@ def launch(processes: str, restarts: int, arguments: Sequence[str], plan: Plan |
     down, on all machines; all are then started again, up to `restarts` times. `plan`: the machines; None: this one.
     Raises `UserError` for processes that cannot be had, and machines that do not come.
     """
+    if os.name != "posix":
+        raise UserError("--nproc-per-node, --nnodes: several processes need a POSIX system, such as Linux")
     count = _count(processes)
     signals = _Signals()
     meeting = machines.alone() if plan is None else machines.meet(plan)
@@ -363,7 +366,7 @@ def _watch(launcher: int) -> None:
     shutil.rmtree(os.environ.pop(_REPORTS, ""), ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    os.kill(os.getpid(), _SIGKILL)
 
 
 def _end(failures: dict[int, int], reports: Sequence[Report]) -> Report:
@@ -425,7 +428,7 @@ class _Signals:
         while processes and self._waiting:
             _kill(processes, self._waiting.pop(0))
         if time.monotonic() > self._deadline:
-            _kill(processes, signal.SIGKILL)
+            _kill(processes, _SIGKILL)
             self._deadline, self.impatient = float("inf"), True
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
