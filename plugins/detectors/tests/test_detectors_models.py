@@ -14,6 +14,7 @@ from detkernel_detection import Backbone, Target, batching
 from detkernel_detection.parts import Matches
 from detkernel_detection.structures import Batch, Targets
 from detkernel_detection.testing import ModelContract
+from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.heads import Towers
@@ -322,3 +323,37 @@ def test_a_loss_and_an_assigner_are_replaced_in_a_config(tmp_path: Path):
 def test_a_part_of_another_kind_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model.box_loss.use: 'focal' is a ClassLoss, not a BoxLoss"):
         of_config(tmp_path, box_loss="focal")
+
+
+THEIRS = [
+    ("neck.laterals.", "neck.lateral_convs.{}.conv"),
+    ("neck.outputs.", "neck.fpn_convs.{}.conv"),
+    ("head.scales.", "bbox_head.scales.{}.scale"),
+]
+
+
+def mmdetections(name: str, family: str) -> str:
+    """MMDetection's name of a parameter of ours."""
+    for ours, theirs in THEIRS:
+        if name.startswith(ours):
+            number, dot, rest = name.removeprefix(ours).partition(".")
+            return theirs.format(number) + dot + rest
+    if "_tower." in name:
+        name = name.replace("_tower.", "_convs.").replace(".norm.", ".gn.")
+        return name.replace("head.", "bbox_head.")
+    return name.replace("head.", f"bbox_head.{family}_").replace("centreness", "centerness")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("retinanet", "retina"), ("fcos", "conv"), ("atss", "atss"), ("gfl", "gfl")]
+)
+def test_weights_with_mmdetections_names_are_read(name: str, family: str, tmp_path: Path):
+    model = of_family(name)
+    other = {mmdetections(key, family): value + 1 for key, value in model.state_dict().items()}
+    if name == "gfl":
+        other["bbox_head.integral.project"] = torch.arange(5.0)
+    assert not other.keys() & {key for key in model.state_dict() if key.startswith(("head", "neck"))}
+    torch.save({"state_dict": other, "meta": {"dataset_meta": {"classes": model.classes}}}, tmp_path / "theirs.pth")
+    expected = {key: value + 1 for key, value in model.state_dict().items()}
+    load_into(model, read_weights(tmp_path / "theirs.pth"), model.classes)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
