@@ -26,7 +26,7 @@ data:
   train_transforms: [flip, color]
   batch_size: 2
   workers: 1
-model: {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
+model: {use: torchvision_fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
 optimizer: {use: adamw, lr: 1e-4, clip_norm: 10, accumulate: 2}
 schedule: {use: cosine, warmup: 4 iters}
 ema: {}
@@ -46,7 +46,7 @@ VARYING = (
 )
 """What has no CUDA algorithm whose results repeat (torch.use_deterministic_algorithms); RoI align has."""
 MODELS = {
-    "fcos": ["model.head_convs=1"],
+    "torchvision_fcos": ["model.head_convs=1"],
     "torchvision_retinanet": ["model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}"],
     "mask_rcnn": [
         "model.rpn_post_nms_top_n_train=50",
