@@ -179,12 +179,29 @@ def accumulated(**options):
     return numbers(kernel(Device(device="cpu", sync_batchnorm=True, **options), until="8 iters", model=model,
                           optimizer=optimizer).run())
 
+@plugin
+class Spread:
+    '''Has a part of its state in each process, and gives the whole.'''
+    count: int = state(default=0)
+    @hookimpl
+    def after_train_iter(self, run):
+        self.count += 1 + run.rank
+    def state_dict(self):
+        return {"counts": run_of[0].processes.gathered(self.count)}
+    def load_state_dict(self, state):
+        self.count = state["counts"][run_of[0].rank]
+
+run_of = [None]
+
 def resumed():
     '''A run through, and one from its checkpoint in the midst of an accumulation.'''
     def run(folder):
+        spread = Spread()
         saver, optimizer = Checkpoint(every=Span(2, "iters")), Adamw(lr=0.01, accumulate=3, clip_norm=0.1)
         plugins = {"device": Device(device="cpu"), "data": ShardedData(), "checkpoint": saver, "optimizer": optimizer}
-        return numbers(tiny_kernel(plugins, until="8 iters", work_dir=out / folder).run())
+        made = tiny_kernel({**plugins, "spread": spread}, until="8 iters", work_dir=out / folder)
+        run_of[0] = made.state
+        return {**numbers(made.run()), "count": spread.count}
     through = run("through")
     if os.environ["RANK"] == "0":
         (out / "again" / "checkpoints").mkdir(parents=True)
@@ -343,6 +360,10 @@ def test_a_resume_in_the_midst_of_an_accumulation_is_exact_on_every_process(scen
         through, again = rank["resumed"]
         assert again == through
     assert scenes[0]["resumed"][0] != scenes[1]["resumed"][0]  # in their running statistics
+
+
+def test_a_state_that_is_spread_over_processes_is_gathered_in_a_save(scenes: list[dict]):
+    assert [run["count"] for run in (*scenes[0]["resumed"], *scenes[1]["resumed"])] == [8, 8, 16, 16]
 
 
 def test_a_sampler_with_state_hears_the_losses_of_all_processes(scenes: list[dict]):

@@ -254,18 +254,22 @@ class Checkpoint:
         self._best_value = None if best is None else float(best)
 
     def _save(self, run: Run, best: bool = False, hold: bool = False) -> None:
-        """All processes take part; the first one writes, or only keeps a copy to `hold`."""
+        """All processes take part; the first one writes, or only keeps a copy to `hold`.
+
+        States are asked for in all of them, so that one that is spread over processes can be gathered.
+        """
         from detkernel_checkpoint.content import content, own_states
         from detkernel_checkpoint.folder import Entry
 
         run.bus.publish("before_save", run=run)
         ranks = run.processes.gathered(own_states(run))
+        states = content(run, ranks, self._provenance)
         if not best and not hold:
             self._saved = run.state_dict()
         if run.is_main and self._writer is not None:
             self._make_folder_again(run)
             entry = Entry(self._folder(run).name(run.iter, best), run.iter, best)
-            (self._writer.hold if hold else self._writer.start)(entry, content(run, ranks, self._provenance))
+            (self._writer.hold if hold else self._writer.start)(entry, states)
             if not self.asynchronous and not hold:
                 self._writer.collect(wait=True, then=None if run.done else "training goes on")
 
