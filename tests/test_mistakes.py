@@ -19,7 +19,7 @@ data:
   val: {use: voc, root: data, split: train}
   batch_size: 2
   workers: 0
-model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, max_detections: 64}
+model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}
 optimizer: {use: sgd, lr: 0.001, momentum: 0.9}
 evaluation: {use: coco_map}
 log: {}
@@ -74,7 +74,7 @@ MISTAKES = {
     "no model": (
         lambda p: edit(
             p / "config.yaml",
-            "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, max_detections: 64}",
+            "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}",
             "",
         ),
         "no active plugin provides build_model",

@@ -26,7 +26,7 @@ data:
   train_transforms: [flip, color]
   batch_size: 2
   workers: 1
-model: {use: torchvision_fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
+model: {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
 optimizer: {use: adamw, lr: 1e-4, clip_norm: 10, accumulate: 2}
 schedule: {use: cosine, warmup: 4 iters}
 ema: {}
@@ -46,8 +46,8 @@ VARYING = (
 )
 """What has no CUDA algorithm whose results repeat (torch.use_deterministic_algorithms); RoI align has."""
 MODELS = {
-    "torchvision_fcos": ["model.head_convs=1"],
-    "torchvision_retinanet": ["model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}"],
+    "fcos": ["model.head_convs=1"],
+    "retinanet": ["model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}"],
     "mask_rcnn": [
         "model.rpn_post_nms_top_n_train=50",
         "model.rpn_post_nms_top_n_test=50",
@@ -61,9 +61,9 @@ MODELS = {
 }
 
 NATIVE = {
-    "retinanet": [
-        "model={use: retinanet, backbone: {use: resnet, depth: 18, channels: 8}, neck: {use: fpn, channels: 16}, "
-        "head: {use: towers, convs: 1, channels: 16}}",
+    "native_retinanet": [
+        "model={use: native_retinanet, backbone: {use: native_resnet, depth: 18, channels: 8}, "
+        "neck: {use: fpn, channels: 16}, head: {use: towers, convs: 1, channels: 16}}",
         "data.batch_transforms=[{use: multi_scale, sizes: [96]}]",
     ]
 }

@@ -13,7 +13,7 @@ def test_a_detector_trains_on_it(tmp_path):
     """With the standard plugins, where they are installed: it is named in a config like any other backbone."""
     import pytest
 
-    pytest.importorskip("detkernel_detectors", reason="needs a detector that takes backbones")
+    pytest.importorskip("detkernel_torchvision", reason="needs a detector that takes backbones")
     from detkernel import Kernel
     from detkernel.config import load
 
