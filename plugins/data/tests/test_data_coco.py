@@ -194,7 +194,7 @@ def test_takes_the_size_of_the_image_where_none_is_stated(load: Write) -> None:
 
 def test_a_file_or_folder_that_is_missing(write: Write, here: Path, refusal: Refusal) -> None:
     assert refusal(write(annotation_file=Path("annotations/train.json"))) == (
-        "annotations/train.json: there is no such file; . has labels.json, images"
+        "annotations/train.json: there is no such file; . has images, labels.json"
     )
     assert refusal(write(annotation_file=here / "images")) == (
         "images: the annotations cannot be read (Is a directory)"
