@@ -13,13 +13,14 @@ import sys
 import termios
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from detkernel import DataError, Run, hookimpl, plugin
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
-from detkernel_logging.progress_bar import _speed
+from detkernel_logging.progress_bar import Bar, _speed
 
 
 @plugin(priority="highest")
@@ -241,3 +242,13 @@ def test_a_terminal_that_can_do_nothing_gets_plain_lines(terminal: list[str]):
 @pytest.mark.parametrize(("rate", "said"), [(12.34, "12.3 it/s"), (1.0, "1.0 it/s"), (0.25, "4.0 s/it")])
 def test_the_speed_is_said_by_what_is_more_than_one(rate: float, said: str):
     assert _speed(rate) == said
+
+
+def test_the_bar_says_iterations_a_second_and_the_time_left():
+    run = SimpleNamespace(
+        options=SimpleNamespace(until=SimpleNamespace(unit="iters")), iter=3, max_iters=10, mode="train"
+    )
+    bar = Bar.__new__(Bar)  # without a terminal to draw on
+    bar._run, bar._values = run, {"loss": 0.5, "lr": 0.001}
+    bar._progress = SimpleNamespace(mean=0.25, left=lambda run: 90.0)
+    assert bar._train() == ("Iter", 3, 10, ["loss 0.5000", "lr 1.00e-03", "4.0 it/s", "eta 0:01:30"])
