@@ -145,11 +145,11 @@ def _named(classes: Sequence[str]) -> str:
 
 def _longer(run: Run, found: Found, provenance: Mapping[str, Any]) -> str | None:
     """The line about `run.until` where all that it says is that the run is to be longer than it was."""
-    before, after = (side["config"].get("run", {}).get("until") for side in (found.content["provenance"], provenance))
     try:
+        before, after = (side["config"]["run"]["until"] for side in (found.content["provenance"], provenance))
         old = Span.parse(before).iters(found.content["position"]["epoch_length"])
         longer = Span.parse(after).iters(run.epoch_length) > old
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, LookupError, AttributeError):  # of the other run it says nothing of the kind
         return None
     return until_line(before, after) if longer else None
 

@@ -504,3 +504,16 @@ def test_a_position_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, int
     checkpoint_file.write(path, {**content, "position": {**content["position"], **wrong}})
     with pytest.raises(CheckpointError, match="its position is none with 4 iterations an epoch"):
         tiny_run(parts(checkpoint=Checkpoint(accept_changes=accept)), until="4 iters", work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("config", [[], {"run": []}, {"run": {"until": 3}}, {"run": {"until": [1]}}, "text"])
+def test_a_config_in_a_checkpoint_that_is_none_is_another_one(tmp_path: Path, config: Any):
+    tiny_run(parts(), until="2 iters", work_dir=tmp_path)
+    path = tmp_path / "checkpoints" / "iter_2.pt"
+    content = checkpoint_file.read(path)
+    checkpoint_file.write(path, {**content, "provenance": {**content["provenance"], "config": config}})
+    with pytest.raises(CheckpointError, match="iter_2"):
+        tiny_run(parts(), until="3 iters", work_dir=tmp_path)
+    if not isinstance(config, str):
+        accepted = parts(checkpoint=Checkpoint(accept_changes=True))
+        assert tiny_run(accepted, until="3 iters", work_dir=tmp_path).iter == 3
