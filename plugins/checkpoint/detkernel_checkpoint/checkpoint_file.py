@@ -156,6 +156,8 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{relative(path)}: its position is none: {dict(zip(_COUNTS, counts, strict=True))}")
     if not _is_metrics(content["position"].get("metrics")):
         raise CheckpointError(f"{relative(path)}: its metrics are not numbers by name")
+    if not all(isinstance(name, str) and isinstance(state, dict) for name, state in content["modules"].items()):
+        raise CheckpointError(f"{relative(path)}: its modules are not weights by name")
     if not all(isinstance(state, dict) for state in content["ranks"]):
         raise CheckpointError(f"{relative(path)}: its processes have no states")
     if not all(isinstance(name, str) for states in (content["plugins"], *content["ranks"]) for name in states):

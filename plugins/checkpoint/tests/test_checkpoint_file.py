@@ -98,6 +98,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, sealed: bool):
         ({"model": None}, "'model' is missing or is not a dict"),
         ({"position": {"epoch": -1}}, "its position is none"),
         ({"ranks": [3]}, "its processes have no states"),
+        ({"modules": {"teacher": None}}, "its modules are not weights by name"),
+        ({"modules": {1: {}}}, "its modules are not weights by name"),
     ],
 )
 def test_a_valid_file_of_another_form_is_refused(tmp_path: Path, change: dict, message: str):
