@@ -3,7 +3,17 @@
 from detkernel_detection.batch_transform import BatchContext, BatchTransform
 from detkernel_detection.dataset import Dataset
 from detkernel_detection.loader import Loader
-from detkernel_detection.parts import Assigner, Backbone, BoxCoder, BoxLoss, ClassLoss, Head, Neck
+from detkernel_detection.parts import (
+    Assigner,
+    Backbone,
+    BoxCoder,
+    BoxLoss,
+    ClassLoss,
+    Head,
+    MatchCost,
+    Neck,
+    SetAssigner,
+)
 from detkernel_detection.sampler import Sampler
 from detkernel_detection.structures import Annotations, Batch, Context, Detections, ImageId, Losses, Sample, Target
 from detkernel_detection.transform import Transform
@@ -25,9 +35,11 @@ __all__ = [
     "ImageId",
     "Loader",
     "Losses",
+    "MatchCost",
     "Neck",
     "Sample",
     "Sampler",
+    "SetAssigner",
     "Target",
     "Transform",
 ]

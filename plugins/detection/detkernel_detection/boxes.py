@@ -25,6 +25,17 @@ def centres(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
+def cxcywh(boxes: Tensor) -> Tensor:
+    """[..., 4]: centre and sides of boxes that are given by corners."""
+    return torch.cat([centres(boxes), boxes[..., 2:] - boxes[..., :2]], -1)
+
+
+def xyxy(boxes: Tensor) -> Tensor:
+    """[..., 4]: corners of boxes that are given by centre and sides."""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
+
+
 class Overlap(NamedTuple):
     """Of pairs of boxes."""
 

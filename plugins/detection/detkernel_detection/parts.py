@@ -136,3 +136,35 @@ class ClassLoss(Part, ABC):
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
         """Logits [..., C] and labels [...], C where there is no object -> [...], summed over classes, with the factor
         `weight`. `quality` [...] 0..1: how good the prior's box is, for losses that want it as the score."""
+
+
+class Queries(NamedTuple):
+    """What sets of queries predict: one set after the other, such as those of all layers of a decoder."""
+
+    logits: Tensor
+    """float32 [B, N, C]."""
+    boxes: Tensor
+    """float32 [B, N, 4] cxcywh in shares of the image, 0..1."""
+    scale: Tensor
+    """float32 [B, 1, 4]: (width, height, width, height) of each image in pixels."""
+    counts: tuple[int, ...]
+    """How many of the N are of each set. Each set is matched by itself."""
+
+
+@attrs.define(kw_only=True, eq=False, slots=False)
+class MatchCost(Part, ABC):
+    """How badly a query fits an object, for `SetAssigner`."""
+
+    weight: float = option(default=1.0, at_least=0, help="factor of this cost")
+
+    @abstractmethod
+    def __call__(self, queries: Queries, targets: Targets) -> Tensor:
+        """[B, N, M], with the factor `weight`. No gradient is asked for."""
+
+
+class SetAssigner(Part, ABC):
+    """Decides which queries are to predict which objects: each object is one query's of each set."""
+
+    @abstractmethod
+    def assign(self, queries: Queries, targets: Targets) -> Matches:
+        """Match all sets of all images at once. Queries without an object are negative."""

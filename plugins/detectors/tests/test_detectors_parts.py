@@ -9,8 +9,10 @@ import torch
 from detkernel import ConfigError
 from detkernel_detection import boxes
 from detkernel_detection.nms import suppressed
+from detkernel_detection.parts import Queries
 from detkernel_detection.structures import Targets
 from detkernel_detectors.assigners.atss import AtssAssigner
+from detkernel_detectors.assigners.hungarian import FocalCost, GiouCost, HungarianAssigner, L1Cost, SoftmaxCost
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.coders.delta import DeltaCoder
@@ -279,3 +281,49 @@ def test_nms(parts: dict[str, Tensor]):
     assert not found.boxes[1].any()
     few = suppressed(*(value.expand(2, *value.shape) for value in padded), valid, 0.5, 3)
     assert few.boxes[0].tolist() == given[kept[:3]].tolist()
+
+
+DETR = [SoftmaxCost(), L1Cost(), GiouCost()]
+
+
+@pytest.mark.parametrize("name", ["detr", "focal"])
+def test_hungarian_assigner(name: str, parts: dict[str, Tensor]):
+    """The reference's queries as the second set of the second image."""
+    targets = targets_of(parts)
+    scale = torch.tensor([[[240.0, 200, 240, 200]]]).expand(2, -1, -1)
+    logits = parts["hungarian.pred_logits_softmax" if name == "detr" else "hungarian.pred_logits"]
+    found = boxes.cxcywh(parts["hungarian.pred_boxes"]) / scale[0]
+    noise = torch.Generator().manual_seed(0)
+    every = [torch.rand(2, 40, value.shape[1], generator=noise) for value in (logits, found)]
+    every[0][1, 10:], every[1][1, 10:] = logits, found
+    assigner = HungarianAssigner(costs=DETR) if name == "detr" else HungarianAssigner()
+    queries = Queries(*every, scale, (10, 30))
+    count = int(targets.valid[1].sum())
+    cost = assigner.cost(queries, targets)[1, 10:, :count]
+    torch.testing.assert_close(cost, parts[f"hungarian.{name}.cost"], rtol=1e-5, atol=1e-5)
+    empty, image = assigned(assigner.assign(queries, targets))
+    assert image[10:] == parts[f"hungarian.{name}.gt_inds"].tolist()
+    assert sorted(place for place in image[:10] if place) == list(range(1, count + 1))  # the other set has its own
+    assert empty == [0] * 40
+
+
+def test_costs_that_are_no_numbers_are_the_highest():
+    targets = Targets(torch.tensor([[[0.0, 0, 4, 4]]]), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1).bool())
+    logits = torch.tensor([[[torch.nan], [-9.0], [torch.nan]]])
+    scale = torch.full((1, 1, 4), 8.0)
+    matches = HungarianAssigner().assign(Queries(logits, torch.full((1, 3, 4), 0.5), scale, (3,)), targets)
+    assert matches.positive.tolist() == [[False, True, False]]
+
+
+def test_fewer_queries_than_objects_and_the_weights_of_costs():
+    truth = torch.tensor([[[0.0, 0, 4, 4], [4, 4, 8, 8], [0, 4, 4, 8]]])
+    targets = Targets(truth, torch.tensor([[0, 1, 0]]), torch.ones(1, 3).bool())
+    queries = Queries(torch.zeros(1, 1, 2), torch.tensor([[[0.7, 0.7, 0.5, 0.5]]]), torch.full((1, 1, 4), 8.0), (1,))
+    assert HungarianAssigner().assign(queries, targets).matched.tolist() == [[1]]
+    for kind in (FocalCost, SoftmaxCost, L1Cost, GiouCost):
+        torch.testing.assert_close(kind(weight=3)(queries, targets), 3 * kind(weight=1)(queries, targets))
+    assert FocalCost(weight=1, alpha=1, gamma=0)(queries, targets)[0, 0, 0].item() == pytest.approx(0.6931, abs=1e-4)
+    assert FocalCost(weight=1, alpha=0, gamma=1)(queries, targets)[0, 0, 0].item() == pytest.approx(
+        -0.6931 / 2, abs=1e-4
+    )
+    assert FocalCost(weight=1, alpha=1, gamma=0, epsilon=0.5)(queries, targets)[0, 0, 0].item() == pytest.approx(0)

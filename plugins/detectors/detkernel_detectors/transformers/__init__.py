@@ -1,0 +1,1 @@
+"""What detectors of the DETR kind are made of: attention, encodings of places, denoising queries."""
