@@ -349,22 +349,30 @@ def test_a_loader_that_is_built_twice_leaves_no_worker():
 FORGETFUL = """
 import multiprocessing, os, signal, sys, time
 from detkernel_detection.testing import TinyDataset, tiny_kernel
+from detkernel_data.loading import workers
 from detkernel_data.loading.loader import Loader
+begin, main = workers.Setup.__call__, os.getpid()
+def late(self, worker):
+    while worker == 1 and os.getppid() == main:
+        time.sleep(0.01)
+    begin(self, worker)
+if sys.argv[1] == "killed early":
+    workers.Setup.__call__ = late
 loader = Loader(train=TinyDataset(size=8), workers=2, batch_size=1)
 stream = loader.build_loader(tiny_kernel({"data": loader}).state, "train").batches(0)
 next(stream)
-workers = [child.pid for child in multiprocessing.active_children()]
-print(*workers, flush=True)
+pids = [child.pid for child in multiprocessing.active_children()]
+print(*pids, flush=True)
 if sys.argv[1] == "exit":
-    os.kill(workers[0], signal.SIGSTOP)
+    os.kill(pids[0], signal.SIGSTOP)
 else:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("end", ["exit", "killed"])
+@pytest.mark.parametrize("end", ["exit", "killed", "killed early"])
 def test_no_worker_outlives_its_process(end, tmp_path, monkeypatch):
-    """Nobody closes the loader, one worker is stopped, and all ignore SIGTERM."""
+    """Nobody closes the loader, one worker is stopped, and all ignore SIGTERM; early: before a worker has begun."""
     command = [sys.executable, "-c", FORGETFUL, end]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
@@ -376,7 +384,7 @@ def test_no_worker_outlives_its_process(end, tmp_path, monkeypatch):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     left = [folder.name for folder in tmp_path.iterdir()]
-    assert len(left) == (end == "killed")
+    assert len(left) == (end != "exit")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     workers._sweep()
     assert [folder.name for folder in tmp_path.iterdir()] == left, "it may be of a process that has just begun"

@@ -38,6 +38,7 @@ class Setup:
     def __init__(self, slots: Any) -> None:
         self._slots = slots
         self._is_child_of_main = threading.current_thread() is threading.main_thread()
+        self._main = os.getpid()
 
     def __call__(self, worker: int) -> None:
         from torch.utils.data import get_worker_info
@@ -49,6 +50,8 @@ class Setup:
         if sys.platform == "linux" and self._is_child_of_main:  # it goes by the thread that made the process
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+            if multiprocessing.get_start_method() != "forkserver" and os.getppid() != self._main:
+                os._exit(1)  # it died before the line above, which nobody will tell
         info = get_worker_info()
         assert info is not None
         info.dataset.reading = (self._slots, worker)  # type: ignore[attr-defined]
