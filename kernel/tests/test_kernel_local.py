@@ -116,7 +116,7 @@ def test_what_does_not_load_is_one_line(write: Write, mine: Path, use: str, mess
             "mine.py:6: HookimplMarker.__call__() got an unexpected",
         ),
         ("x: list = option(default=[], help='h')", "mine.py:3: Mine.x: a default of [] would be one list for all"),
-        ("needs = ('mask',)", "mine.py:3: Mine.needs: an attribute is not read; write @plugin(needs=('mask',))"),
+        ("needs = 'mask'", "mine.py:3: Mine: needs: expected a tuple of names, got 'mask'; write ('mask',)"),
         ("x: int = option(factory=3, help='h')", "mine.py:6: option(): give either a `default` or a `factory`"),
     ],
 )

@@ -149,16 +149,24 @@ class TestRefused:
         with pytest.raises(DefinitionError, match=rf"^Odd: {problem}"):
             plugin(**said)(type("Odd", (), members))
 
+    def test_an_attribute_says_the_same_as_an_argument(self):
+        base = type("Base", (Part,), {"__doc__": "A kind.", "priority": "low", "loaders": ("more",)})
+        child = plugin(type("Child", (base,), {"__doc__": "A child.", "priority": "high", "needs": ["masks"]}))
+        assert declared(child) == Declared(priority="high", needs=("masks",), loaders=("more",))
+        grandchild = plugin(type("Grandchild", (child,), {"__doc__": "A grandchild.", "state_per_rank": True}))
+        assert declared(grandchild) == attrs.evolve(declared(child), state_per_rank=True)
+
     @pytest.mark.parametrize(
-        "name", ["priority", "key", "requires", "needs", "loaders", "events", "resume_neutral", "state_per_rank"]
+        ("members", "problem"),
+        [
+            ({"priority": "first"}, ": priority: expected one of highest, .*, got 'first'"),
+            ({"needs": "masks"}, r": needs: expected a tuple of names, got 'masks'; write \('masks',\)"),
+            ({"key": "model"}, r"\.key: is said twice, with @plugin\(key=\.\.\.\) too"),
+        ],
     )
-    def test_an_attribute_in_the_place_of_an_argument(self, name: str):
-        base = type("Base", (Part,), {"__doc__": "A kind.", name: "low"})
-        for cls in (type("Odd", (), {"__doc__": "Odd.", name: "low"}), type("Odd", (base,), {"__doc__": "Odd."})):
-            with pytest.raises(
-                DefinitionError, match=rf"^Odd\.{name}: an attribute is not read; write @plugin\({name}='low'\)$"
-            ):
-                plugin(cls)
+    def test_an_attribute_that_is_wrong(self, members: dict[str, Any], problem: str):
+        with pytest.raises(DefinitionError, match=f"^Odd{problem}"):
+            plugin(key="optimizer")(type("Odd", (), {"__doc__": "Odd.", **members}))
 
     def test_a_subclass_has_what_its_base_declared(self):
         @plugin(priority="low", needs=("masks",))

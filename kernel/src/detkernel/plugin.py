@@ -12,8 +12,9 @@
 The class is the schema, the documentation and the object on the bus at once. Nested parts (a backbone, a data set, a
 transform) are the same thing without events: a `@plugin` class that derives from a `Part` base class.
 
-What a class says of itself are arguments, such as `@plugin(priority="low", resume_neutral=("*",))`: see `Declared`. A
-subclass has what its base declared, unless it declares it anew.
+What a class says of itself are arguments, such as `@plugin(priority="low", resume_neutral=("*",))`: see `Declared`. An
+attribute of the class, `priority = "low"`, says the same. A subclass has what its base declared, unless it declares it
+anew.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def plugin(cls: type[Any] | None = None, /, **said: Any) -> Any:
     Instances compare by identity: pluggy refuses a second plugin that equals one it has. Raises `DefinitionError` for
     a class without a docstring (its first line is what `detkernel plugins` shows), a public field that is not an
     `option`, an option without a type, with a name that no config can set or with a default that it refuses itself, an
-    argument that there is not or that is not what it should be, or a class attribute in the place of one.
+    argument that there is not or that is not what it should be, or one that is given twice.
 
     In Python, too, text will do for an option that is a `Path` or a `Span`.
     """
@@ -212,12 +213,27 @@ def plugin(cls: type[Any] | None = None, /, **said: Any) -> Any:
 
 def _plugin(cls: type[Any], said: Mapping[str, Any]) -> type[Any]:
     made: Any = attrs.define(kw_only=True, eq=False, slots=False, field_transformer=_from_text)(cls)
-    problem = next(_said_slips(made, said), "") or next(_slips(made), "")
+    attributes = _said_by_attributes(cls)
+    twice = next((f".{name}: is said twice, with @plugin({name}=...) too" for name in attributes if name in said), "")
+    said = {**attributes, **said}
+    problem = twice or next(_said_slips(made, said), "") or next(_slips(made), "")
     if problem:
         raise DefinitionError(f"{cls.__name__}{problem}")
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     made.__detkernel_declared__ = attrs.evolve(declared(made), **given)
     found: type[Any] = made
+    return found
+
+
+def _said_by_attributes(cls: type[Any]) -> dict[str, Any]:
+    """What a class says by attributes, and its bases that are not plugins themselves, nearest first."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__[:-1]:
+        if base is not cls and is_plugin(base):
+            break
+        for name in _SAID:
+            if name in vars(base) and not _is_method(vars(base)[name]):
+                found.setdefault(name, vars(base)[name])
     return found
 
 
@@ -260,15 +276,10 @@ def _slips(cls: type[Any]) -> Iterator[str]:
 
 
 def _said_slips(cls: type[Any], said: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the arguments of `@plugin`, and attributes of the class that should be such."""
+    """What is wrong with the arguments of `@plugin`."""
     for name in said:
         if name not in _SAID:
             yield f": @plugin has no argument '{name}'{did_you_mean(name, _SAID)}"
-    for base in cls.__mro__[:-1]:
-        if base is cls or is_plugin(base) or issubclass(base, Part):
-            for name in _SAID:
-                if name in vars(base) and not _is_method(vars(base)[name]):
-                    yield f".{name}: an attribute is not read; write @plugin({name}={vars(base)[name]!r})"
     priority = said.get("priority", "normal")
     if priority not in list(PRIORITIES):
         yield f": priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}"
@@ -311,7 +322,7 @@ def _misspelt(cls: type[Any]) -> Iterator[str]:
     known = [name for name in inherited if not name.startswith("_") and not callable(getattr(cls, name, len))]
     fields = {field.name for field in attrs.fields(cls)}
     for name, value in vars(cls).items():
-        if name.startswith("_") or name in {*known, *fields, *inherited} or _is_method(value):
+        if name.startswith("_") or name in {*known, *fields, *inherited, *_SAID} or _is_method(value):
             continue
         import difflib  # here, since hardly a class has attributes of its own
 
