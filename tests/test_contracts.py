@@ -13,7 +13,7 @@ import pytest
 import torch
 from detkernel import UserError, option, plugin, state
 from detkernel_data.transforms import mixing
-from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Pad, Resize
 from detkernel_detection import Annotations, Dataset, Sample, Target, Transform
 from detkernel_detection.testing import DatasetContract, TinyDataset, TransformContract
 
@@ -258,6 +258,8 @@ def test_a_broken_transform_fails(transform: Transform, test: str, message: str)
         Mosaic(),
         Resize(short=[30, 50, 200], long=300),
         Resize(size=(50, 50)),
+        Resize(long=50, factor=(0.5, 2.0)),
+        Pad(size=(500, 50)),
         Flip(direction="both"),
         Crop(),
         MinIouCrop(),

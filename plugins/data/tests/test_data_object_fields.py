@@ -10,7 +10,7 @@ from detkernel_data.formats.voc import Voc
 from detkernel_data.formats.yolo import Yolo
 from detkernel_data.loading.loader import Loader
 from detkernel_data.transforms.mixing import Mosaic
-from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Pad, Resize
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection import Dataset, Detections, Target, Transform
 from detkernel_detection.testing import tiny_kernel
@@ -107,6 +107,7 @@ def test_a_track_id_and_an_angle_go_through_flip_and_crop_to_detections(coco):
         (Resize(size=(120, 80)), 60.0),  # three times as high: tan 60 = 3 tan 30
         (Color(), 30.0),
         (Expand(probability=1), 30.0),
+        (Pad(size=(900, 900)), 30.0),
         (Crop(share=(1, 1)), 30.0),
         (MinIouCrop(overlaps=[0.9]), 30.0),
         (Normalize(), 30.0),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detkernel import ConfigError, DataError, UserError, plugin
 from detkernel_data.loading.loader import Loader
-from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Pad, Resize
 from detkernel_detection import Sample, Target, Transform
 from detkernel_detection.testing import TinyDataset, tiny_kernel
 from torchvision.ops import box_iou
@@ -241,7 +241,9 @@ def test_a_half_turn_does_not_swap_left_and_right():
 # order, floats, nothing to move
 
 
-@pytest.mark.parametrize("late", [Color(), Expand(), Normalize(), V2(name="ColorJitter"), V2(name="RandomEqualize")])
+@pytest.mark.parametrize(
+    "late", [Color(), Expand(), Pad(size=(9, 9)), Normalize(), V2(name="ColorJitter"), V2(name="RandomEqualize")]
+)
 def test_what_takes_colours_is_refused_behind_what_normalises_them(late):
     loader = Loader(train=TinyDataset(), workers=0, train_transforms=[Flip(), Normalize(), Resize(short=20), late])
     name = late.name if isinstance(late, V2) else type(late).__name__
@@ -251,10 +253,10 @@ def test_what_takes_colours_is_refused_behind_what_normalises_them(late):
         loader.build_loader(tiny_kernel({"data": loader}).state, "train")
 
 
-@pytest.mark.parametrize("transform", [Color(probability=1), Expand(probability=1)])
+@pytest.mark.parametrize("transform", [Color(probability=1), Expand(probability=1), Pad(size=(99, 99))])
 def test_what_takes_bytes_refuses_floats(transform):
     sample = Normalize()(located([]))
-    with pytest.raises(UserError, match=r"(color|expand): expected a uint8 image, got float32; put it before"):
+    with pytest.raises(UserError, match=r"(color|expand|a canvas): expected a uint8 image, got float32; put it before"):
         transform(sample)
 
 
@@ -267,7 +269,9 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("transform", [*ALL, Expand(probability=1), Color(probability=1), Normalize()])
+@pytest.mark.parametrize(
+    "transform", [*ALL, Expand(probability=1), Pad(size=(90, 120)), Color(probability=1), Normalize()]
+)
 @pytest.mark.parametrize("parts", [False, True])
 def test_images_without_objects_pass_through(transform, parts):
     more = (

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detkernel import ConfigError, UserError
 from detkernel_data.transforms import color, geometry
-from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Resize
+from detkernel_data.transforms.standard import V2, Color, Crop, Expand, Flip, MinIouCrop, Normalize, Pad, Resize
 from detkernel_detection import Sample, Target
 from detkernel_detection.testing import TinyDataset, TransformContract
 from torchvision.transforms.v2 import functional as F
@@ -61,6 +61,32 @@ def test_resize_is_torchvisions():
 def test_resize_draws_among_several_sides():
     torch.manual_seed(0)
     assert {Resize(short=[20, 30, 40])(sample()).size for _ in range(30)} == {(20, 30), (30, 45), (40, 60)}
+
+
+def test_resize_draws_a_factor():
+    torch.manual_seed(0)
+    resize = Resize(long=60, factor=(0.5, 2.0))
+    sides = [resize(sample()).size for _ in range(50)]
+    assert 30 <= min(width for _, width in sides) < 40
+    assert 100 < max(width for _, width in sides) <= 120
+    assert all(abs(height - width * 2 / 3) < 1 for height, width in sides)
+    assert resize.output_size((40, 60)) == (80, 120)
+    assert Resize(size=(40, 10), factor=(1.5, 1.5))(sample()).size == (60, 15)
+    with pytest.raises(ValueError, match="factor: expected the smaller number first, got"):
+        Resize(long=60, factor=(2.0, 0.5))
+
+
+def test_pad_makes_an_image_larger_at_the_right_and_the_bottom():
+    found = Pad(size=(64, 50), fill=(1, 2, 3))(sample())
+    assert found.size == (64, 60)
+    assert torch.equal(found.image[:, :40], sample().image)
+    assert found.image[:, 40:].flatten(1).unique(dim=1).tolist() == [[1], [2], [3]]
+    assert torch.equal(found.target.boxes, sample().target.boxes)
+    assert torch.equal(bright(found), found.target.boxes)
+    assert found.scale == (1, 1)
+    assert Pad(size=(64, 50)).output_size((40, 60)) == (64, 60)
+    assert Pad(size=(64, 50)).output_size(None) is None
+    assert Pad(size=(64, 50))(sample()).image[:, -1, -1].tolist() == [114] * 3
 
 
 @pytest.mark.parametrize("options", [{}, {"size": (3, 4), "short": 3}, {"short": []}])

@@ -14,7 +14,8 @@ from detkernel_detection import Dataset, Sample, Transform
 class Resize(Transform):
     """Resize to a short and a long side with the aspect kept, or to a fixed size.
 
-    With several `short` sides one is drawn for each image (multi-scale training).
+    With several `short` sides one is drawn for each image (multi-scale training); with `factor`, how large it becomes
+    relative to these (large-scale jitter).
     """
 
     scales_only: ClassVar[bool] = True
@@ -27,9 +28,14 @@ class Resize(Transform):
     size: tuple[int, int] | None = option(
         default=None, at_least=1, help="[height, width] to resize to, whatever the aspect"
     )
+    factor: tuple[float, float] = option(
+        default=(1.0, 1.0), above=0, help="least and most of what the size is multiplied by, drawn for each image"
+    )
     antialias: bool = option(default=True, help="low-pass before making smaller, as Pillow does")
 
     def __attrs_post_init__(self) -> None:
+        if self.factor[0] > self.factor[1]:
+            raise ValueError(f"factor: expected the smaller number first, got {list(self.factor)}")
         if (self.size is None) == (self.short is None and self.long is None):
             raise ValueError("size: give either `size`, or `short` and `long`")
         if self.short == []:
@@ -41,30 +47,58 @@ class Resize(Transform):
         return geometry.resize(sample, self._target(*sample.size), self.antialias)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        most = self.factor[1]
         if self.size is not None:
-            return self.size
+            return _times(self.size, most)
         if size is None:
-            return None if self.long is None else (self.long, self.long)
-        return self._scaled(*size, max(self.short) if isinstance(self.short, list) else self.short)
+            return None if self.long is None else _times((self.long, self.long), most)
+        return self._scaled(*size, max(self.short) if isinstance(self.short, list) else self.short, most)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
+        import torch
+
+        (low, most), short = self.factor, self.short
+        factor = low + float(torch.rand(())) * (most - low) if low < most else low
         if self.size is not None:
-            return self.size
-        short = self.short
+            return _times(self.size, factor)
         if isinstance(short, list):
-            import torch
-
             short = short[int(torch.randint(len(short), ()))]
-        return self._scaled(height, width, short)
+        return self._scaled(height, width, short, factor)
 
-    def _scaled(self, height: int, width: int, short: int | None) -> tuple[int, int]:
+    def _scaled(self, height: int, width: int, short: int | None, larger: float) -> tuple[int, int]:
         factors = []
         if short is not None:
             factors.append(short / min(height, width))
         if self.long is not None:
             factors.append(self.long / max(height, width))
-        factor = min(factors)
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        return _times((height, width), min(factors) * larger)
+
+
+@plugin
+class Pad(Transform):
+    """Make an image larger at the right and the bottom, up to a size, as YOLOX and RTMDet do.
+
+    Batches are padded in any case, with what a network takes for nothing; this is part of the image.
+    """
+
+    scales_only: ClassVar[bool] = True
+    moves_fields: ClassVar[tuple[str, ...]] = ("any",)
+
+    size: tuple[int, int] = option(at_least=1, help="[height, width] at least")
+    fill: tuple[int, int, int] = option(
+        default=(114, 114, 114), at_least=0, at_most=255, help="colour where no image is"
+    )
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return None if size is None else self._target(size)
+
+    def __call__(self, sample: Sample) -> Sample:
+        from detkernel_data.transforms import geometry
+
+        return geometry.place(sample, 0, 0, self._target(sample.size), self.fill)
+
+    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+        return max(size[0], self.size[0]), max(size[1], self.size[1])
 
 
 @plugin
@@ -275,12 +309,17 @@ _NEEDS_COLOURS = frozenset(
 """Transforms of torchvision that take colours of a known range; they cut normalised ones off."""
 
 
+def _times(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
 def misplaced(transforms: Sequence[Transform]) -> str:
     """What is wrong with their order: a transform of colours behind one that normalises them, or ""."""
     normalised = False
     for number, transform in enumerate(transforms):
         name = transform.name if isinstance(transform, V2) else ""
-        if normalised and (isinstance(transform, (Color, Expand, Normalize)) or name in _NEEDS_COLOURS):
+        if normalised and (isinstance(transform, (Color, Expand, Normalize, Pad)) or name in _NEEDS_COLOURS):
             called = name or type(transform).__name__
             return f"{called} (number {number}) takes colours of 0 to 255; put it before what normalises them"
         normalised = normalised or isinstance(transform, Normalize) or name == "Normalize"
