@@ -88,6 +88,9 @@ class Matches(NamedTuple):
     """bool [B, N]: it has an object."""
     negative: Tensor
     """bool [B, N]: it is background. What is neither plays no part in a loss."""
+    quality: Tensor | None = None
+    """float32 [B, N], 0..1: what the score of a positive prior is to be; 0 elsewhere. None: an assigner that does not
+    know the predictions."""
 
 
 class Assigner(Part, ABC):
@@ -97,6 +100,25 @@ class Assigner(Part, ABC):
     def assign(self, priors: Priors, targets: Targets) -> Matches:
         """Match all images at once. An object where `targets.valid` is false does not exist; a prior where
         `priors.valid` is false is neither positive nor negative."""
+
+
+class Predicted(NamedTuple):
+    """What a network says of each prior, without a gradient."""
+
+    scores: Tensor
+    """float32 [B, N, C], 0..1."""
+    boxes: Tensor
+    """float32 [B, N, 4] xyxy in pixels of the batch's images."""
+    logits: Tensor | None = None
+    """float32 [B, N, C]: whose sigmoids the scores are; None: they are made otherwise."""
+
+
+class DynamicAssigner(Part, ABC):
+    """Decides by what is predicted which priors are to predict which objects."""
+
+    @abstractmethod
+    def assign(self, priors: Priors, targets: Targets, predicted: Predicted) -> Matches:
+        """Match all images at once, with a `quality`. What is not valid is as for an `Assigner`."""
 
 
 class BoxCoder(Part, ABC):

@@ -16,8 +16,8 @@ from detkernel_detection.structures import Batch, Targets
 from detkernel_detection.testing import ModelContract
 from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.assigners.points import FcosAssigner
-from detkernel_detectors.backbones import Resnet
-from detkernel_detectors.heads import Towers
+from detkernel_detectors.backbones import Cspnext, Resnet
+from detkernel_detectors.heads import LevelTowers, Towers
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.dense import DenseDetector, NativeDetector
 from detkernel_detectors.models.faster_rcnn import FasterRcnn, drawn
@@ -25,7 +25,8 @@ from detkernel_detectors.models.fcos import Fcos
 from detkernel_detectors.models.gfl import Gfl
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.retinanet import Retinanet
-from detkernel_detectors.necks import Fpn
+from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.necks import CspPafpn, Fpn
 from detkernel_detectors.priors import Anchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,6 +52,13 @@ FAMILIES: dict[str, tuple[type[NativeDetector], dict[str, Any]]] = {
     "gfl": (Gfl, {"largest": 4}),
     "faster_rcnn": (FasterRcnn, {"sampled": 10**4, "rpn_sampled": 10**4}),  # nothing is left to chance
 }
+CSP: Any = {
+    "backbone": Cspnext(depth=0.33, width=0.125),
+    "neck": CspPafpn(channels=16, blocks=1),
+    "head": LevelTowers(convs=1, channels=16),
+    "max_detections": 100,
+}
+FAMILIES |= {"rtmdet": (Rtmdet, CSP), "rtmdet_linear": (Rtmdet, {**CSP, "distance": "linear"})}
 TWO_STAGES = ("faster_rcnn",)
 """Name -> the family and its options beside `SMALL`."""
 
@@ -114,6 +122,13 @@ class TestGfl(Contract):
     test_overfits_two_images = None
 
 
+class TestRtmdet(ModelContract):
+    lr = 0.01
+
+    def plugin(self) -> Any:
+        return Rtmdet(**CSP)
+
+
 def made(plugin: NativeDetector, classes: int = 3) -> Any:
     torch.manual_seed(0)
     return Network(plugin, [f"class {number}" for number in range(classes)])
@@ -175,9 +190,17 @@ def test_an_image_without_objects_gives_a_gradient(model: Any):
         model.zero_grad()
 
 
+def with_own_statistics(model: Any) -> None:
+    """Batch norm by its running statistics, so that images do not depend on what else is in the batch."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def test_two_processes_have_the_losses_of_one(model: Any, monkeypatch: pytest.MonkeyPatch):
     """Each with one image, and the counts of both averaged: the mean of their losses is that of the batch."""
     batch = batch_of(ONE, TWO)
+    with_own_statistics(model)
     halves = [batch.keep([number]) for number in range(2)]
     whole, seen, sums = losses_of(model, batch), [], []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

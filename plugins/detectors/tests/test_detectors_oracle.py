@@ -15,8 +15,8 @@ from detkernel_detection import Target, batching
 from detkernel_detection.predictions import to_detections
 from detkernel_detection.weights import load_into, read_weights, renamed
 from detkernel_detectors.assigners.points import FcosAssigner
-from detkernel_detectors.backbones import Resnet
-from detkernel_detectors.heads import Towers
+from detkernel_detectors.backbones import Cspnext, Resnet
+from detkernel_detectors.heads import LevelTowers, Towers
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.dense import DenseDetector, NativeDetector
@@ -25,7 +25,8 @@ from detkernel_detectors.models.fcos import Fcos
 from detkernel_detectors.models.gfl import Gfl
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.retinanet import Retinanet
-from detkernel_detectors.necks import Fpn
+from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.necks import CspPafpn, Fpn
 from torch import Tensor
 
 R18: Any = {"depth": 18, "channels": 3, "norm": "eval", "trainable_layers": 3}
@@ -86,12 +87,21 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
         ),
         ("cls", "reg"),
     ),
+    "rtmdet": (
+        Rtmdet(
+            backbone=Cspnext(depth=0.33, width=0.04),
+            neck=CspPafpn(channels=10, blocks=1),
+            head=LevelTowers(channels=10),
+        ),
+        ("cls", "reg"),
+    ),
 }
 """Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
 
 SHOWN: Any = {
     "fcos": {"reg": lambda value, stride: value.exp()},
     "fcos_center": {"reg": lambda value, stride: value.relu() * stride},
+    "rtmdet": {"reg": lambda value, stride: value.exp() * stride},
 }
 """Outputs that MMDetection's head gives as distances in pixels."""
 

@@ -9,9 +9,10 @@ import torch
 from detkernel import ConfigError
 from detkernel_detection import boxes
 from detkernel_detection.nms import suppressed
-from detkernel_detection.parts import Queries
+from detkernel_detection.parts import Predicted, Priors, Queries
 from detkernel_detection.structures import Targets
 from detkernel_detectors.assigners.atss import AtssAssigner
+from detkernel_detectors.assigners.dynamic import DynamicSoftLabel, SimOta
 from detkernel_detectors.assigners.hungarian import FocalCost, GiouCost, HungarianAssigner, L1Cost, SoftmaxCost
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
@@ -190,6 +191,82 @@ def test_fcos_assigner():
         FcosAssigner(ranges=[16.0, 32.0]).assign(priors, targets)
     by_stride = assigned(FcosAssigner(radius=None).assign(priors, targets))[0]  # up to 64 pixels at stride 8
     assert by_stride == wide
+
+
+def predicted(parts: dict[str, Tensor], logits: bool = True) -> Predicted:
+    """The reference's predictions, for two images; in the first with other scores."""
+    given, boxes = parts["assign.pred_logits"], parts["assign.pred_boxes"]
+    both = torch.stack([given.flip(0), given])
+    return Predicted(both.sigmoid(), boxes.expand(2, -1, -1), both if logits else None)
+
+
+DYNAMIC = {"sim_ota": (SimOta(), 0.5), "dynamic_soft_label": (DynamicSoftLabel(), 0.0)}
+
+
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamic_assigners(name: str, logits: bool, parts: dict[str, Tensor]):
+    assigner, offset = DYNAMIC[name]
+    priors = points(maps_of(*SIZES, images=2), [8, 16, 32], whole(2), offset)
+    matches = assigner.assign(priors, targets_of(parts), predicted(parts, logits))
+    empty, found = assigned(matches)
+    assert found == parts[f"assign.{name}.gt_inds"].tolist()
+    assert empty == [0] * len(priors.boxes)
+    torch.testing.assert_close(matches.quality[1, matches.positive[1]], parts[f"assign.{name}.pos_overlaps"])
+    assert not matches.quality[~matches.positive].any()
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamic_assigners_take_no_prior_of_the_padding(name: str, parts: dict[str, Tensor]):
+    """As if they were not there: they are neither taken nor counted."""
+    assigner, offset = DYNAMIC[name]
+    priors = points(maps_of(*SIZES, images=2), [8, 16, 32], torch.tensor([[96.0, 128.0]] * 2), offset)
+    given = predicted(parts)
+    matches = assigner.assign(priors, targets_of(parts), given)
+    which = priors.valid[0]
+    counts = tuple(int(level.sum()) for level in which.split(priors.counts))
+    fewer = Priors(priors.boxes[which], priors.strides[which], priors.valid[:, which], counts)
+    alone = Predicted(*(value[:, which] for value in given if value is not None))
+    expected = assigner.assign(fewer, targets_of(parts), alone)
+    assert expected.positive.any()
+    assert matches.positive[:, which].tolist() == expected.positive.tolist()
+    assert matches.matched[:, which].tolist() == expected.matched.tolist()
+    assert not (matches.positive | matches.negative)[:, ~which].any()
+
+
+def middle(**places: tuple[float, float]) -> tuple[Priors, Targets]:
+    """Points of stride 8, and an object of 64 by 64 pixels with its centre at (0, 0)."""
+    spots = torch.tensor(list(places.values()))
+    count = len(spots)
+    priors = Priors(spots.repeat(1, 2), torch.full((count,), 8.0), torch.ones(1, count, dtype=torch.bool), (count,))
+    boxes = torch.tensor([[[-32.0, -32, 32, 32]]])
+    return priors, Targets(boxes, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+
+
+def taken(assigner: Any, places: dict[str, tuple[float, float]], ious: list[float], scores: list[float]) -> set[str]:
+    """Which points the object takes, with boxes of such IoUs and scores for its class."""
+    priors, targets = middle(**places)
+    height = torch.tensor(ious) * 64 - 32
+    boxes = torch.stack([torch.full_like(height, -32), torch.full_like(height, -32), height * 0 + 32, height], -1)
+    matches = assigner.assign(priors, targets, Predicted(torch.tensor(scores)[None, :, None], boxes[None]))
+    return {name for name, positive in zip(places, matches.positive[0].tolist(), strict=True) if positive}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores"), [(SimOta, [0.9, 0.1, 0.3, 0.1]), (DynamicSoftLabel, [0.3, 0.999, 0.999, 0.1])]
+)
+def test_what_dynamic_assigners_go_by(kind: Any, scores: list[float]):
+    """By SimOTA's cost a higher score is better, by RTMDet's one that is nearer to the IoU."""
+    spots = {"a": (0.0, 1.0), "b": (1.0, 0.0), "c": (0.0, -1.0), "far": (31.0, 0.0)}
+    same, ious = [0.5] * 4, [0.3, 0.3, 0.4, 0.1]
+    assert taken(kind(), spots, [0.8, 0.7, 0.6, 0.5], same) == {"a", "b"}, "the sum is 2.6"
+    assert taken(kind(nearest=1), spots, [0.8, 0.7, 0.6, 0.5], same) == {"a"}
+    assert taken(kind(), spots, [0.3, 0.2, 0.1, 0.9], same) == {"a"}
+    assert taken(kind(radius=20.0), spots, [0.3, 0.2, 0.1, 0.9], same) == {"far"}
+    assert taken(kind(), spots, ious, scores) == {"a"}
+    assert taken(kind(iou_weight=40.0), spots, ious, scores) == {"c"}
+    if kind is SimOta:
+        assert taken(kind(class_weight=0.0), spots, ious, scores) == {"c"}
 
 
 CLASS_LOSSES = {"focal": Focal(), "qfl": QualityFocal()}

@@ -43,3 +43,38 @@ class Resnet(Backbone):
         from detkernel_detectors.backbones import resnet
 
         return resnet.build(self)
+
+
+@plugin
+class CspDarknet(Backbone):
+    """CSPDarknet (Bochkovskiy et al. 2020) as YOLOX has it (Ge et al. 2021): maps at strides 8, 16 and 32."""
+
+    depth: float = option(default=1.0, above=0, help="factor of the blocks of each stage: 0.33 for s and tiny")
+    width: float = option(default=1.0, above=0, help="factor of the channels: 0.5 for s, 0.375 for tiny")
+    norm_eps: float = option(default=1e-3, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.03, above=0, at_most=1, help="share of a batch in its running statistics")
+    weights: str | None = option(default=None, help="a file, ours or MMDetection's; null: random")
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import csp
+
+        return csp.csp_darknet(self)
+
+
+@plugin
+class Cspnext(Backbone):
+    """CSPNeXt (Lyu et al. 2022), the backbone of RTMDet: maps at strides 8, 16 and 32.
+
+    https://arxiv.org/abs/2212.07784: blocks with a depthwise 5x5, and channel attention.
+    """
+
+    depth: float = option(default=1.0, above=0, help="factor of the blocks of each stage: 0.33 for s, 0.167 for tiny")
+    width: float = option(default=1.0, above=0, help="factor of the channels: 0.5 for s, 0.375 for tiny")
+    norm_eps: float = option(default=1e-5, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
+    weights: str | None = option(default=None, help="a file, ours or MMPretrain's of ImageNet; null: random")
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import csp
+
+        return csp.cspnext(self)

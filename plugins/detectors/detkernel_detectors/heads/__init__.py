@@ -31,3 +31,26 @@ class Towers(Head):
         from detkernel_detectors.heads.towers import TwoTowers
 
         return TwoTowers(self, channels, levels, outputs)
+
+
+@plugin
+class LevelTowers(Head):
+    """Two towers for each level, one for classes and one for boxes, with batch norm and SiLU (Ge et al. 2021).
+
+    With `share`, only batch norm and what gives the outputs are a level's own, and the convolutions are the same (Lyu
+    et al. 2022): levels differ in their statistics more than in what is to be found.
+    """
+
+    convs: int = option(default=2, at_least=0, help="convolutions in each tower")
+    channels: int = option(default=256, at_least=1, help="channels of each")
+    share: bool = option(default=True, help="the same convolutions at all levels, as in RTMDet; YOLOX: false")
+    deviation: float | None = option(
+        default=0.01, above=0, help="standard deviation of the first weights; null: uniform, by the number of inputs"
+    )
+    norm_eps: float = option(default=1e-5, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
+
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.level_towers import TwoTowersEach
+
+        return TwoTowersEach(self, channels, levels, outputs)

@@ -115,7 +115,7 @@ class NativeDetector(DetectorPlugin):
         raise NotImplementedError
 
     def class_outputs(self) -> dict[str, ClassOutput]:
-        """Which tensors of the model hold classes."""
+        """Which tensors of the model hold classes, by their names or patterns of them (`head.cls.*`)."""
         raise NotImplementedError
 
     def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
@@ -158,11 +158,9 @@ class DenseDetector(NativeDetector):
         return 1
 
     def class_outputs(self) -> dict[str, ClassOutput]:
-        """Which tensors of the model hold classes."""
         from detkernel_detection.class_mapping import ClassOutput
 
-        output = ClassOutput(before=self.per_place)
-        return {"head.cls.weight": output, "head.cls.bias": output}
+        return {"head.cls.*": ClassOutput(before=self.per_place)}
 
     def logits(self, maps: Maps) -> Tensor:
         """Of the classes, [B, N, C]."""
@@ -212,6 +210,11 @@ class AnchorDetector(DenseDetector):
     def priors(self, maps: Maps, sizes: Tensor | None) -> Priors:
         """The anchors. Those in the padding of an image are not valid."""
         return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
+
+
+def around(priors: Priors) -> Tensor:
+    """[N, 4]: a box of two strides around each point, as one of positive extent."""
+    return priors.boxes + priors.strides[:, None] * priors.boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])
 
 
 def wanted_of(matches: Matches, targets: Targets, others: Tensor, background: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from detkernel_detectors.heads import Towers
 from detkernel_detectors.losses.boxes import Giou
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.losses.sums import averaged, shared_count
-from detkernel_detectors.models.dense import Candidates, DenseDetector, Maps, box_losses, wanted_of
+from detkernel_detectors.models.dense import Candidates, DenseDetector, Maps, around, box_losses, wanted_of
 from detkernel_detectors.necks import Fpn
 from detkernel_detectors.priors import points
 
@@ -76,8 +76,7 @@ class Fcos(DenseDetector):
     def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
         priors, logits = self._points(maps), self.logits(maps)
         matches = self.assigner.assign(priors, targets)
-        around = priors.boxes + priors.strides[:, None] * priors.boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])
-        labels, wanted = wanted_of(matches, targets, around, logits.shape[-1])
+        labels, wanted = wanted_of(matches, targets, around(priors), logits.shape[-1])
         centre = priors.boxes[:, :2]
         central = centreness(distances(centre, wanted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,12 @@ class Network(Detector):
         self.strides = tuple(neck.strides)
         for name, head in family.heads(neck.channels, self.strides, len(self.classes)).items():
             self.add_module(name, head)
-        self.class_outputs = family.class_outputs()
+        names = list(self.state_dict())
+        self.class_outputs = {
+            name: output
+            for pattern, output in family.class_outputs().items()
+            for name in fnmatch.filter(names, pattern)
+        }
         self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
         self.max_detections = family.max_detections
 

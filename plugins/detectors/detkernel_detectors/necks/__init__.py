@@ -32,3 +32,25 @@ class Fpn(Neck):
         if not any(stride >= self.finest for stride in strides):
             raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
         return Pyramid(self, channels, strides)
+
+
+@plugin
+class CspPafpn(Neck):
+    """Path aggregation (Liu et al. 2018) with CSP layers: coarse maps into finer ones, and these back into coarser.
+
+    Maps are joined by concatenation, as in YOLOX and RTMDet.
+    """
+
+    channels: int = option(default=256, at_least=1, help="of each map that it gives")
+    blocks: int = option(default=3, at_least=1, help="blocks of each CSP layer: 1 for tiny and s, 2 for m, 4 for x")
+    block: Literal["cspnext", "darknet"] = option(default="cspnext", help="kind of blocks: RTMDet's or YOLOX's")
+    last_size: Literal[1, 3] = option(
+        default=3, help="height and width of the convolution that gives each map: 1 in YOLOX"
+    )
+    norm_eps: float = option(default=1e-5, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.pafpn import PathAggregation
+
+        return PathAggregation(self, channels, strides)
