@@ -13,14 +13,19 @@ from PIL import Image
 
 from .conftest import Detkernel
 
-MODELS = sorted(
-    point.name for point in entry_points(group="detkernel.plugins") if re.search(r"\.models[.:]", point.value)
-)
-FEW = """
+POINTS = [point for point in entry_points(group="detkernel.plugins") if re.search(r"\.models[.:]", point.value)]
+MODELS = sorted(point.name for point in POINTS)
+FEW = {
+    "detkernel_torchvision": """
   rpn_post_nms_top_n_train: 40
   rpn_post_nms_top_n_test: 8
   box_batch_size_per_image: 16
-"""
+""",
+    "detkernel_detectors": """
+  sampled: 16
+  max_detections: 8
+""",
+}
 """What makes the R-CNNs' heads of masks and keypoints take seconds on a CPU, and is of no matter here."""
 CONFIG = """
 run: {until: 2 iters, validate: every 2 iters, work_dir: work}
@@ -70,12 +75,19 @@ def test_two_iterations_and_a_validation_with_the_defaults(
 ) -> None:
     side = {"ssd": 300, "ssdlite": 320}.get(name, 64)
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
-    (tmp_path / "c.yaml").write_text(config + (FEW if "rcnn" in name and not name.startswith("native") else ""))
+    library = next(point.value.split(".")[0] for point in POINTS if point.name == name)
+    (tmp_path / "c.yaml").write_text(config + (FEW[library] if "rcnn" in name else ""))
     result = detkernel_here("run", "c.yaml")
     assert result.returncode == 0, result.stderr
 
 
 def test_all_models_are_known() -> None:
     theirs = {"faster_rcnn", "fcos", "keypoint_rcnn", "mask_rcnn", "retinanet", "ssd", "ssdlite"}
-    native = {"atss", "gfl", *(f"native_{name}" for name in ("faster_rcnn", "fcos", "retinanet"))}
+    native = {
+        "atss",
+        "cascade_mask_rcnn",
+        "cascade_rcnn",
+        "gfl",
+        *(f"native_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
+    }
     assert theirs | native <= set(MODELS)

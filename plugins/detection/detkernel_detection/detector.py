@@ -36,6 +36,9 @@ class Detector(nn.Module):
     """How many detections an image it gives at most; evaluators compare their limits with it."""
     mask_space: Literal["box", "image"] = "box"
     """What the grids of predicted masks lie over (`Predictions.masks`)."""
+    mask_paste: Literal["expanded", "exact"] = "expanded"
+    """How a grid over a box comes onto the image: enlarged by a pixel and to whole pixels, as torchvision does it; or
+    exactly where the box is, as MMDetection does it."""
     mask_threshold: float = 0.5
     """How likely a pixel must be the object's to count."""
 

@@ -66,6 +66,30 @@ class Head(Part, ABC):
         of [B, its channels, H, W]. Its last convolution of each output is the attribute of that name."""
 
 
+class BoxHead(Part, ABC):
+    """Predicts classes and boxes from what is pooled of a box."""
+
+    pooled: int
+    """Height and width of what is pooled."""
+
+    @abstractmethod
+    def build(self, channels: int, classes: int, boxes: int) -> nn.Module:
+        """Make the module. It maps [R, channels, pooled, pooled] to logits [R, classes] and numbers of a box coder
+        [R, 4 * boxes]. Its last layers are the attributes `cls` and `reg`, with an output a row of their weights."""
+
+
+class MaskHead(Part, ABC):
+    """Predicts masks from what is pooled of a box."""
+
+    pooled: int
+    """Height and width of what is pooled."""
+
+    @abstractmethod
+    def build(self, channels: int, classes: int) -> nn.Module:
+        """Make the module. It maps [R, channels, pooled, pooled] to logits [R, classes, side, side], and has `side` as
+        an attribute. Its last layer is the attribute `logits`, with a class a row of its weight."""
+
+
 class Priors(NamedTuple):
     """What boxes are predicted from: anchors, or points as boxes without extent."""
 

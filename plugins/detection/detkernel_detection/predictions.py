@@ -57,7 +57,8 @@ def _detections(found: Predictions, batch: Batch, number: int, count: int, model
     if found.masks is not None:
         grid = found.masks[number, :count].float()
         if model.mask_space == "box":
-            pasted = paste_masks(grid, boxes, (height, width))
+            paste = paste_masks if model.mask_paste == "expanded" else paste_masks_exactly
+            pasted = paste(grid, boxes, (height, width))
         else:
             pasted = resize_masks(grid, batch.sizes[number], (height, width))
         masks = (pasted >= model.mask_threshold).to(torch.uint8)
@@ -81,6 +82,23 @@ def paste_masks(grid: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
     pasted: Tensor = paste_masks_in_image(grid[:, None], boxes, size)
     return pasted[:, 0]
+
+
+def paste_masks_exactly(grid: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, h, w] over the boxes [N, 4] -> [N, height, width] over the image: at the centre of each pixel what lies there
+    between the centres of the grid's cells, and nothing beyond (as MMDetection pastes them)."""
+    height, width = size
+    rows = _shares(grid.shape[1], boxes[:, 1], boxes[:, 3], height)
+    columns = _shares(grid.shape[2], boxes[:, 0], boxes[:, 2], width)
+    return rows @ grid @ columns.transpose(1, 2)
+
+
+def _shares(cells: int, low: Tensor, high: Tensor, pixels: int) -> Tensor:
+    """[N, pixels, cells]: how much of each cell between `low` and `high` [N] is in each pixel, along one axis."""
+    centres = torch.arange(pixels, device=low.device) + 0.5
+    extent = (high - low).clamp(min=1e-6)[:, None]
+    places = (centres - low[:, None]) / extent * cells - 0.5
+    return (1 - (places[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
 
 
 def resize_masks(grid: Tensor, size: Sequence[int], original: tuple[int, int]) -> Tensor:

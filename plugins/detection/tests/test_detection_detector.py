@@ -13,7 +13,7 @@ from detkernel_detection.batching import make_batch
 from detkernel_detection.detector import Detector
 from detkernel_detection.model_plugin import DetectorPlugin
 from detkernel_detection.normalize import Normalize
-from detkernel_detection.predictions import Predictions, to_detections
+from detkernel_detection.predictions import Predictions, paste_masks_exactly, to_detections
 from detkernel_detection.structures import Targets
 from detkernel_detection.testing import ModelContract, TinyData, TinyDataset, tiny_kernel, tiny_run
 from torch import Tensor, nn
@@ -140,6 +140,34 @@ def test_masks_over_the_whole_batch_come_back_to_the_file():
     assert one.masks.shape == (1, 8, 16)
     assert one.masks[0, :, :8].all()
     assert not one.masks[0, :, 8:].any()
+
+
+def test_masks_are_pasted_exactly_where_their_boxes_are():
+    """As `grid_sample` reads the grid at the centre of each pixel, of boxes that reach over the image's sides too."""
+    torch.manual_seed(0)
+    grid, size = torch.rand(4, 5, 7), (30, 40)
+    boxes = torch.tensor([[3.2, 4.1, 25.7, 20.3], [-6, -3, 12, 50], [8, 8, 9, 9], [7.0, 7, 7, 7]])
+    y, x = torch.meshgrid(torch.arange(30) + 0.5, torch.arange(40) + 0.5, indexing="ij")
+    found = paste_masks_exactly(grid, boxes, size)
+    for number, (left, top, right, bottom) in enumerate(boxes[:3].tolist()):
+        places = torch.stack([(x - left) / (right - left), (y - top) / (bottom - top)], -1) * 2 - 1
+        expected = functional.grid_sample(grid[number, None, None], places[None], align_corners=False)
+        torch.testing.assert_close(found[number], expected[0, 0], rtol=1e-5, atol=1e-5)
+    assert not found[3].any(), "a box without extent has no pixel"
+    assert paste_masks_exactly(grid[:0], boxes[:0], size).shape == (0, 30, 40)
+
+
+@pytest.mark.parametrize(("paste", "pixels"), [("exact", 64), ("expanded", 100)])
+def test_masks_are_pasted_as_the_model_says(paste, pixels):
+    """A full mask of a box of 8 pixels, of which 10 are likely enough in torchvision's way."""
+    model = Detector(("a",))
+    model.mask_paste, model.mask_threshold = paste, 0.3
+    found = Predictions(
+        torch.tensor([[[4.0, 4, 12, 12]]]), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64),
+        torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, 28, 28),
+    )  # fmt: skip
+    (one,) = to_detections(found, make_batch(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), model)
+    assert one.masks.sum().item() == pixels
 
 
 def test_data_of_the_contract_is_found(tmp_path):

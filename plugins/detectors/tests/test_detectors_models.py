@@ -17,13 +17,16 @@ from detkernel_detection.testing import ModelContract
 from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import Cspnext, Resnet
-from detkernel_detectors.heads import LevelTowers, Towers
+from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, Towers
 from detkernel_detectors.models.atss import Atss
+from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
 from detkernel_detectors.models.dense import DenseDetector, NativeDetector
-from detkernel_detectors.models.faster_rcnn import FasterRcnn, drawn
+from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.fcos import Fcos
 from detkernel_detectors.models.gfl import Gfl
+from detkernel_detectors.models.mask_rcnn import MaskRcnn
 from detkernel_detectors.models.network import Network
+from detkernel_detectors.models.rcnn import drawn
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.necks import CspPafpn, Fpn
@@ -39,10 +42,13 @@ SMALL: Any = {
 RCNN: Any = {
     "backbone": SMALL["backbone"],
     "neck": Fpn(channels=16, finest=4, extra=1, extra_from="pool"),
-    "fc_channels": 32,
+    "box_head": FcBoxHead(channels=32),
     "proposals_train": 40,
     "proposals": 40,
 }
+EVERY: Any = {"sampled": 10**4, "rpn_sampled": 10**4}
+"""Nothing is left to chance."""
+MASKS: Any = {"mask_head": FcnMaskHead(convs=1, channels=8, pooled=4)}
 LEVELS: Any = {"assigner": FcosAssigner(ranges=[16.0])}
 FAMILIES: dict[str, tuple[type[NativeDetector], dict[str, Any]]] = {
     "retinanet": (Retinanet, {}),
@@ -50,7 +56,10 @@ FAMILIES: dict[str, tuple[type[NativeDetector], dict[str, Any]]] = {
     "fcos_pixels": (Fcos, {**LEVELS, "distance": "pixels", "centreness_branch": "cls"}),
     "atss": (Atss, {}),
     "gfl": (Gfl, {"largest": 4}),
-    "faster_rcnn": (FasterRcnn, {"sampled": 10**4, "rpn_sampled": 10**4}),  # nothing is left to chance
+    "faster_rcnn": (FasterRcnn, EVERY),
+    "mask_rcnn": (MaskRcnn, {**EVERY, **MASKS}),
+    "cascade_rcnn": (CascadeRcnn, EVERY),
+    "cascade_mask_rcnn": (CascadeMaskRcnn, {**EVERY, **MASKS}),
 }
 CSP: Any = {
     "backbone": Cspnext(depth=0.33, width=0.125),
@@ -59,7 +68,7 @@ CSP: Any = {
     "max_detections": 100,
 }
 FAMILIES |= {"rtmdet": (Rtmdet, CSP), "rtmdet_linear": (Rtmdet, {**CSP, "distance": "linear"})}
-TWO_STAGES = ("faster_rcnn",)
+TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
 """Name -> the family and its options beside `SMALL`."""
 
 
@@ -106,6 +115,40 @@ class TestFcos(Contract):
 class TestFasterRcnn(ModelContract):
     def plugin(self) -> Any:
         return FasterRcnn(**RCNN, anchors=Anchors(scales=[2.0], ratios=[1.0]))
+
+
+def boxed(family: type[Any]) -> type[Any]:
+    """A family with masks, which learns the masks that fill the boxes where the data has none."""
+
+    @plugin(needs=())
+    class Boxed(family):
+        """With boxes for masks."""
+
+        def losses(self, maps: Any, targets: Targets, sizes: Any, heads: Any) -> Any:
+            height, width = maps.size
+            y, x = torch.arange(height)[:, None], torch.arange(width)
+            left, top, right, bottom = targets.boxes[..., None, None].unbind(2)
+            masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+            return super().losses(maps, targets._replace(masks=masks.to(torch.uint8)), sizes, heads)
+
+    return Boxed
+
+
+class TestMaskRcnn(ModelContract):
+    family: Any = boxed(MaskRcnn)
+
+    def plugin(self) -> Any:
+        small = {**RCNN, **MASKS, "sampled": 64, "max_detections": 20}
+        return self.family(**small, anchors=Anchors(scales=[2.0], ratios=[1.0]))
+
+
+class TestCascadeRcnn(ModelContract):
+    def plugin(self) -> Any:
+        return CascadeRcnn(**RCNN, anchors=Anchors(scales=[2.0], ratios=[1.0]), rpn_border=None)
+
+
+class TestCascadeMaskRcnn(TestMaskRcnn):
+    family = boxed(CascadeMaskRcnn)
 
 
 class TestAtss(Contract):
@@ -157,8 +200,20 @@ def batch_of(*objects: list[list[float]], side: int = 64) -> Batch:
     sizes = [(side, side)] * (len(objects) - 1) + [(side - 14, side - 4)]
     images[-1, :, side - 14 :] = 0
     images[-1, :, :, side - 4 :] = 0
-    targets = [Target(torch.tensor(boxes).view(-1, 4), torch.arange(len(boxes)) % 3) for boxes in objects]
+    targets = [
+        Target(torch.tensor(boxes).view(-1, 4), torch.arange(len(boxes)) % 3, disks(boxes, side)) for boxes in objects
+    ]
     return batching.make_batch(images, targets, sizes=sizes)
+
+
+def disks(boxes: list[list[float]], side: int) -> torch.Tensor:
+    """The ellipses in boxes."""
+    places = torch.arange(side) + 0.5
+    masks = torch.zeros(len(boxes), side, side, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        x, y = ((places - (low + high) / 2) / (high - low) * 2 for low, high in ((left, right), (top, bottom)))
+        mask[x[None].square() + y[:, None].square() < 1] = 1
+    return masks
 
 
 ONE, TWO = [[4.0, 6, 40, 30]], [[10.0, 10, 60, 50], [1.0, 2, 17, 22]]
@@ -172,9 +227,8 @@ def losses_of(model: Any, batch: Batch, targets: Targets | None = None) -> dict[
 
 def test_what_is_in_the_padding_of_the_targets_is_of_no_matter(model: Any):
     batch = batch_of(ONE, TWO)
-    boxes, labels, valid = (torch.cat([value, value.flip(0)], 1) for value in batch.targets[:3])
-    valid[:, 8:] = False
-    padded = Targets(boxes, labels, valid)
+    padded = batch.targets.map(lambda values: torch.cat([values, values.flip(0)], 1))
+    padded.valid[:, batch.targets.valid.shape[1] :] = False
     assert losses_of(model, batch, padded) == pytest.approx(losses_of(model, batch), rel=1e-6)
 
 
@@ -186,7 +240,8 @@ def test_an_image_without_objects_gives_a_gradient(model: Any):
         total.backward()
         assert total.isfinite()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-        assert losses["loss_bbox"].item() == 0 or objects[1]
+        learned = [loss.item() for name, loss in losses.items() if "bbox" in name or "mask" in name]
+        assert not any(learned) or objects[1]
         model.zero_grad()
 
 
@@ -244,10 +299,11 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_two_stages_ask_for_the_nms_of_each_image_alone():
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_two_stages_ask_for_the_nms_of_each_image_alone(name: str):
     batch = batch_of(ONE, TWO)
     with Asked() as asked:
-        losses = of_family("faster_rcnn")(batch.images, batch.targets, batch.image_sizes)
+        losses = of_family(name)(batch.images, batch.targets, batch.image_sizes)
         sum(losses.values()).backward()
     assert asked.found == ["torchvision::nms"] * 2
 

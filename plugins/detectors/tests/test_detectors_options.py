@@ -14,17 +14,22 @@ import torchvision
 from detkernel import ConfigError
 from detkernel_detection import Target, batching
 from detkernel_detection.parts import Output
+from detkernel_detection.weights import renamed
+from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.backbones.norms import EvalBatchNorm2d
 from detkernel_detectors.coders.delta import DeltaCoder
-from detkernel_detectors.heads import Towers
-from detkernel_detectors.losses.boxes import SmoothL1
+from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, Towers
+from detkernel_detectors.losses.boxes import L1, SmoothL1
 from detkernel_detectors.losses.classes import Focal
-from detkernel_detectors.models.dense import Candidates, DenseDetector
+from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
+from detkernel_detectors.models.dense import Candidates, DenseDetector, Maps
+from detkernel_detectors.models.mask_rcnn import MaskRcnn
 from detkernel_detectors.models.network import Network
+from detkernel_detectors.models.rcnn import within
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.necks import Fpn
-from detkernel_detectors.priors import Anchors
+from detkernel_detectors.priors import Anchors, anchors
 from torch import Tensor, nn
 
 SMALL: Any = {
@@ -312,3 +317,234 @@ def test_the_norm_of_a_resnet_is_the_one_asked_for(norm: Any, kind: type, traine
     model(torch.randn(2, 3, 64, 64))
     moved = any(not torch.equal(value, before[name]) for name, value in model.named_buffers())
     assert moved == (kind is nn.BatchNorm2d)
+
+
+# what is proposed and found in two stages
+
+
+RCNN: Any = {
+    "backbone": SMALL["backbone"],
+    "neck": Fpn(channels=16, finest=4, extra=1, extra_from="pool"),
+    "anchors": Anchors(scales=[4.0]),
+    "box_head": FcBoxHead(channels=16, pooled=4),
+    "mask_head": FcnMaskHead(convs=1, channels=8, pooled=4),
+    "max_detections": 20,
+}
+LOOSE = MaxIouAssigner(positive=0.2, negative=0.1, best=None)
+LEARNED: dict[str, tuple[Any, set[str]]] = {
+    "anchors": (Anchors(scales=[3.0]), {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls"}),
+    "rpn_assigner": (LOOSE, {"loss_rpn_cls", "loss_rpn_bbox"}),
+    "rpn_border": (0, {"loss_rpn_cls"}),
+    "rpn_sampled": (8, {"loss_rpn_cls", "loss_rpn_bbox"}),
+    "rpn_positive": (0.01, {"loss_rpn_bbox"}),
+    "rpn_box_coder": (DeltaCoder(stds=(0.5, 0.5, 0.5, 0.5)), {"loss_rpn_bbox"}),
+    "rpn_box_loss": (SmoothL1(), {"loss_rpn_bbox"}),
+    "rpn_nms_thresh": (0.2, {"loss_cls"}),
+    "candidates_train": (3, {"loss_cls"}),
+    "proposals_train": (3, {"loss_cls"}),
+    "assigner": (LOOSE, {"loss_cls", "loss_bbox", "loss_mask"}),
+    "sampled": (8, {"loss_cls", "loss_bbox"}),
+    "positive": (0.01, {"loss_bbox", "loss_mask"}),
+    "box_coder": (DeltaCoder(), {"loss_bbox"}),
+    "box_loss": (SmoothL1(), {"loss_bbox"}),
+    "sampling_ratio": (1, {"loss_cls", "loss_bbox", "loss_mask"}),
+}
+"""Option -> another value, and the losses that it changes."""
+
+
+def of_masks(**options: Any) -> Any:
+    torch.manual_seed(0)
+    model: Any = Network(MaskRcnn(**{**RCNN, **options}), ["a", "b"])
+    for layer in (model.head.cls, model.head.reg, model.box_head.cls, model.box_head.reg):
+        nn.init.normal_(layer.weight, std=0.3)
+    return model
+
+
+def images_with_masks() -> Any:
+    noise = torch.randint(0, 255, (1, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[10.0, 12, 50, 40], [40, 50, 90, 90]])
+    masks = torch.zeros(2, 96, 96, dtype=torch.uint8)
+    masks[0, 12:30, 10:50] = masks[1, 50:90, 60:90] = 1
+    return batching.make_batch(noise, [Target(boxes, torch.tensor([0, 1]), masks)], sizes=[(96, 96)])
+
+
+def learned(**options: Any) -> dict[str, float]:
+    model, batch = of_masks(**options).train(), images_with_masks()
+    torch.manual_seed(0)
+    return {name: loss.item() for name, loss in model(batch.images, batch.targets, batch.image_sizes).items()}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_an_option_of_the_r_cnns_changes_in_training(name: str):
+    value, expected = LEARNED[name]
+    usual, other = learned(), learned(**{name: value})
+    changed = {loss for loss in usual if usual[loss] != other[loss]}
+    assert expected <= changed
+
+
+def found_in(**options: Any) -> Any:
+    model, batch = of_masks(**options).eval(), images_with_masks()
+    with torch.no_grad():
+        return model(batch.images, None, batch.image_sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("candidates", 1), ("proposals", 2), ("rpn_nms_thresh", 0.05), ("score_thresh", 0.5), ("nms_thresh", 0.0)],
+)
+def test_what_an_option_of_the_r_cnns_changes_in_validation(name: str, value: Any):
+    usual, other = found_in(max_detections=1000), found_in(max_detections=1000, **{name: value})
+    assert other.valid.sum() < usual.valid.sum()
+    if name == "score_thresh":
+        assert other.scores[other.valid].min() > 0.5
+
+
+def test_masks_are_of_the_class_that_is_detected():
+    model, batch = of_masks().eval(), images_with_masks()
+    nn.init.zeros_(model.box_head.cls.weight)  # either class at a third
+    nn.init.zeros_(model.mask_head.logits.weight)
+    with torch.no_grad():
+        model.mask_head.logits.bias.copy_(torch.tensor([4.0, -4.0]))
+        found = model(batch.images, None, batch.image_sizes)
+    labels, masks = found.labels[found.valid], found.masks[found.valid]
+    assert masks.shape[1:] == (8, 8)
+    assert set(labels.tolist()) == {0, 1}
+    assert masks[labels == 0].min() > 0.9
+    assert masks[labels == 1].max() < 0.1
+
+
+@pytest.mark.parametrize(("name", "value"), [("mask_paste", "expanded"), ("mask_threshold", 0.25)])
+def test_a_model_pastes_its_masks_as_asked_for(name: str, value: Any):
+    assert getattr(of_masks(), name) != value
+    assert getattr(of_masks(**{name: value}), name) == value
+
+
+def test_only_as_many_boxes_as_can_be_positive_go_through_the_mask_head():
+    model, batch, seen = of_masks(sampled=16, positive=0.25).train(), images_with_masks(), []
+    model.mask_head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    model(batch.images, batch.targets, batch.image_sizes)
+    assert seen == [4]
+
+
+def test_an_anchor_may_reach_over_a_side_by_as_much_as_asked_for():
+    """Of anchors of 32 pixels around (0, 0) and (32, 32), in an image of 64: the first reaches over by 16."""
+    maps = Maps([torch.zeros(1, 1, 2, 2)], {}, (32,), (64, 64))
+    priors = anchors(Anchors(scales=[1.0], ratios=[1.0]), maps.features, maps.strides, torch.tensor([[64.0, 64]]))
+    assert [within(priors, border, maps, None).valid.sum().item() for border in (16, 15)] == [4, 1]
+    smaller = torch.tensor([[64, 40]])
+    assert [within(priors, border, maps, smaller).valid.sum().item() for border in (16, 7, 8)] == [4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"fcs.0": (16, 6 * 16), "fcs.1": (16, 16), "cls": (4, 16), "reg": (12, 16)}),
+        (
+            {"convs": 1, "conv_channels": 8, "norm": "group", "fcs": 1},
+            {
+                "convs.0.conv": (8, 6, 3, 3),
+                "convs.0.norm": (8,),
+                "fcs.0": (16, 8 * 16),
+                "cls": (4, 16),
+                "reg": (12, 16),
+            },
+        ),
+        ({"fcs": 0, "pooled": 2}, {"cls": (4, 6 * 4), "reg": (12, 6 * 4)}),
+    ],
+)
+def test_a_box_head_is_made_as_asked_for(options: Any, names: dict[str, tuple[int, ...]]):
+    given = FcBoxHead(**{"channels": 16, "pooled": 4, **options})
+    head = given.build(6, 4, 3)
+    weights = {name.removesuffix(".weight"): tuple(one.shape) for name, one in head.named_parameters()}
+    assert {name: shape for name, shape in weights.items() if not name.endswith(".bias")} == names
+    logits, deltas = head(torch.randn(5, 6, given.pooled, given.pooled))
+    assert (logits.shape, deltas.shape) == ((5, 4), (5, 12))
+
+
+@pytest.mark.parametrize(("convs", "norm"), [(0, None), (2, None), (2, "batch")])
+def test_a_mask_head_is_made_as_asked_for(convs: int, norm: Any):
+    head: Any = FcnMaskHead(convs=convs, channels=8, norm=norm, pooled=5).build(6, 3)
+    assert head(torch.randn(4, 6, 5, 5)).shape == (4, 3, 10, 10)
+    assert len(head.convs) == convs
+    assert all(isinstance(layer.norm, nn.BatchNorm2d) == (norm == "batch") for layer in head.convs)
+    assert all((layer.conv.bias is None) == (norm == "batch") for layer in head.convs)
+
+
+# what is refined from stage to stage
+
+
+def cascade(**options: Any) -> Any:
+    torch.manual_seed(0)
+    given = {name: value for name, value in RCNN.items() if name != "mask_head"}
+    return Network(CascadeRcnn(**{**given, "sampled": 10**4, **options}), ["a", "b"])
+
+
+def cascaded(**options: Any) -> dict[str, float]:
+    model, batch = cascade(**options).train(), images_with_masks()
+    torch.manual_seed(0)
+    return {name: loss.item() for name, loss in model(batch.images, batch.targets, batch.image_sizes).items()}
+
+
+def test_the_losses_of_each_stage_have_its_factor():
+    usual, other = cascaded(), cascaded(stage_weights=[3.0, 0.5, 0.0])
+    for name in ("loss_cls", "loss_bbox"):
+        assert other[f"s0.{name}"] == pytest.approx(3 * usual[f"s0.{name}"])
+        assert other[f"s1.{name}"] == pytest.approx(usual[f"s1.{name}"])
+        assert other[f"s2.{name}"] == 0
+    assert other["s2.acc"] == usual["s2.acc"]
+
+
+def test_each_stage_has_its_own_assigner_and_coder():
+    usual = cascaded()
+    assigners = [MaxIouAssigner(positive=iou, negative=iou, best=None) for iou in (0.5, 0.2, 0.7)]
+    other = cascaded(assigners=assigners)
+    assert other["s0.loss_bbox"] == usual["s0.loss_bbox"]
+    assert other["s1.loss_bbox"] != usual["s1.loss_bbox"]
+    stds = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1.0, 1.0, 1.0, 1.0)]
+    other = cascaded(box_coders=[DeltaCoder(stds=each) for each in stds])
+    assert other["s1.loss_bbox"] == usual["s1.loss_bbox"]
+    assert other["s2.loss_bbox"] != usual["s2.loss_bbox"]
+    assert cascaded(box_loss=L1())["s0.loss_bbox"] != usual["s0.loss_bbox"]
+    with pytest.raises(ConfigError, match="assigners: expected one for each of the 2 stages, got 3"):
+        cascade(stage_weights=[1.0, 0.5])
+
+
+def test_each_stage_is_given_the_boxes_of_the_one_before_without_the_objects():
+    """Coders that move every box by 2 pixels to the right: the third stage sees them 4 pixels further."""
+    model, batch, seen = cascade(rpn_border=None).eval(), images_with_masks(), []
+    pool = model.family.pool
+    for head in model.box_heads:
+        nn.init.zeros_(head.reg.weight)
+    object.__setattr__(model.family, "pool", lambda maps, boxes, side: (seen.append(boxes), pool(maps, boxes, side))[1])
+    with torch.no_grad():
+        model(batch.images, None, batch.image_sizes)
+        assert torch.allclose(seen[0], seen[2], atol=1e-3)
+        seen.clear()
+        model.box_heads[0].reg.bias.copy_(torch.tensor([1.0, 0, 0, 0]))
+        model(batch.images, None, batch.image_sizes)
+    width = seen[0][..., 2] - seen[0][..., 0]
+    moved = (seen[0][..., 0] + 0.1 * width).clamp(max=96)
+    torch.testing.assert_close(seen[1][..., 0], moved, rtol=1e-4, atol=1e-3)
+    model.train()
+    seen.clear()
+    losses = model(batch.images, batch.targets, batch.image_sizes)
+    assert losses["s1.loss_cls"].isfinite()
+    given = [(boxes[0, :, None] == batch.targets.boxes[0, :2]).all(-1).sum(0).tolist() for boxes in seen]
+    assert given == [[1, 1]] * 3, "the objects are among the boxes of each stage once"
+
+
+def test_the_names_of_mmdetections_cascade_mask_r_cnn_are_read():
+    torch.manual_seed(0)
+    model = Network(CascadeMaskRcnn(**RCNN), ["a", "b"])
+    theirs = {
+        "roi_head.bbox_head.2.fc_reg.bias": "box_heads.2.reg.bias",
+        "roi_head.bbox_head.0.shared_fcs.1.weight": "box_heads.0.fcs.1.weight",
+        "roi_head.mask_head.1.convs.0.conv.weight": "mask_heads.1.convs.0.conv.weight",
+        "roi_head.mask_head.1.upsample.bias": "mask_heads.1.upsample.bias",
+        "roi_head.mask_head.2.conv_logits.weight": "mask_heads.2.logits.weight",
+        "rpn_head.rpn_cls.weight": "head.cls.weight",
+    }
+    assert set(theirs.values()) <= model.state_dict().keys()
+    assert list(renamed(dict.fromkeys(theirs), model.key_maps["MMDetection"])) == list(theirs.values())
+    assert model.class_outputs.keys() >= {"mask_heads.2.logits.bias", "box_heads.1.cls.weight"}
+    assert not any("reg" in name for name in model.class_outputs), "a box is one for all classes"

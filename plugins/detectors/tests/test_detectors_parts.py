@@ -18,7 +18,7 @@ from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances
-from detkernel_detectors.heads.rcnn import BoxHead, levels_of
+from detkernel_detectors.heads.rcnn import levels_of, pooled_of
 from detkernel_detectors.losses.boxes import L1, Ciou, Diou, Giou, Iou, SmoothL1
 from detkernel_detectors.losses.classes import Focal, QualityFocal
 from detkernel_detectors.losses.distribution import distribution_focal, expected
@@ -333,10 +333,9 @@ def test_levels_and_pooling_of_boxes(parts: dict[str, Tensor]):
     sides = parts["roi.level_sides"]
     square = torch.stack([torch.zeros(12), torch.zeros(12), sides, sides], 1)
     assert levels_of(square, 4).tolist() == parts["roi.levels"].tolist()
-    head = BoxHead(3, 3, 0, 8, 2, [16, 32])
     rois = parts["roi.rois"]
     of_images = torch.stack([rois[rois[:, 0] == number, 1:] for number in range(2)])
-    found = head.features([parts["roi.feat.0"], parts["roi.feat.1"]], of_images)
+    found = pooled_of([parts["roi.feat.0"], parts["roi.feat.1"]], [16, 32], of_images, 3, 0, True)
     expected = torch.cat([parts["roi.align"][rois[:, 0] == number] for number in range(2)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

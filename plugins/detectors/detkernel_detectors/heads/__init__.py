@@ -1,4 +1,4 @@
-"""Heads: from the maps of a pyramid to maps of predictions."""
+"""Heads: from the maps of a pyramid, or from what is pooled of them, to predictions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from detkernel import option, plugin
-from detkernel_detection import Head
+from detkernel_detection import BoxHead, Head, MaskHead
 from detkernel_detection.parts import Output
 
 if TYPE_CHECKING:
@@ -54,3 +54,35 @@ class LevelTowers(Head):
         from detkernel_detectors.heads.level_towers import TwoTowersEach
 
         return TwoTowersEach(self, channels, levels, outputs)
+
+
+@plugin
+class FcBoxHead(BoxHead):
+    """Two fully connected layers (Girshick 2015), which 3x3 convolutions may precede."""
+
+    convs: int = option(default=0, at_least=0, help="convolutions before the layers")
+    conv_channels: int = option(default=256, at_least=1, help="channels of each")
+    norm: Literal["batch", "group"] | None = option(default=None, help="normalisation after each; null: none")
+    fcs: int = option(default=2, at_least=0, help="fully connected layers")
+    channels: int = option(default=1024, at_least=1, help="outputs of each")
+    pooled: int = option(default=7, at_least=1, help="height and width of what is pooled of a box")
+
+    def build(self, channels: int, classes: int, boxes: int) -> nn.Module:
+        from detkernel_detectors.heads.rcnn import FullyConnected
+
+        return FullyConnected(self, channels, classes, boxes)
+
+
+@plugin
+class FcnMaskHead(MaskHead):
+    """3x3 convolutions, and a transposed one that doubles height and width (He et al. 2017)."""
+
+    convs: int = option(default=4, at_least=0, help="3x3 convolutions")
+    channels: int = option(default=256, at_least=1, help="channels of each")
+    norm: Literal["batch", "group"] | None = option(default=None, help="normalisation after each; null: none")
+    pooled: int = option(default=14, at_least=1, help="height and width of what is pooled of a box; masks have twice")
+
+    def build(self, channels: int, classes: int) -> nn.Module:
+        from detkernel_detectors.heads.rcnn import FullyConvolutional
+
+        return FullyConvolutional(self, channels, classes)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from detkernel_detectors.backbones.norms import norm
+
+if TYPE_CHECKING:
+    from detkernel_detectors.heads import FcBoxHead, FcnMaskHead
+
 FINEST = 56
-"""Pixels: the side from which a proposal is pooled of the second level."""
+"""Pixels: the side from which a box is pooled of the second level."""
+ELSEWHERE = -1e4
+"""Where boxes of other levels are pooled: so far outside that everything is 0."""
 
 
 class RpnHead(nn.Module):
-    """A convolution, and of it an objectness and four numbers for every anchor."""
+    """Convolutions, and of them an objectness and four numbers for every anchor."""
 
     def __init__(self, channels: int, anchors: int) -> None:
         super().__init__()
@@ -29,17 +38,40 @@ class RpnHead(nn.Module):
         return {"cls": [self.cls(one) for one in features], "reg": [self.reg(one) for one in features]}
 
 
-class BoxHead(nn.Module):
-    """What is pooled of a box goes through two layers, and gives logits and a box for every class."""
+class Layer(nn.Module):
+    """A 3x3 convolution, its normalisation if any, and a ReLU."""
 
-    def __init__(
-        self, channels: int, pooled: int, sampling: int, width: int, classes: int, strides: Sequence[int]
-    ) -> None:
+    def __init__(self, inside: int, channels: int, kind: str | None) -> None:
         super().__init__()
-        self.pooled, self.sampling, self.classes, self.strides = pooled, sampling, classes, tuple(strides)
-        self.fcs = nn.ModuleList([nn.Linear(channels * pooled**2, width), nn.Linear(width, width)])
-        self.cls = nn.Linear(width, classes + 1)
-        self.reg = nn.Linear(width, 4 * classes)
+        self.conv = nn.Conv2d(inside, channels, 3, padding=1, bias=kind is None)
+        self.norm = nn.Identity() if kind is None else norm(kind, channels)
+        _begin(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.norm(self.conv(x)), inplace=True)
+
+
+def _layers(count: int, inside: int, channels: int, kind: str | None) -> nn.Sequential:
+    return nn.Sequential(*(Layer(channels if number else inside, channels, kind) for number in range(count)))
+
+
+def _begin(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class FullyConnected(nn.Module):
+    """What is pooled of a box goes through some layers, and gives logits and boxes."""
+
+    def __init__(self, options: FcBoxHead, channels: int, classes: int, boxes: int) -> None:
+        super().__init__()
+        self.convs = _layers(options.convs, channels, options.conv_channels, options.norm)
+        width = (options.conv_channels if options.convs else channels) * options.pooled**2
+        widths = [width, *([options.channels] * options.fcs)]
+        self.fcs = nn.ModuleList([nn.Linear(one, other) for one, other in pairwise(widths)])
+        self.cls = nn.Linear(widths[-1], classes)
+        self.reg = nn.Linear(widths[-1], 4 * boxes)
         for layer in self.fcs:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
         nn.init.normal_(self.cls.weight, std=0.01)
@@ -47,31 +79,51 @@ class BoxHead(nn.Module):
         for layer in (*self.fcs, self.cls, self.reg):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes [B, S, 4] -> logits [B, S, C + 1], the last for background, and the coder's numbers [B, S, C, 4]."""
-        x = self.features(maps, boxes).flatten(1)
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.convs(pooled).flatten(1)
         for layer in self.fcs:
             x = layer(x).relu()
-        shape = boxes.shape[:2]
-        return self.cls(x).float().view(*shape, -1), self.reg(x).float().view(*shape, self.classes, 4)
+        return self.cls(x), self.reg(x)
 
-    def features(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """[B * S, channels, pooled, pooled], each box of the level that its size asks for.
 
-        Every level pools all boxes, those of other levels as boxes without extent, which cost and give nothing: no
-        shape depends on how many a level has.
-        """
-        levels = levels_of(boxes, len(self.strides))
-        number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-        number = number.expand(-1, boxes.shape[1], 1)
-        found: Tensor | None = None
-        for level, (one, stride) in enumerate(zip(maps, self.strides, strict=False)):
-            here = torch.where((levels == level)[..., None], boxes, 0.0)
-            rois = torch.cat([number, here], -1).flatten(0, 1)
-            pooled = roi_align(one.float(), rois, self.pooled, 1 / stride, self.sampling, aligned=True)
-            found = pooled if found is None else found + pooled
-        assert found is not None
+class FullyConvolutional(nn.Module):
+    """Convolutions, one that doubles height and width, and a mask for each class."""
+
+    def __init__(self, options: FcnMaskHead, channels: int, classes: int) -> None:
+        super().__init__()
+        self.side = options.pooled * 2
+        width = options.channels
+        self.convs = _layers(options.convs, channels, width, options.norm)
+        self.upsample = nn.ConvTranspose2d(width if options.convs else channels, width, 2, 2)
+        self.logits = nn.Conv2d(width, classes, 1)
+        for layer in (self.upsample, self.logits):
+            _begin(layer)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        found: Tensor = self.logits(self.upsample(self.convs(pooled)).relu())
         return found
+
+
+def pooled_of(
+    maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, side: int, samples: int, aligned: bool
+) -> Tensor:
+    """RoIAlign (He et al. 2017): [B * S, channels, side, side] of boxes [B, S, 4], each of the level that its size asks
+    for, of as many levels as there are strides.
+
+    Every level pools all boxes, those of other levels from outside of the image, which cost and give nothing: no shape
+    depends on how many a level has.
+    """
+    levels = levels_of(boxes, len(strides))
+    number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
+    number = number.expand(-1, boxes.shape[1], 1)
+    found: Tensor | None = None
+    for level, (one, stride) in enumerate(zip(maps, strides, strict=False)):
+        here = torch.where((levels == level)[..., None], boxes, ELSEWHERE)
+        rois = torch.cat([number, here], -1).flatten(0, 1)
+        pooled = roi_align(one.float(), rois, side, 1 / stride, samples, aligned)
+        found = pooled if found is None else found + pooled
+    assert found is not None
+    return found
 
 
 def levels_of(boxes: Tensor, levels: int) -> Tensor:

@@ -48,6 +48,8 @@ class Network(Detector):
         }
         self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
         self.max_detections = family.max_detections
+        for name in ("mask_paste", "mask_threshold"):  # of families with masks
+            setattr(self, name, getattr(family, name, getattr(self, name)))
 
     def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Maps:
         features = self.neck(list(self.backbone(images).values()))
