@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from detkernel_detection import boxes
+import torchvision
+from detkernel_detection import boxes, nms
 from detkernel_detection.nms import suppressed
 from detkernel_detection.normalize import Normalize
 from detkernel_detection.processes import mean_over_processes
@@ -52,6 +53,32 @@ def test_boxes_of_one_class_suppress_each_other():
     assert found.boxes[1].tolist() == [OTHER.tolist(), AWAY.tolist(), [0] * 4]
     assert suppressed(given, scores, labels, valid, 0.5, 9).valid.sum(1).tolist() == [3, 4]
     assert suppressed(given, scores, labels, valid, 0.5, 9).boxes.shape == (2, 9, 4)
+
+
+@pytest.mark.parametrize("counts", [None, (300, 50, 50)])
+def test_suppression_in_rounds_is_that_of_torchvision(counts):
+    torch.manual_seed(0)
+    corner = torch.rand(3, 400, 2) * 40  # dense: one decides on the next for many in a row
+    given = torch.cat([corner, corner + torch.rand(3, 400, 2) * 30], 2)
+    scores = torch.rand(3, 400).mul(50).round() / 50  # many are equal
+    for start, boxes_of in zip((0, 300, 350), given.split(counts or 400, 1), strict=False):
+        boxes_of += start * 10  # in place: apart from the other runs
+    for iou in (0.1, 0.5, 0.7):
+        kept = nms.in_rounds(given, scores, iou, counts)
+        for number in range(3):
+            expected = torchvision.ops.nms(given[number], scores[number], iou)
+            assert kept[number].nonzero()[:, 0].tolist() == sorted(expected.tolist())
+
+
+def test_suppression_compiles_without_a_break(monkeypatch):
+    given = torch.stack([ONE, OTHER, ONE + 1, AWAY]).expand(2, 4, 4)
+    rest = (torch.rand(2, 4), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool), 0.3, 3)
+    compiled = torch.compile(suppressed, fullgraph=True, backend="aot_eager")
+    expected = suppressed(given, *rest)
+    torch.testing.assert_close(tuple(compiled(given, *rest)), tuple(expected))
+    monkeypatch.setattr(nms, "_one_by_one", nms.in_rounds)
+    torch.compiler.reset()
+    torch.testing.assert_close(tuple(compiled(given, *rest)), tuple(expected))
 
 
 def test_channels_and_units_of_images():

@@ -114,17 +114,19 @@ class Rcnn(NativeDetector):
 
         with torch.no_grad():
             scores, deltas = maps.flat("cls", 1)[..., 0].sigmoid(), maps.flat("reg", 4)
-            chosen, levels, start = [], [], 0
+            chosen, levels, counts, start = [], [], [], 0
             for level, count in enumerate(priors.counts):
                 best = scores[:, start : start + count].topk(min(candidates, count)).indices + start
                 chosen.append(best)
                 levels.append(torch.full_like(best, level))
+                counts.append(best.shape[1])
                 start += count
             place = torch.cat(chosen, 1)
             deltas = deltas.gather(1, place[..., None].expand(-1, -1, 4))
             boxes = clip(self.rpn_box_coder.decode(priors.boxes[place], deltas), sizes)
             valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-            return suppressed(boxes, scores.gather(1, place), torch.cat(levels, 1), valid, self.rpn_nms_thresh, most)
+            scores = scores.gather(1, place)
+            return suppressed(boxes, scores, torch.cat(levels, 1), valid, self.rpn_nms_thresh, most, counts)
 
     def _anchors(self, maps: Maps, sizes: Tensor | None) -> Priors:
         return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
@@ -264,13 +266,14 @@ def drawn(matches: Matches, count: int, share: float) -> Matches:
     A prior's random number ranks it among its kind, so that shapes do not depend on how many there are.
     """
     chance = torch.rand_like(matches.matched, dtype=torch.float32)
-    positive = _first(matches.positive, chance, torch.full_like(matches.matched[:, :1], int(count * share)))
-    negative = _first(matches.negative, chance, count - positive.sum(1, keepdim=True))
+    some = torch.full_like(matches.matched[:, :1], int(count * share))
+    positive = _first(matches.positive, chance, some, int(count * share))
+    negative = _first(matches.negative, chance, count - positive.sum(1, keepdim=True), count)
     return Matches(matches.matched, positive, negative)
 
 
-def _first(which: Tensor, chance: Tensor, count: Tensor) -> Tensor:
-    """bool [B, N]: the `count` [B, 1] of `which` with the highest chance."""
-    order = torch.where(which, chance, -1.0).argsort(1, descending=True)
-    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return which & (torch.zeros_like(order).scatter(1, order, rank) < count)
+def _first(which: Tensor, chance: Tensor, count: Tensor, most: int) -> Tensor:
+    """bool [B, N]: the `count` [B, 1] of `which` with the highest chance; no count is above `most`."""
+    places = torch.where(which, chance, -1.0).topk(min(most, which.shape[1])).indices
+    taken = torch.arange(places.shape[1], device=places.device) < count
+    return which & torch.zeros_like(which).scatter(1, places, taken)
