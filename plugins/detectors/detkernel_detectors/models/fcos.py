@@ -9,7 +9,7 @@ from detkernel_detection import Assigner, BoxCoder, BoxLoss, ClassLoss, Head, Ne
 from detkernel_detection.parts import RARE, Output, Priors
 
 from detkernel_detectors.assigners.points import FcosAssigner
-from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances
+from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances, exponential
 from detkernel_detectors.heads import Towers
 from detkernel_detectors.losses.boxes import Giou
 from detkernel_detectors.losses.classes import Focal
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     from detkernel_detection import lazy_torch as torch
-
-LARGEST = 20.0
-"""Bound of the logarithm of a distance, so that none is infinite."""
 
 
 @plugin
@@ -110,7 +107,7 @@ class Fcos(DenseDetector):
     def _distances(self, maps: Maps) -> Tensor:
         """[B, N, 4], in what `distance` says."""
         found = maps.flat("reg", 4)
-        return found.relu() if self.distance == "strides" else found.clamp(max=LARGEST).exp()
+        return found.relu() if self.distance == "strides" else exponential(found)
 
     def _unit(self, priors: Priors) -> Tensor:
         """[N, 1]: pixels of what distances are told in."""

@@ -10,7 +10,7 @@ from detkernel_detection.parts import RARE, Output, Predicted, Priors
 
 from detkernel_detectors.assigners.dynamic import DynamicSoftLabel
 from detkernel_detectors.backbones import Cspnext
-from detkernel_detectors.coders.distance import DistanceCoder
+from detkernel_detectors.coders.distance import DistanceCoder, exponential
 from detkernel_detectors.heads import LevelTowers
 from detkernel_detectors.losses.boxes import Giou
 from detkernel_detectors.losses.classes import QualityFocal
@@ -22,9 +22,6 @@ from detkernel_detectors.priors import points
 if TYPE_CHECKING:
     from detkernel_detection.structures import Targets
     from torch import Tensor
-
-LARGEST = 20.0
-"""Bound of the logarithm of a distance, so that none is infinite."""
 
 
 @plugin
@@ -99,5 +96,5 @@ class Rtmdet(DenseDetector):
     def _distances(self, maps: Maps, priors: Priors) -> Tensor:
         """[B, N, 4], in pixels."""
         found = maps.flat("reg", 4)
-        found = found if self.distance == "linear" else found.clamp(max=LARGEST).exp()
+        found = found if self.distance == "linear" else exponential(found)
         return found * priors.strides[:, None]
