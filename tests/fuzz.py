@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from xxhash import xxh3_128
 
-with atheris.instrument_imports(include=["detkernel", "detkernel_data", "detkernel_checkpoint"]):
+with atheris.instrument_imports(include=["detkernel", "detkernel_data", "detkernel_checkpoint", "detkernel_detection"]):
     from detkernel import UserError
     from detkernel.config import load
     from detkernel_checkpoint import checkpoint_file
-    from detkernel_checkpoint.load_weights import load_weights
     from detkernel_data.formats.coco import Coco
     from detkernel_data.formats.voc import Voc
     from detkernel_data.formats.yolo import Yolo
+    from detkernel_detection.weights import load_into, read_weights
 
 Target = Callable[[bytes], None]
 YAML = b"""# a comment
@@ -126,7 +126,7 @@ def weights(folder: Path) -> tuple[Target, bytes]:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        load_weights(torch.nn.Linear(2, 3), path, False, ["cat"])
+        load_into(torch.nn.Linear(2, 3), read_weights(path))
 
     return read, path.read_bytes()
 

@@ -84,7 +84,7 @@ class TestBases:
     def test_a_missing_one_is_reported_where_it_is_named(self, write: Write):
         write("sub/runtime.yaml", "x: {}\n")
         write("c.yaml", "x: {}\nbase:\n  - sub/runtime.yaml\n  - sub/runtim.yaml\n")
-        assert refusal("c.yaml") == ("c.yaml:4:5: base: sub/runtim.yaml: no such file; its folder has runtime.yaml")
+        assert refusal("c.yaml") == "c.yaml:4:5: base: sub/runtim.yaml: no such file, did you mean 'sub/runtime.yaml'?"
 
     @pytest.mark.parametrize("name", ["x" * 300, "pkg:" + "x" * 300])
     def test_a_name_that_no_file_can_have(self, write: Write, name: str):

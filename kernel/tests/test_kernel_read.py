@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -261,8 +262,18 @@ class TestFiles:
     def test_a_missing_one_names_its_neighbours(self, folder: Path):
         (folder / "voc.yaml").touch()
         (folder / "coco.yml").touch()
-        with pytest.raises(UserError, match=r"^cocoa\.yaml: no such file; its folder has coco\.yml, voc\.yaml$"):
-            read_file(folder / "cocoa.yaml")
+        with pytest.raises(UserError, match=r"^lvis\.yaml: no such file; its folder has coco\.yml, voc\.yaml$"):
+            read_file(folder / "lvis.yaml")
+        for number in range(9):
+            (folder / f"more_{number}.yaml").touch()
+        with pytest.raises(UserError, match=r"coco\.yml, more_0\.yaml, .*, more_6\.yaml and 3 more$"):
+            read_file(folder / "lvis.yaml")
+
+    @pytest.mark.parametrize("typed", ["cocoa.yaml", "coco", "coco.yaml"])
+    def test_a_missing_one_that_is_nearly_another(self, folder: Path, typed: str):
+        (folder / "coco.yml").touch()
+        with pytest.raises(UserError, match=rf"^{re.escape(typed)}: no such file, did you mean 'coco\.yml'\?$"):
+            read_file(folder / typed)
 
     def test_a_missing_folder(self, folder: Path):
         with pytest.raises(UserError, match=r"^no/c\.yaml: no such file \(there is no folder no\)$"):

@@ -210,9 +210,17 @@ def _yaml_hint(message: str, line: str) -> str:
 
 
 def _neighbours(path: Path) -> str:
-    """`; the folder has a.yaml, b.yaml`, or what part of the path does not exist."""
+    """`, did you mean 'configs/b.yaml'?`, `; its folder has a.yaml, b.yaml`, or what of the path does not exist."""
+    import difflib  # here, since only a mistake needs it
+
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {relative(folder)})"
-    near = sorted(printable(p.name) for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))[:8]
-    return f"; its folder has {', '.join(near)}" if near else ""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    near = difflib.get_close_matches(path.stem, {Path(name).stem: name for name in names}, n=1)
+    if near:
+        meant = next(name for name in names if Path(name).stem == near[0])
+        return f", did you mean '{relative(folder / meant)}'?"
+    shown = sorted(map(printable, names))
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"; its folder has {', '.join(shown[:8])}{more}" if names else ""
