@@ -87,6 +87,8 @@ def test_all_models_are_known() -> None:
         "atss",
         "cascade_mask_rcnn",
         "cascade_rcnn",
+        "deformable_detr",
+        "dino",
         "gfl",
         *(f"native_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
     }

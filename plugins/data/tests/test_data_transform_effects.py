@@ -169,6 +169,22 @@ def test_crop_takes_windows_of_its_shares_everywhere():
     assert Crop(size=(500, 10))(located([])).size == (HEIGHT, 10), "no larger than the image"
 
 
+def test_crop_draws_each_side_in_pixels():
+    sides = {one.size for one in many(Crop(sides=(20, 70), keep_objects=False), lambda: located([]), 2000)}
+    heights, widths = (set(side) for side in zip(*sides, strict=True))
+    assert heights == set(range(20, HEIGHT + 1))
+    assert widths == set(range(20, 71))
+    assert Crop(sides=(100, 200))(located([])).size == (HEIGHT, WIDTH), "no larger than the image"
+    with pytest.raises(ValueError, match=r"sides: expected the smaller number first, got \[3, 2\]"):
+        Crop(sides=(3, 2))
+
+
+def test_crop_resizes_what_it_crops_alone():
+    crop = Crop(sides=(10, 10), probability=0.5, resize=Resize(short=30), keep_objects=False)
+    found = many(crop, lambda: located([[0, 0, WIDTH, HEIGHT]]))
+    assert {(one.size, one.scale) for one in found} == {((HEIGHT, WIDTH), (1.0, 1.0)), ((10, 10), (0.5, 0.5))}
+
+
 def test_expand_places_the_image_on_its_canvas():
     transform = Expand(ratio=(1.5, 2.5), probability=0.5, fill=(1, 2, 3))
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8)

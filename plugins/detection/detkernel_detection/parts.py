@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
 import attrs
 from detkernel.plugin import Part, option
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from detkernel_detection.structures import Targets
+
+
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(option,))
+def _kind(cls: Kind) -> Kind:
+    """Not `plugin`: it is a kind of parts with options, and not itself a part."""
+    return attrs.define(kw_only=True, eq=False, slots=False)(cls)
 
 
 class Backbone(Part, ABC):
@@ -157,7 +166,7 @@ class BoxCoder(Part, ABC):
         """The boxes [..., 4] of numbers [..., 4], not clipped. Always finite for finite numbers."""
 
 
-@attrs.define(kw_only=True, eq=False, slots=False)  # not @plugin: it is a kind of parts, and not itself a part
+@_kind
 class BoxLoss(Part, ABC):
     """How far a predicted box is from its object."""
 
@@ -172,7 +181,7 @@ class BoxLoss(Part, ABC):
         divides. It must be finite for any box of positive extent, and for a predicted one without."""
 
 
-@attrs.define(kw_only=True, eq=False, slots=False)
+@_kind
 class ClassLoss(Part, ABC):
     """How wrong the class logits of a prior are; each class is a yes or no of its own."""
 
@@ -197,7 +206,7 @@ class Queries(NamedTuple):
     """How many of the N are of each set. Each set is matched by itself."""
 
 
-@attrs.define(kw_only=True, eq=False, slots=False)
+@_kind
 class MatchCost(Part, ABC):
     """How badly a query fits an object, for `SetAssigner`."""
 

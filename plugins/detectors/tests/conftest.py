@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from detkernel_detectors.transformers import denoising
 
 HERE = Path(__file__).resolve()
 
@@ -28,3 +29,27 @@ def parts(oracle: Path) -> dict[str, torch.Tensor]:
     """The reference's numbers for functions alone."""
     found: dict[str, Any] = torch.load(oracle / "parts" / "parts.pt", weights_only=True)
     return found
+
+
+@pytest.fixture(scope="session")
+def reference_draws() -> Any:
+    """The reference's random numbers for denoising, of the objects of all images one after the other, at our places."""
+    return _draws
+
+
+def _draws(expected: dict[str, torch.Tensor], targets: Any, pairs: int) -> denoising.Draws:
+    counts, room = targets.valid.sum(1).tolist(), denoising.places(targets, pairs)
+    groups = int(expected["dn.num_queries_and_groups"][1])
+    most, total = max(counts), sum(counts)
+    change, labels = torch.ones(len(counts), room), torch.zeros(len(counts), room, dtype=torch.int64)
+    sign, part = torch.ones(len(counts), room, 4), torch.zeros(len(counts), room, 4)
+    chosen = (expected["dn.draw.0.rand_like"] < 0.25).nonzero()[:, 0].tolist()
+    for image, count in enumerate(counts):
+        for turn, number in ((turn, number) for turn in range(2 * groups) for number in range(count)):
+            place, theirs = turn * most + number, turn * total + sum(counts[:image]) + number
+            change[image, place] = expected["dn.draw.0.rand_like"][theirs]
+            if theirs in chosen:
+                labels[image, place] = expected["dn.draw.1.randint_like"][chosen.index(theirs)]
+            sign[image, place] = expected["dn.draw.2.randint_like"][theirs] * 2 - 1
+            part[image, place] = expected["dn.draw.3.rand_like"][theirs]
+    return denoising.Draws(change, labels, sign, part)

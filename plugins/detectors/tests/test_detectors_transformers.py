@@ -136,25 +136,7 @@ def test_groups_do_not_see_each_other():
     assert see.int().tolist() == [[1, 1, 0, 1, 1], [1, 1, 0, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
 
 
-def draws_of(expected: dict[str, Tensor], counts: list[int], groups: int, room: int) -> denoising.Draws:
-    """The reference's random numbers, of the objects of all images one after the other, at our places."""
-    most, total = max(counts), sum(counts)
-    change, labels = torch.ones(len(counts), room), torch.zeros(len(counts), room, dtype=torch.int64)
-    sign, part = torch.ones(len(counts), room, 4), torch.zeros(len(counts), room, 4)
-    chosen = (expected["dn.draw.0.rand_like"] < 0.25).nonzero()[:, 0].tolist()
-    first = [sum(counts[:image]) for image in range(len(counts))]
-    for image, count in enumerate(counts):
-        for turn, number in ((turn, number) for turn in range(2 * groups) for number in range(count)):
-            place, theirs = turn * most + number, turn * total + first[image] + number
-            change[image, place] = expected["dn.draw.0.rand_like"][theirs]
-            if theirs in chosen:
-                labels[image, place] = expected["dn.draw.1.randint_like"][chosen.index(theirs)]
-            sign[image, place] = expected["dn.draw.2.randint_like"][theirs] * 2 - 1
-            part[image, place] = expected["dn.draw.3.rand_like"][theirs]
-    return denoising.Draws(change, labels, sign, part)
-
-
-def test_denoising_is_the_references(oracle: Path):
+def test_denoising_is_the_references(oracle: Path, reference_draws: Any):
     folder = oracle / "dino"
     expected, inputs, weights = (
         torch.load(folder / f"{name}.pt", weights_only=True) for name in ("expected", "inputs", "weights")
@@ -166,9 +148,8 @@ def test_denoising_is_the_references(oracle: Path):
         truth[image, : len(names)], labels[image, : len(names)] = some, names
     targets = Targets(truth, labels, torch.arange(room) < torch.tensor(counts)[:, None])
     scale = torch.tensor([[[w, h, w, h]] for h, w in inputs["sizes"]]).float()
-    theirs, groups = expected["dn.num_queries_and_groups"].tolist()
-    draws = draws_of(expected, counts, groups, denoising.places(targets, 10))
-    found = denoising.noisy(targets, scale, draws, 10)
+    theirs = int(expected["dn.num_queries_and_groups"][0])
+    found = denoising.noisy(targets, scale, reference_draws(expected, targets, 10), 10)
     used = (found.matches.positive | found.matches.negative).sum(1).tolist()
     assert used == [theirs] * len(given)
     embedded = weights["dn_query_generator.label_embedding.weight"].float()[found.labels]

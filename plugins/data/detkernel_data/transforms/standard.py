@@ -146,13 +146,20 @@ class Crop(Transform):
     share: tuple[float, float] = option(
         default=(0.3, 1.0), above=0, at_most=1, help="without `size`: least and most of each side that is kept"
     )
+    sides: tuple[int, int] | None = option(
+        default=None, at_least=1, help="instead of `share`: least and most pixels of each side, of which each is drawn"
+    )
+    resize: Resize | None = option(
+        default=None, help="what is done to an image before it is cropped, and only then, as DETR does"
+    )
     visible: float = option(default=0.25, at_least=0, at_most=1, help="share of its box that an object must keep")
     probability: float = option(default=1.0, at_least=0, at_most=1, help="share of the images that are cropped")
     keep_objects: bool = option(default=True, help="leave an image whole if the window would have no object")
 
     def __attrs_post_init__(self) -> None:
-        if self.share[0] > self.share[1]:
-            raise ValueError(f"share: expected the smaller number first, got {list(self.share)}")
+        for name, span in (("share", self.share), ("sides", self.sides)):
+            if span is not None and span[0] > span[1]:
+                raise ValueError(f"{name}: expected the smaller number first, got {list(span)}")
 
     def __call__(self, sample: Sample) -> Sample:
         import torch
@@ -162,9 +169,10 @@ class Crop(Transform):
         chance, high, wide, top, left = torch.rand(5).tolist()
         if chance >= self.probability:
             return sample
+        if self.resize is not None:
+            sample = self.resize(sample)
         height, width = sample.size
-        low, most = self.share
-        given = self.size or (round(height * (low + high * (most - low))), round(width * (low + wide * (most - low))))
+        given = self.size or (self._side(height, high), self._side(width, wide))
         h, w = (max(1, min(side, whole)) for side, whole in zip(given, (height, width), strict=True))
         y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
         window = (x, y, x + w, y + h)
@@ -174,6 +182,14 @@ class Crop(Transform):
         if self.keep_objects and len(keep) and not keep.any():
             return sample
         return geometry.crop(sample, window, keep)
+
+    def _side(self, whole: int, drawn: float) -> int:
+        """The side of the window, where a number of 0..1 is drawn for it."""
+        if self.sides is None:
+            least, most = self.share
+            return round(whole * (least + drawn * (most - least)))
+        low, high = (min(whole, side) for side in self.sides)
+        return low + int(drawn * (high - low + 1))
 
 
 @plugin

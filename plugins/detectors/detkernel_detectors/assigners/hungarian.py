@@ -20,7 +20,6 @@ else:
 class FocalCost(MatchCost):
     """The focal loss that an object's class would have, less that of no object (Zhu et al. 2021)."""
 
-    weight: float = option(default=2.0, at_least=0, help="factor of this cost")
     alpha: float = option(default=0.25, at_least=0, at_most=1, help="weight of yes; that of no is 1 - alpha")
     gamma: float = option(default=2.0, at_least=0, help="power of how wrong a probability is")
     epsilon: float = option(default=1e-12, above=0, help="added to probabilities before their logarithm")
@@ -44,8 +43,6 @@ class SoftmaxCost(MatchCost):
 class L1Cost(MatchCost):
     """The sum of the absolute differences of cx, cy, w and h, in shares of the image."""
 
-    weight: float = option(default=5.0, at_least=0, help="factor of this cost")
-
     def __call__(self, queries: Queries, targets: Targets) -> Tensor:
         wanted = boxes.cxcywh(targets.boxes) / queries.scale
         return self.weight * (queries.boxes[:, :, None] - wanted[:, None]).abs().sum(-1)
@@ -54,8 +51,6 @@ class L1Cost(MatchCost):
 @plugin
 class GiouCost(MatchCost):
     """Less the GIoU (Rezatofighi et al. 2019)."""
-
-    weight: float = option(default=2.0, at_least=0, help="factor of this cost")
 
     def __call__(self, queries: Queries, targets: Targets) -> Tensor:
         found = boxes.xyxy(queries.boxes) * queries.scale
@@ -71,7 +66,7 @@ class HungarianAssigner(SetAssigner):
     """
 
     costs: list[MatchCost] = option(
-        factory=lambda: [FocalCost(), L1Cost(), GiouCost()],
+        factory=lambda: [FocalCost(weight=2.0), L1Cost(weight=5.0), GiouCost(weight=2.0)],
         help="what is added up; for DETR's softmax, `softmax_cost` in place of `focal_cost`",
     )
 

@@ -86,7 +86,7 @@ class Candidates(NamedTuple):
 
 
 @plugin
-class NativeDetector(DetectorPlugin):
+class BaseDetector(DetectorPlugin):
     """What all native detectors share: backbone, neck, weights, and normalisation on the device."""
 
     key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ()
@@ -110,8 +110,6 @@ class NativeDetector(DetectorPlugin):
         default="rgb", help="of what the backbone is given; bgr for weights from Caffe and Detectron"
     )
     size_divisible: int = option(default=32, at_least=1, help="batches are padded to a multiple of this, in pixels")
-    score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score above which an object is detected")
-    nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
     max_detections: int = option(default=100, at_least=1, help="detections an image")
 
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
@@ -122,11 +120,16 @@ class NativeDetector(DetectorPlugin):
         """Which tensors of the model hold classes, by their names or patterns of them (`head.cls.*`)."""
         raise NotImplementedError
 
-    def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
+    def forwarded(self, network: Any, features: list[Tensor], sizes: Tensor | None, size: tuple[int, int]) -> Any:
+        """What the network gives, of the neck's maps; `size`: height and width of the padded batch. `losses` and
+        `predictions` are given it."""
+        return Maps(features, network.head(features), network.strides, size)
+
+    def losses(self, maps: Any, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
         """What is minimised. `heads`: the network, for modules that come after the first."""
         raise NotImplementedError
 
-    def predictions(self, maps: Maps, sizes: Tensor | None, heads: Any) -> Predictions:
+    def predictions(self, maps: Any, sizes: Tensor | None, heads: Any) -> Predictions:
         """What is found."""
         raise NotImplementedError
 
@@ -143,6 +146,14 @@ class NativeDetector(DetectorPlugin):
         from detkernel_detectors.models.network import load
 
         load(self, run, model)
+
+
+@plugin
+class NativeDetector(BaseDetector):
+    """What native detectors share whose detections may overlap."""
+
+    score_thresh: float = option(default=0.05, at_least=0, at_most=1, help="score above which an object is detected")
+    nms_thresh: float = option(default=0.5, at_least=0, at_most=1, help="IoU above which a detection is dropped")
 
 
 @plugin

@@ -16,7 +16,7 @@ from detkernel_detection.structures import Targets
 from detkernel_detection.weights import load_into, read_weights
 from torch import Tensor
 
-from detkernel_detectors.models.dense import MMDETECTION, Maps, NativeDetector
+from detkernel_detectors.models.dense import MMDETECTION, BaseDetector
 
 
 class Network(Detector):
@@ -24,7 +24,7 @@ class Network(Detector):
 
     head: Any
 
-    def __init__(self, family: NativeDetector, classes: Sequence[str]) -> None:
+    def __init__(self, family: BaseDetector, classes: Sequence[str]) -> None:
         super().__init__(
             classes,
             Normalize(family.image_mean, family.image_std, family.size_divisible, 1.0, family.channel_order == "bgr"),
@@ -51,19 +51,19 @@ class Network(Detector):
         for name in ("mask_paste", "mask_threshold"):  # of families with masks
             setattr(self, name, getattr(family, name, getattr(self, name)))
 
-    def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Maps:
+    def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Any:
         features = self.neck(list(self.backbone(images).values()))
         height, width = images.shape[-2:]
-        return Maps(features, self.head(features), self.strides, (height, width))
+        return self.family.forwarded(self, features, sizes, (height, width))
 
-    def losses(self, outputs: Maps, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(self, outputs: Any, targets: Targets, sizes: Tensor | None = None) -> dict[str, Tensor]:
         return self.family.losses(outputs, targets, sizes, self)
 
-    def predictions(self, outputs: Maps, sizes: Tensor | None = None) -> Predictions:
+    def predictions(self, outputs: Any, sizes: Tensor | None = None) -> Predictions:
         return self.family.predictions(outputs, sizes, self)
 
 
-def load(family: NativeDetector, run: Run, model: Network) -> None:
+def load(family: BaseDetector, run: Run, model: Network) -> None:
     """Load the weights asked for."""
     if family.weights is None:
         return

@@ -60,7 +60,7 @@ class Yolox(DenseDetector):
         factory=CrossEntropy, help="of the classes of positive points, by the IoU of their boxes"
     )
     box_loss: BoxLoss = option(
-        factory=lambda: Iou(form="square", weight=5.0),  # type: ignore[call-arg]
+        factory=lambda: Iou(form="square", weight=5.0),
         help="of the boxes of positive points",
     )
     objectness_weight: float = option(default=1.0, at_least=0, help="factor of the loss of the objectness")

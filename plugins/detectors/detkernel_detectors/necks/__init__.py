@@ -54,3 +54,26 @@ class CspPafpn(Neck):
         from detkernel_detectors.necks.pafpn import PathAggregation
 
         return PathAggregation(self, channels, strides)
+
+
+@plugin
+class ChannelMapper(Neck):
+    """Maps of equal channels, each of one map of the backbone alone (Zhu et al. 2021)."""
+
+    channels: int = option(default=256, at_least=1, help="of each map")
+    finest: int = option(default=8, at_least=1, help="stride of the finest map that is used")
+    extra: int = option(default=1, at_least=0, help="further levels, each of twice the stride of the one before")
+    groups: int | None = option(
+        default=32, at_least=1, help="of the group norm after each convolution; channels are a multiple; null: none"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.groups is not None and self.channels % self.groups:
+            raise ValueError(f"channels: expected a multiple of the {self.groups} groups, got {self.channels}")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.channel_mapper import Mapper
+
+        if not any(stride >= self.finest for stride in strides):
+            raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
+        return Mapper(self, channels, strides)

@@ -30,9 +30,9 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(channels, heads * total)
         self.value_proj: Any = nn.Linear(channels, channels) if projected else nn.Identity()
         self.output_proj: Any = nn.Linear(channels, channels) if projected else nn.Identity()
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Each head looks in its own direction, at 1, 2, ... places from the reference, at all of them alike."""
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
