@@ -101,17 +101,20 @@ def map_classes(
     weights: Mapping[str, Tensor],
     names: Sequence[str],
     classes: Sequence[str],
+    background_first: bool = False,
 ) -> tuple[dict[str, Tensor], Mapped]:
     """The weights with their class outputs put where a model has the same classes; `own` is that model's state.
 
     `names` are those of the weights, with or without the background; without any, no class output is taken. What has no
     counterpart stays as in `own`. Tensors that differ in more than classes are left as they are: they do not fit.
+    `background_first`: if the weights have a background that `names` do not count, it comes first, also in outputs
+    that have none in the model.
     """
     known = [name for name, count in Counter(names).items() if count == 1]
     places = {name: names.index(name) for name in known if name not in BACKGROUNDS or name in classes}
     pairs = [(number, places[name]) for number, name in enumerate(classes) if name in places]
     mapped = {
-        name: _moved(name, own[name], value, outputs[name], pairs, names, len(classes))
+        name: _moved(name, own[name], value, outputs[name], pairs, names, len(classes), background_first)
         if name in outputs and name in own
         else value
         for name, value in weights.items()
@@ -130,6 +133,7 @@ def _moved(
     pairs: Sequence[tuple[int, int]],
     names: Sequence[str],
     classes: int,
+    background_first: bool,
 ) -> Tensor:
     if own.ndim != value.ndim or output.dim >= own.ndim:
         return value
@@ -145,20 +149,24 @@ def _moved(
     if mine.shape[1:] != theirs.shape[1:]:
         return value
     found = output.entries(len(theirs))
-    counted = found == len(names) and not set(BACKGROUNDS).isdisjoint(names)
-    if found is None or found != len(names) + (with_background and not counted):
+    named = next((number for number, one in enumerate(names) if one in BACKGROUNDS), None)
+    counted = found == len(names) and named is not None
+    more = with_background or (background_first and found != len(names))  # than names: the background
+    if found is None or found != len(names) + (more and not counted):
         raise CheckpointError(
             f"the weights are said to be of {len(names)} classes ({_listed(names)}), but '{printable(name)}' "
             f"of shape {list(value.shape)} is not of so many"
         )
     first = int(output.background == "first")
-    shift = 0 if counted else first
+    theirs_first = more and (background_first or bool(first))
+    shift = int(theirs_first and not counted)
     result = mine.clone(memory_format=torch.contiguous_format)
     here, there = (tensor.reshape(output.before, -1, *mine.shape[1:]) for tensor in (result, theirs.to(result.dtype)))
     here[:, : output.skip] = there[:, : output.skip]
     places = [(new + first, old + shift) for new, old in pairs]
     if with_background:
-        places.append((0, 0) if output.background == "first" else (classes, found - 1))
+        background = named if counted and named is not None else 0 if theirs_first else found - 1
+        places.append((0 if first else classes, background))
     for new, old in places:
         target, source = (output.skip + number * output.after for number in (new, old))
         here[:, target : target + output.after] = there[:, source : source + output.after]

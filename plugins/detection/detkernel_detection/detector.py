@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class Detector(nn.Module):
     key_maps: Mapping[str, Sequence[tuple[str, str | None]]]
     """Where others publish weights of the same network: their name -> (expression, replacement) pairs that turn their
     names of tensors into this module's (`weights.renamed`)."""
+    background_first: Collection[str] = ()
+    """Those of `key_maps` in whose networks the class of no object is the first one, wherever this one has it."""
     max_detections: int | None = None
     """How many detections an image it gives at most; evaluators compare their limits with it."""
     mask_space: Literal["box", "image"] = "box"

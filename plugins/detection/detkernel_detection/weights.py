@@ -35,6 +35,8 @@ class Weights:
     """The file or the published name, for messages."""
     classes: tuple[str, ...] | None = None
     keypoints: tuple[str, ...] | None = None
+    background_first: bool = False
+    """Whether a class of no object that their names do not count is their first one, wherever the model has it."""
 
 
 @attrs.frozen
@@ -114,7 +116,8 @@ def in_own_names(model: nn.Module, own: Mapping[str, Any], weights: Weights) -> 
         count = len(own.keys() & moved.keys())
         if count > known:
             source = f"{weights.source} (names of {origin})"
-            best, known = attrs.evolve(weights, tensors=moved, source=source), count
+            first = origin in getattr(model, "background_first", ())
+            best, known = attrs.evolve(weights, tensors=moved, source=source, background_first=first), count
     return best
 
 
@@ -178,7 +181,8 @@ def _by_name(
             "outputs at random"
         )
     if held is not None:
-        moved, mapped = map_classes(own, held, {name: tensors[name] for name in held}, names, classes)
+        given_outputs = {name: tensors[name] for name in held}
+        moved, mapped = map_classes(own, held, given_outputs, names, classes, weights.background_first)
         return {**tensors, **moved}, None if list(names) == list(classes) else mapped
     if list(names) == list(classes) or (allow_mismatch and names and len(names) != len(classes)):
         return tensors, None

@@ -137,6 +137,24 @@ def test_names_that_count_the_background_and_those_of_no_class():
         assert mapped.left == ()
 
 
+@pytest.mark.parametrize(
+    ("background", "names", "expected"),
+    [
+        ("last", ("__background__", "cat", "dog"), [3, 2, 1]),  # counted: wherever they say
+        ("last", ("cat", "dog", "background"), [2, 1, 3]),
+        ("last", ("cat", "dog"), [3, 2, 1]),
+        ("first", ("cat", "dog"), [1, 3, 2]),
+        ("none", ("cat", "dog"), [3, 2]),  # an output of the background that the model does not have
+        ("none", ("cat", "dog", "cow"), [2, 1]),
+    ],
+)
+def test_weights_whose_background_is_first_for_a_model_that_has_it_elsewhere(background, names, expected):
+    output, own = ClassOutput(background=background), torch.zeros(len(expected))
+    weights = {"w": torch.tensor([1.0, 2.0, 3.0])}
+    found, _ = map_classes({"w": own}, {"w": output}, weights, names, ("dog", "cat"), background_first=True)
+    assert found["w"].tolist() == expected
+
+
 def test_a_class_may_be_called_background():
     output = ClassOutput(background="first")
     weights = {"w": torch.arange(3.0)}

@@ -27,39 +27,81 @@ class Anchors:
         default=None, at_least=1, help="scales at each of `scales`: itself, and times 2^(i/octaves); null: itself"
     )
     ratios: list[float] = option(factory=lambda: [0.5, 1.0, 2.0], above=0, help="height to width")
+    rounded: bool = option(
+        default=False, help="in whole pixels, as torchvision's: scales are cut to them and corners are rounded"
+    )
+    fitted: bool = option(
+        default=False,
+        help="places are as far apart as the batch is larger than the map, in whole pixels, as torchvision's: by 61 "
+        "where 13 are for 800; false: by the stride",
+    )
 
     @property
     def sides(self) -> list[tuple[float, float]]:
         """(width, height) in strides, of each anchor of a place: by ratio, then by scale."""
+        return self._shaped(self._sizes)
+
+    @property
+    def _sizes(self) -> list[float]:
+        """In strides."""
         parts = self.octaves or 1
-        scales = [scale * 2 ** (part / parts) for scale in self.scales for part in range(parts)]
-        return [(scale / ratio**0.5, scale * ratio**0.5) for ratio in self.ratios for scale in scales]
+        return [scale * 2 ** (part / parts) for scale in self.scales for part in range(parts)]
+
+    def _shaped(self, sizes: Sequence[float]) -> list[tuple[float, float]]:
+        return [(size / ratio**0.5, size * ratio**0.5) for ratio in self.ratios for size in sizes]
+
+    def _corners(self, stride: int) -> list[tuple[float, float]]:
+        """x and y of the lower right corner of each anchor around (0, 0), in pixels."""
+        if not self.rounded:
+            return [(width * stride / 2, height * stride / 2) for width, height in self.sides]
+        sides = self._shaped([int(size * stride) for size in self._sizes])
+        return [(round(width / 2), round(height / 2)) for width, height in sides]
 
     def boxes(self, stride: int, places: Tensor) -> Tensor:
         """[P, 2], x and y -> [P * A, 4], place by place."""
-        sides = places.new_tensor(self.sides) * (stride / 2)
-        around = torch.cat([-sides, sides], 1)  # [A, 4]
+        corners = places.new_tensor(self._corners(stride))
+        around = torch.cat([-corners, corners], 1)  # [A, 4]
         return (places.repeat(1, 2)[:, None] + around).flatten(0, 1)
 
 
-def anchors(options: Anchors, maps: Sequence[Tensor], strides: Sequence[int], inside: Tensor) -> Priors:
-    """The anchors for maps [B, _, H, W] of such strides. `inside` [B, 2]: height and width in which they are valid."""
-    grids = [_grid(one, stride) for one, stride in zip(maps, strides, strict=True)]
+def anchors(
+    options: Anchors,
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    inside: Tensor,
+    size: tuple[int, int] | None = None,
+) -> Priors:
+    """The anchors for maps [B, _, H, W] of such strides. `inside` [B, 2]: height and width in which they are valid;
+    `size`: those of the batch, to which `fitted` ones are fitted."""
+    fitted = size if options.fitted else None
+    grids = [_grid(one, stride, fitted) for one, stride in zip(maps, strides, strict=True)]
     boxes = [options.boxes(stride, places) for places, stride in zip(grids, strides, strict=True)]
     return _priors(boxes, grids, strides, inside)
 
 
-def points(maps: Sequence[Tensor], strides: Sequence[int], inside: Tensor, offset: float = 0.5) -> Priors:
-    """A point for each place of the maps, `offset` strides from its upper left corner, as a box without extent."""
-    grids = [_grid(one, stride) for one, stride in zip(maps, strides, strict=True)]
+def points(
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    inside: Tensor,
+    offset: float = 0.5,
+    size: tuple[int, int] | None = None,
+) -> Priors:
+    """A point for each place of the maps, `offset` strides from its upper left corner, as a box without extent.
+
+    `size`: height and width of a batch that places are fitted to; None: they are strides apart."""
+    grids = [_grid(one, stride, size) for one, stride in zip(maps, strides, strict=True)]
     boxes = [(places + offset * stride).repeat(1, 2) for places, stride in zip(grids, strides, strict=True)]
     return _priors(boxes, grids, strides, inside)
 
 
-def _grid(one: Tensor, stride: int) -> Tensor:
+def _grid(one: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:
     """float32 [H * W, 2]: x and y of the corner of each place, row by row."""
     height, width = one.shape[-2:]
-    y, x = (torch.arange(side, device=one.device, dtype=torch.float32) * stride for side in (height, width))
+    steps = (stride, stride) if size is None else (size[0] // height, size[1] // width)
+    y, x = (
+        torch.arange(side, device=one.device, dtype=torch.float32) * step
+        for side, step in zip((height, width), steps, strict=True)
+    )
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
 
 

@@ -24,6 +24,7 @@ from detkernel_detectors.losses.boxes import L1, SmoothL1
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
 from detkernel_detectors.models.dense import Candidates, DenseDetector, Maps
+from detkernel_detectors.models.fcos import Fcos
 from detkernel_detectors.models.mask_rcnn import MaskRcnn
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.rcnn import within
@@ -85,6 +86,12 @@ def test_as_many_candidates_of_each_level_as_asked_for_reach_nms():
     assert count(apart(7), scores, [4, 3], candidates=3) == 6
     same = torch.cat([apart(1)] * 4 + [apart(3) + 200])
     assert count(same, scores, [4, 3], candidates=2) == 3, "of four, two are at one place"
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0.0, 2), (3.0, 1), (None, 3)])
+def test_detections_with_too_short_a_side_are_dropped(least: float | None, kept: int):
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 23, 29], [40, 40, 40, 49]])
+    assert count(boxes, [0.9, 0.8, 0.7], min_size=least) == kept
 
 
 def test_a_factor_acts_behind_the_threshold():
@@ -224,6 +231,17 @@ def test_further_levels_are_made_of_what_is_asked_for(source: Any, relu: bool):
     torch.testing.assert_close(found[3], second)
 
 
+@pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), (None, nn.Identity)])
+def test_the_pyramid_is_normalised_as_asked_for(norm: Any, kind: type):
+    neck, found = pyramid(norm=norm)
+    assert {type(one) for one in [*neck.lateral_norms, *neck.output_norms]} == {kind}
+    assert all((conv.bias is None) == (norm is not None) for conv in [*neck.laterals, *neck.outputs[:2]])
+    assert neck.outputs[2].bias is not None, "a further level is not normalised"
+    if norm == "batch":
+        mean = found[0].mean((0, 2, 3))
+        torch.testing.assert_close(mean, torch.zeros(6), atol=1e-5, rtol=0)
+
+
 # the head
 
 
@@ -263,6 +281,13 @@ def test_a_resnet_has_the_parameters_of_torchvisions(options: dict[str, Any], na
         ours, theirs = Resnet(**options).build(), getattr(torchvision.models, name)()
     expected = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group"])
+def test_a_norm_adds_to_the_variance_what_is_asked_for(norm: Any):
+    model: Any = Resnet(depth=18, channels=4, stages=1, norm=norm, norm_eps=0.25).build()
+    assert {one.eps for one in model.modules() if hasattr(one, "eps")} == {0.25}
+    assert {one.eps for one in Resnet(depth=18, channels=4).build().modules() if hasattr(one, "eps")} == {1e-5}
 
 
 @pytest.mark.parametrize(("style", "sides"), [("pytorch", (8, 4)), ("caffe", (4, 4))])
@@ -333,6 +358,7 @@ RCNN: Any = {
 LOOSE = MaxIouAssigner(positive=0.2, negative=0.1, best=None)
 LEARNED: dict[str, tuple[Any, set[str]]] = {
     "anchors": (Anchors(scales=[3.0]), {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls"}),
+    "rpn_convs": (2, {"loss_rpn_cls", "loss_rpn_bbox"}),
     "rpn_assigner": (LOOSE, {"loss_rpn_cls", "loss_rpn_bbox"}),
     "rpn_border": (0, {"loss_rpn_cls"}),
     "rpn_sampled": (8, {"loss_rpn_cls", "loss_rpn_bbox"}),
@@ -340,6 +366,7 @@ LEARNED: dict[str, tuple[Any, set[str]]] = {
     "rpn_box_coder": (DeltaCoder(stds=(0.5, 0.5, 0.5, 0.5)), {"loss_rpn_bbox"}),
     "rpn_box_loss": (SmoothL1(), {"loss_rpn_bbox"}),
     "rpn_nms_thresh": (0.2, {"loss_cls"}),
+    "rpn_min_size": (40.0, {"loss_cls"}),
     "candidates_train": (3, {"loss_cls"}),
     "proposals_train": (3, {"loss_cls"}),
     "assigner": (LOOSE, {"loss_cls", "loss_bbox", "loss_mask"}),
@@ -348,6 +375,7 @@ LEARNED: dict[str, tuple[Any, set[str]]] = {
     "box_coder": (DeltaCoder(), {"loss_bbox"}),
     "box_loss": (SmoothL1(), {"loss_bbox"}),
     "sampling_ratio": (1, {"loss_cls", "loss_bbox", "loss_mask"}),
+    "aligned": (False, {"loss_cls", "loss_bbox", "loss_mask"}),
 }
 """Option -> another value, and the losses that it changes."""
 
@@ -390,13 +418,23 @@ def found_in(**options: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("candidates", 1), ("proposals", 2), ("rpn_nms_thresh", 0.05), ("score_thresh", 0.5), ("nms_thresh", 0.0)],
+    [
+        ("candidates", 1),
+        ("proposals", 2),
+        ("rpn_nms_thresh", 0.05),
+        ("score_thresh", 0.5),
+        ("nms_thresh", 0.0),
+        ("min_size", 20.0),
+    ],
 )
 def test_what_an_option_of_the_r_cnns_changes_in_validation(name: str, value: Any):
     usual, other = found_in(max_detections=1000), found_in(max_detections=1000, **{name: value})
     assert other.valid.sum() < usual.valid.sum()
     if name == "score_thresh":
         assert other.scores[other.valid].min() > 0.5
+    if name == "min_size":
+        sides = (other.boxes[..., 2:] - other.boxes[..., :2])[other.valid]
+        assert sides.min() > 20
 
 
 def test_masks_are_of_the_class_that_is_detected():
@@ -548,3 +586,37 @@ def test_the_names_of_mmdetections_cascade_mask_r_cnn_are_read():
     assert list(renamed(dict.fromkeys(theirs), model.key_maps["MMDetection"])) == list(theirs.values())
     assert model.class_outputs.keys() >= {"mask_heads.2.logits.bias", "box_heads.1.cls.weight"}
     assert not any("reg" in name for name in model.class_outputs), "a box is one for all classes"
+
+
+# what the points of FCOS are and how they score
+
+
+def points_of(**options: Any) -> Any:
+    return Fcos(backbone=SMALL["backbone"], neck=Fpn(channels=16, extra=0), head=Towers(convs=0), **options)
+
+
+def test_the_factors_of_the_levels_of_fcos_may_be_left_out():
+    assert len(Network(points_of(), ["a"]).head.scales) == 1
+    assert not len(Network(points_of(scaled=False), ["a"]).head.scales)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [84.0, 52.0]), ({"offset": 0.25}, [82.0, 50.0]), ({"offset": 0.0, "fitted": True}, [90.0, 54.0])],
+)
+def test_the_points_of_fcos_lie_where_asked_for(options: Any, expected: list[float]):
+    """Of a map of 7 x 11 for 63 x 99 pixels: strides of 8, or 9 pixels between points."""
+    outputs = {name: [torch.zeros(1, count, 7, 11)] for name, count in (("cls", 1), ("reg", 4), ("centreness", 1))}
+    maps = Maps([torch.zeros(1, 1, 7, 11)], outputs, (8,), (63, 99))
+    found = points_of(**options).detected(maps, None)
+    assert found.boxes[0, -1, :2].tolist() == expected
+
+
+@pytest.mark.parametrize(("score", "scores", "factor"), [("product", [0.8], [0.5]), ("root", [0.4**0.5], None)])
+def test_the_scores_of_fcos_are_made_as_asked_for(score: Any, scores: list[float], factor: Any):
+    outputs = {"cls": torch.full((1, 1, 1, 1), math.log(4)), "reg": torch.zeros(1, 4, 1, 1)}
+    outputs["centreness"] = torch.zeros(1, 1, 1, 1)
+    maps = Maps([torch.zeros(1, 1, 1, 1)], {name: [one] for name, one in outputs.items()}, (8,), (8, 8))
+    found = points_of(score=score).detected(maps, None)
+    assert found.scores[0, 0].tolist() == pytest.approx(scores)
+    assert factor == (None if found.factor is None else found.factor[0].tolist())

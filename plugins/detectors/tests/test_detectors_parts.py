@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from detkernel_detectors.losses.distribution import distribution_focal, expected
 from detkernel_detectors.losses.sums import averaged
 from detkernel_detectors.priors import Anchors, anchors, points
 from torch import Tensor
+from torchvision.ops import roi_align
 
 SIZES = [(25, 30), (13, 15), (7, 8)]
 """Of the maps for which the reference assigns, of strides 8, 16 and 32."""
@@ -78,6 +80,39 @@ def test_delta_coder(name: str, options: Any, parts: dict[str, Tensor]):
     if name == "plain":
         torch.testing.assert_close(decoded, parts["delta.noclip.decode"])
     torch.testing.assert_close(coder.decode(priors, coder.encode(priors, parts["delta.boxes"])), parts["delta.boxes"])
+
+
+def test_small_boxes_of_the_delta_coder_are_bounded_where_asked_for():
+    priors, deltas = torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([[0.0, 0, -6, 6]])
+    for below, narrow in ((True, 100 / 62.5), (False, 100 * math.exp(-6))):
+        left, top, right, bottom = DeltaCoder(bound_below=below).decode(priors, deltas)[0].tolist()
+        assert right - left == pytest.approx(narrow, rel=1e-4)
+        assert bottom - top == pytest.approx(6250, rel=1e-4)
+
+
+def test_anchors_in_whole_pixels_are_torchvisions():
+    """Scales, corners and the distance of places, of an image of 160 x 224 whose coarsest map has 3 x 4 places."""
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.image_list import ImageList
+
+    maps, size = maps_of((20, 28), (3, 4)), (160, 224)
+    theirs = AnchorGenerator(((32, 40, 50), (203, 255, 322)), ((0.5, 1.0, 2.0),) * 2)
+    expected = theirs(ImageList(torch.zeros(1, 3, *size), [size]), maps)[0]
+    options: Any = {"scales": [4.0], "octaves": 3}
+    coarse = Anchors(**{**options, "scales": [203 / 64]}, rounded=True, fitted=True)
+    fine, whole_pixels = Anchors(**options, rounded=True), Anchors(**options, rounded=True, fitted=True)
+    assert torch.equal(anchors(whole_pixels, maps[:1], [8], whole(), size).boxes, expected[: 20 * 28 * 9])
+    assert torch.equal(anchors(fine, maps[:1], [8], whole(), size).boxes, expected[: 20 * 28 * 9])
+    assert torch.equal(anchors(coarse, maps[1:], [64], whole(), size).boxes, expected[20 * 28 * 9 :])
+    by_stride = anchors(fine, maps[1:], [64], whole(), size).boxes.view(3, 4, 9, 4)
+    assert (by_stride[1, 1] - by_stride[0, 0]).tolist() == [[64.0] * 4] * 9
+    plain = anchors(Anchors(**options), maps[:1], [8], whole(), size).boxes
+    assert not torch.equal(plain, plain.round())
+
+
+def test_points_may_be_fitted_to_the_batch():
+    made = points(maps_of((3, 4)), [64], whole(), 0.0, (160, 224))
+    assert made.boxes[-1].tolist() == [3 * 56, 2 * 53] * 2
 
 
 def test_distance_coder(parts: dict[str, Tensor]):
@@ -347,6 +382,21 @@ def test_levels_and_pooling_of_boxes(parts: dict[str, Tensor]):
     found = pooled_of([parts["roi.feat.0"], parts["roi.feat.1"]], [16, 32], of_images, 3, 0, True)
     expected = torch.cat([parts["roi.align"][rois[:, 0] == number] for number in range(2)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("samples", "aligned"), [(2, False), (2, True), (0, False)])
+def test_pooling_of_levels_is_torchvisions(samples: int, aligned: bool):
+    """With samples of a fixed number too, where a box without extent has a value."""
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 3, 64, 64), torch.randn(1, 3, 32, 32)]
+    corners = torch.rand(1, 20, 2) * 60
+    rois = torch.cat([corners, corners + torch.rand(1, 20, 2) * 190], -1)
+    found = pooled_of(maps, [4, 8], rois, 5, samples, aligned)
+    levels = levels_of(rois[0], 2)
+    assert set(levels.tolist()) == {0, 1}
+    for number, (level, roi) in enumerate(zip(levels.tolist(), rois[0], strict=True)):
+        expected = roi_align(maps[level], [roi[None]], 5, (1 / 4, 1 / 8)[level], samples, aligned)
+        torch.testing.assert_close(found[number], expected[0])
 
 
 def test_nms(parts: dict[str, Tensor]):

@@ -39,6 +39,10 @@ class Resnet(Backbone):
         "else batch",
     )
 
+    norm_eps: float = option(
+        default=1e-5, at_least=0, help="what a norm adds to the variance; 0 in torchvision's first detectors"
+    )
+
     def build(self) -> nn.Module:
         from detkernel_detectors.backbones import resnet
 

@@ -85,6 +85,9 @@ class ResNet(nn.Module):
             self.channels.append(inside)
             self.strides.append(4 * 2**stage)
         self._begin()
+        for module in self.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+                module.eps = options.norm_eps
 
     def _begin(self) -> None:
         """Kaiming's weights for convolutions; the last norm of a block begins at 0: a block begins as its shortcut."""

@@ -33,6 +33,8 @@ class DeltaCoder(BoxCoder):
         default=LARGEST, above=0, help="largest |dw| and |dh|: by default 62.5 times the anchor's side"
     )
 
+    bound_below: bool = option(default=True, help="whether dw and dh are bounded below too (torchvision: not)")
+
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         (centre, sides), (wanted, wanted_sides) = _split(priors), _split(boxes)
         deltas = torch.cat([(wanted - centre) / sides, (wanted_sides / sides).log()], -1)
@@ -43,7 +45,7 @@ class DeltaCoder(BoxCoder):
         if not self._plain:
             deltas = deltas * deltas.new_tensor(self.stds)
         centre = centre + deltas[..., :2] * sides
-        half = sides * deltas[..., 2:].clamp(-self.bound, self.bound).exp() / 2
+        half = sides * deltas[..., 2:].clamp(-self.bound if self.bound_below else None, self.bound).exp() / 2
         return torch.cat([centre - half, centre + half], -1)
 
     @property

@@ -24,17 +24,19 @@ ELSEWHERE = -1e4
 class RpnHead(nn.Module):
     """Convolutions, and of them an objectness and four numbers for every anchor."""
 
-    def __init__(self, channels: int, anchors: int) -> None:
+    def __init__(self, channels: int, anchors: int, convs: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs)])
         self.cls = nn.Conv2d(channels, anchors, 1)
         self.reg = nn.Conv2d(channels, 4 * anchors, 1)
-        for layer in (self.conv, self.cls, self.reg):
+        for layer in (*self.convs, self.cls, self.reg):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        features = [self.conv(one).relu() for one in maps]
+        features = list(maps)
+        for conv in self.convs:
+            features = [conv(one).relu() for one in features]
         return {"cls": [self.cls(one) for one in features], "reg": [self.reg(one) for one in features]}
 
 

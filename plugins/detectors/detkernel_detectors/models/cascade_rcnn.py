@@ -12,7 +12,7 @@ from detkernel_detection.boxes import clip
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.losses.boxes import SmoothL1
-from detkernel_detectors.models.dense import Maps
+from detkernel_detectors.models.dense import KeyMap, Maps
 from detkernel_detectors.models.rcnn import Drawn, MaskedRcnn, Rcnn
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class CascadeRcnn(Rcnn):
     https://arxiv.org/abs/1712.00726, as MMDetection trains it. The device is asked for the NMS of the proposals alone.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = (
+    key_map: ClassVar[KeyMap] = (
         *Rcnn.key_map,
         (r"roi_head\.bbox_head\.(\d+)\.shared_convs\.(\d+)\.conv\.", r"box_heads.\1.convs.\2.conv."),
         (r"roi_head\.bbox_head\.(\d+)\.shared_convs\.(\d+)\.[bg]n\.", r"box_heads.\1.convs.\2.norm."),
@@ -79,11 +79,7 @@ class CascadeRcnn(Rcnn):
     def class_outputs(self) -> dict[str, ClassOutput]:
         from detkernel_detection.class_mapping import ClassOutput
 
-        return {
-            f"box_heads.{stage}.cls.{kind}": ClassOutput(background="last")
-            for stage in range(len(self.stage_weights))
-            for kind in ("weight", "bias")
-        }
+        return {"box_heads.*.cls.*": ClassOutput(background="last")}
 
     # Training: what a stage has drawn, and refined, the next one draws from, together with the objects.
 
@@ -133,7 +129,7 @@ class CascadeMaskRcnn(MaskedRcnn, CascadeRcnn):
     https://arxiv.org/abs/1906.09756, as MMDetection trains it: every stage has a mask head too.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = (
+    key_map: ClassVar[KeyMap] = (
         *CascadeRcnn.key_map,
         (r"roi_head\.mask_head\.(\d+)\.convs\.(\d+)\.conv\.", r"mask_heads.\1.convs.\2.conv."),
         (r"roi_head\.mask_head\.(\d+)\.convs\.(\d+)\.[bg]n\.", r"mask_heads.\1.convs.\2.norm."),
@@ -148,12 +144,7 @@ class CascadeMaskRcnn(MaskedRcnn, CascadeRcnn):
     def class_outputs(self) -> dict[str, ClassOutput]:
         from detkernel_detection.class_mapping import ClassOutput
 
-        masks = {
-            f"mask_heads.{stage}.logits.{kind}": ClassOutput()
-            for stage in range(len(self.stage_weights))
-            for kind in ("weight", "bias")
-        }
-        return {**super().class_outputs(), **masks}
+        return {**super().class_outputs(), "mask_heads.*.logits.*": ClassOutput()}
 
     def further_losses(
         self, stage: int, found: Drawn, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from detkernel import Run, option, plugin
 from detkernel_detection import Backbone, BoxCoder, BoxLoss, Head, Neck
@@ -29,7 +29,9 @@ else:
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-MMDETECTION: tuple[tuple[str, str | None], ...] = (
+KeyMap: TypeAlias = "tuple[tuple[str, str | None], ...]"
+
+MMDETECTION: KeyMap = (
     (r"neck\.lateral_convs\.(\d+)\.conv\.", r"neck.laterals.\1."),
     (r"neck\.fpn_convs\.(\d+)\.conv\.", r"neck.outputs.\1."),
     (r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.", r"head.\1_tower.\2.conv."),
@@ -37,6 +39,28 @@ MMDETECTION: tuple[tuple[str, str | None], ...] = (
     (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),
 )
 """How MMDetection's names of parameters begin, and ours, where all dense detectors have the same."""
+
+TORCHVISION: KeyMap = (
+    (r"backbone\.body\.", "backbone."),
+    (r"backbone\.fpn\.inner_blocks\.(\d+)\.(0\.)?(weight|bias)", r"neck.laterals.\1.\3"),
+    (r"backbone\.fpn\.inner_blocks\.(\d+)\.1\.", r"neck.lateral_norms.\1."),
+    (r"backbone\.fpn\.layer_blocks\.(\d+)\.(0\.)?(weight|bias)", r"neck.outputs.\1.\3"),
+    (r"backbone\.fpn\.layer_blocks\.(\d+)\.1\.", r"neck.output_norms.\1."),
+    (r"backbone\.fpn\.extra_blocks\.p6\.", "neck.outputs.3."),
+    (r"backbone\.fpn\.extra_blocks\.p7\.", "neck.outputs.4."),
+)
+"""The same of torchvision's, now and of version 0.12 and before (without the 0), in which most files are."""
+
+DENSE_TORCHVISION: KeyMap = tuple(
+    (rf"head\.{theirs}_head\.conv\.{before}\.", rf"head.{ours}_tower.{after}.")
+    for theirs, ours in (("classification", "cls"), ("regression", "reg"))
+    for before, after in (
+        *((rf"{layer}\.0", f"{layer}.conv") for layer in range(4)),  # a block each
+        *((rf"{layer}\.1", f"{layer}.norm") for layer in range(4)),
+        *((f"{2 * layer}", f"{layer}.conv") for layer in range(4)),  # before: a row of convolutions and ReLUs
+    )
+)
+"""The same of the towers of torchvision's RetinaNet."""
 
 
 class Maps(NamedTuple):
@@ -89,15 +113,19 @@ class Candidates(NamedTuple):
 class BaseDetector(DetectorPlugin):
     """What all native detectors share: backbone, neck, weights, and normalisation on the device."""
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ()
+    key_map: ClassVar[KeyMap] = ()
     """What is the family's own in MMDetection's names of parameters, as (expression, replacement)."""
+    torchvision_key_map: ClassVar[KeyMap] = ()
+    """The same of torchvision's names."""
+    torchvision_builders: ClassVar[tuple[str, ...]] = ()
+    """torchvision's functions whose published weights fit, by options (`configs/base/torchvision_*.yaml`)."""
 
     backbone: Backbone = option(factory=Resnet, help="what makes feature maps of an image")
     neck: Neck = option(factory=Fpn, help="what makes a pyramid of them")
     weights: str | None = option(
         default=None,
-        help="weights of the whole detector: a file, ours or MMDetection's; null: random. Outputs for classes are "
-        "taken by class name, the others start at random",
+        help="weights of the whole detector: a file, ours, MMDetection's or torchvision's; torchvision's by name, such "
+        "as torchvision:COCO_V1; null: random. Outputs for classes are taken by class name, the others start at random",
     )
     weights_classes: Literal["same_order", "none"] | list[str] | None = option(
         default=None,
@@ -162,6 +190,9 @@ class DenseDetector(NativeDetector):
 
     head: Head = option(factory=Towers, help="what predicts from the pyramid")
     candidates: int = option(default=1000, at_least=1, help="detections of a level before NMS, by falling score")
+    min_size: float | None = option(
+        default=0.0, at_least=0, help="pixels that width and height of a detection must exceed; null: they may be 0"
+    )
 
     def outputs(self, classes: int) -> list[Output]:
         """The outputs of the head."""
@@ -209,7 +240,7 @@ class DenseDetector(NativeDetector):
         boxes = found.boxes.gather(1, prior[..., None].expand(-1, -1, 4))
         if found.clipped:
             boxes = clip(boxes, sizes)
-        valid = (score > self.score_thresh) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        valid = (score > self.score_thresh) & larger(boxes, self.min_size)
         if found.factor is not None:
             score = score * found.factor.gather(1, prior)
         kept = suppressed(boxes, score, label, valid, self.nms_thresh, self.max_detections)
@@ -228,7 +259,14 @@ class AnchorDetector(DenseDetector):
 
     def priors(self, maps: Maps, sizes: Tensor | None) -> Priors:
         """The anchors. Those in the padding of an image are not valid."""
-        return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
+        return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible), maps.size)
+
+
+def larger(boxes: Tensor, size: float | None) -> Tensor:
+    """bool [...]: of boxes [..., 4], whether both sides are longer than `size`; None: all."""
+    if size is None:
+        return torch.ones_like(boxes[..., 0], dtype=torch.bool)
+    return (boxes[..., 2:] - boxes[..., :2] > size).all(-1)
 
 
 def around(priors: Priors, sides: float = 2.0) -> Tensor:

@@ -11,7 +11,7 @@ from detkernel_detection import Assigner, BoxCoder, BoxLoss
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.losses.boxes import L1
-from detkernel_detectors.models.dense import Maps
+from detkernel_detectors.models.dense import KeyMap, Maps
 from detkernel_detectors.models.rcnn import Drawn, Rcnn
 
 if TYPE_CHECKING:
@@ -29,13 +29,15 @@ class FasterRcnn(Rcnn):
     the device is asked: NMS of the proposals.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = (
+    key_map: ClassVar[KeyMap] = (
         *Rcnn.key_map,
         (r"roi_head\.bbox_head\.shared_convs\.(\d+)\.conv\.", r"box_head.convs.\1.conv."),
         (r"roi_head\.bbox_head\.shared_convs\.(\d+)\.[bg]n\.", r"box_head.convs.\1.norm."),
         (r"roi_head\.bbox_head\.shared_fcs\.(\d+)\.", r"box_head.fcs.\1."),
         (r"roi_head\.bbox_head\.fc_(cls|reg)\.", r"box_head.\1."),
     )
+
+    torchvision_builders: ClassVar[tuple[str, ...]] = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")
 
     assigner: Assigner = option(
         factory=lambda: MaxIouAssigner(positive=0.5, negative=0.5, best=None),
@@ -55,12 +57,7 @@ class FasterRcnn(Rcnn):
     def class_outputs(self) -> dict[str, ClassOutput]:
         from detkernel_detection.class_mapping import ClassOutput
 
-        scores, boxes = ClassOutput(background="last"), ClassOutput(after=4)
-        return {
-            f"box_head.{name}.{kind}": output
-            for name, output in (("cls", scores), ("reg", boxes))
-            for kind in ("weight", "bias")
-        }
+        return {"box_head.cls.*": ClassOutput(background="last"), "box_head.reg.*": ClassOutput(after=4)}
 
     # Training: the proposals of the first stage, with the objects themselves, are told apart and made to fit.
 

@@ -14,7 +14,7 @@ from detkernel_detectors.heads import Towers
 from detkernel_detectors.losses.boxes import Giou
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.losses.sums import averaged, shared_count
-from detkernel_detectors.models.dense import Candidates, DenseDetector, Maps, around, box_losses, wanted_of
+from detkernel_detectors.models.dense import Candidates, DenseDetector, KeyMap, Maps, around, box_losses, wanted_of
 from detkernel_detectors.necks import Fpn
 from detkernel_detectors.priors import points
 
@@ -35,10 +35,23 @@ class Fcos(DenseDetector):
     null}`, `distance: pixels`, `centreness_branch: cls`, `box_loss: iou`, `nms_thresh: 0.5` and a head without biases.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = (
+    key_map: ClassVar[KeyMap] = (
         (r"bbox_head\.conv_centerness\.", "head.centreness."),
         (r"bbox_head\.conv_(cls|reg)\.", r"head.\1."),
     )
+
+    torchvision_key_map: ClassVar[KeyMap] = (
+        *(
+            (rf"head\.{theirs}_head\.conv\.{3 * layer + place}\.", f"head.{ours}_tower.{layer}.{kind}.")
+            for theirs, ours in (("classification", "cls"), ("regression", "reg"))
+            for layer in range(4)
+            for place, kind in enumerate(("conv", "norm"))
+        ),
+        (r"head\.classification_head\.cls_logits\.", "head.cls."),
+        (r"head\.regression_head\.bbox_reg\.", "head.reg."),
+        (r"head\.regression_head\.bbox_ctrness\.", "head.centreness."),
+    )
+    torchvision_builders: ClassVar[tuple[str, ...]] = ("fcos_resnet50_fpn",)
 
     neck: Neck = option(
         factory=lambda: Fpn(extra_from="output", extra_relu=True), help="what makes a pyramid of the backbone's maps"
@@ -55,6 +68,20 @@ class Fcos(DenseDetector):
     centreness_branch: Literal["cls", "reg"] = option(
         default="reg", help="which branch of the head tells the centre-ness"
     )
+    scaled: bool = option(default=True, help="whether each level has a learned factor for its distances")
+    offset: float = option(
+        default=0.5, at_least=0, at_most=1, help="strides from the corner of a place to its point (torchvision: 0)"
+    )
+    fitted: bool = option(
+        default=False,
+        help="places are as far apart as the batch is larger than the map, in whole pixels (torchvision); false: by "
+        "the stride",
+    )
+    score: Literal["product", "root"] = option(
+        default="product",
+        help="what points are scored by: their class, by which they are also chosen, times their centre-ness; or the "
+        "square root of that product, by which they are then chosen too (torchvision)",
+    )
     nms_thresh: float = option(default=0.6, at_least=0, at_most=1, help="IoU above which a detection is dropped")
 
     # Every point has a logit for each class, four distances with a learned factor for each level, and a logit of how
@@ -64,7 +91,7 @@ class Fcos(DenseDetector):
     def outputs(self, classes: int) -> list[Output]:
         return [
             Output("cls", classes, "cls", bias=RARE),
-            Output("reg", 4, "reg", bias=float(self.distance == "strides"), scaled=True),
+            Output("reg", 4, "reg", bias=float(self.distance == "strides"), scaled=self.scaled),
             Output("centreness", 1, self.centreness_branch),
         ]
 
@@ -91,18 +118,20 @@ class Fcos(DenseDetector):
             "loss_centerness": self.centreness_weight * averaged(entropy, matches.positive, count),
         }
 
-    # Inference: points are chosen by their class alone; the centre-ness then lowers their scores.
+    # Inference: points are chosen by their class alone, and the centre-ness then lowers their scores; or by both.
 
     def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:
         priors = self._points(maps)
         unit = self._unit(priors)
         boxes = self.box_coder.decode(priors.boxes / unit, self._distances(maps)) * unit
-        return Candidates(
-            self.logits(maps).sigmoid(), boxes, priors.counts, maps.flat("centreness", 1)[..., 0].sigmoid()
-        )
+        scores, central = self.logits(maps).sigmoid(), maps.flat("centreness", 1)[..., 0].sigmoid()
+        if self.score == "root":
+            return Candidates((scores * central[..., None]).sqrt(), boxes, priors.counts)
+        return Candidates(scores, boxes, priors.counts, central)
 
     def _points(self, maps: Maps) -> Priors:
-        return points(maps.features, maps.strides, maps.inside(None, 1))
+        fitted = maps.size if self.fitted else None
+        return points(maps.features, maps.strides, maps.inside(None, 1), self.offset, fitted)
 
     def _distances(self, maps: Maps) -> Tensor:
         """[B, N, 4], in what `distance` says."""

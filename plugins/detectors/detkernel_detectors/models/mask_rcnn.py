@@ -9,7 +9,7 @@ from detkernel import option, plugin
 from detkernel_detection import Assigner
 
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
-from detkernel_detectors.models.dense import Maps
+from detkernel_detectors.models.dense import KeyMap, Maps
 from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.rcnn import MaskedRcnn
 
@@ -27,13 +27,23 @@ class MaskRcnn(MaskedRcnn, FasterRcnn):
     https://arxiv.org/abs/1703.06870, as MMDetection trains it.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = (
+    key_map: ClassVar[KeyMap] = (
         *FasterRcnn.key_map,
         (r"roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"mask_head.convs.\1.conv."),
         (r"roi_head\.mask_head\.convs\.(\d+)\.[bg]n\.", r"mask_head.convs.\1.norm."),
         (r"roi_head\.mask_head\.upsample\.", "mask_head.upsample."),
         (r"roi_head\.mask_head\.conv_logits\.", "mask_head.logits."),
     )
+
+    torchvision_key_map: ClassVar[KeyMap] = (
+        *FasterRcnn.torchvision_key_map,
+        (r"roi_heads\.mask_head\.(\d+)\.0\.", r"mask_head.convs.\1.conv."),
+        (r"roi_heads\.mask_head\.(\d+)\.1\.", r"mask_head.convs.\1.norm."),
+        *((rf"roi_heads\.mask_head\.mask_fcn{layer + 1}\.", f"mask_head.convs.{layer}.conv.") for layer in range(4)),
+        (r"roi_heads\.mask_predictor\.conv5_mask\.", "mask_head.upsample."),
+        (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "mask_head.logits."),
+    )
+    torchvision_builders: ClassVar[tuple[str, ...]] = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 
     assigner: Assigner = option(
         factory=lambda: MaxIouAssigner(positive=0.5, negative=0.5, best=0.5),
@@ -46,8 +56,7 @@ class MaskRcnn(MaskedRcnn, FasterRcnn):
     def class_outputs(self) -> dict[str, ClassOutput]:
         from detkernel_detection.class_mapping import ClassOutput
 
-        masks = {f"mask_head.logits.{kind}": ClassOutput() for kind in ("weight", "bias")}
-        return {**super().class_outputs(), **masks}
+        return {**super().class_outputs(), "mask_head.logits.*": ClassOutput()}
 
     # Training: the masks of the positive ones of the same boxes.
 

@@ -13,10 +13,10 @@ from detkernel_detection.detector import Detector
 from detkernel_detection.normalize import Normalize
 from detkernel_detection.predictions import Predictions
 from detkernel_detection.structures import Targets
-from detkernel_detection.weights import load_into, read_weights
+from detkernel_detection.weights import Weights, load_into, read_weights
 from torch import Tensor
 
-from detkernel_detectors.models.dense import MMDETECTION, BaseDetector
+from detkernel_detectors.models.dense import MMDETECTION, TORCHVISION, BaseDetector
 
 
 class Network(Detector):
@@ -47,6 +47,9 @@ class Network(Detector):
             for name in fnmatch.filter(names, pattern)
         }
         self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
+        if family.torchvision_builders:
+            self.key_maps["torchvision"] = (*TORCHVISION, *family.torchvision_key_map)
+            self.background_first = ("torchvision",)
         self.max_detections = family.max_detections
         for name in ("mask_paste", "mask_threshold"):  # of families with masks
             setattr(self, name, getattr(family, name, getattr(self, name)))
@@ -67,8 +70,19 @@ def load(family: BaseDetector, run: Run, model: Network) -> None:
     """Load the weights asked for."""
     if family.weights is None:
         return
-    path = Path(family.weights).expanduser()
-    if not path.is_file():
-        raise wrong(family, "weights", f"there is no file '{family.weights}'")
-    loaded = load_into(model, read_weights(path), run.classes, given=family.weights_classes)
+    loaded = load_into(model, _weights(family, family.weights), run.classes, given=family.weights_classes)
     run.log.log(logging.WARNING if loaded.surprising else logging.INFO, "loaded %s", loaded.text)
+
+
+def _weights(family: BaseDetector, name: str) -> Weights:
+    source, colon, published = name.partition(":")
+    if colon and source == "torchvision":
+        from detkernel_detection import torchvision_weights
+
+        if not family.torchvision_builders:
+            raise wrong(family, "weights", f"torchvision publishes none for {type(family).__qualname__}")
+        return torchvision_weights.find(family, family.torchvision_builders, published)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise wrong(family, "weights", f"there is no file '{name}'")
+    return read_weights(path)

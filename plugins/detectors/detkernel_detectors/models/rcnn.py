@@ -14,7 +14,7 @@ from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead
 from detkernel_detectors.losses.boxes import L1
 from detkernel_detectors.losses.sums import averaged, shared_count
-from detkernel_detectors.models.dense import Maps, NativeDetector, box_losses, wanted_of
+from detkernel_detectors.models.dense import KeyMap, Maps, NativeDetector, box_losses, larger, wanted_of
 from detkernel_detectors.necks import Fpn
 from detkernel_detectors.priors import Anchors, anchors
 
@@ -50,12 +50,30 @@ class Drawn(NamedTuple):
 class Rcnn(NativeDetector):
     """What R-CNNs share. A family says what it learns of the boxes that are drawn, and what it finds in proposals."""
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ((r"rpn_head\.rpn_(conv|cls|reg)\.", r"head.\1."),)
+    key_map: ClassVar[KeyMap] = (
+        (r"rpn_head\.rpn_conv\.(\d+)\.conv\.", r"head.convs.\1."),
+        (r"rpn_head\.rpn_conv\.", "head.convs.0."),
+        (r"rpn_head\.rpn_(cls|reg)\.", r"head.\1."),
+    )
+    torchvision_key_map: ClassVar[KeyMap] = (
+        (r"rpn\.head\.conv\.(\d+)\.0\.", r"head.convs.\1."),
+        (r"rpn\.head\.conv\.(weight|bias)", r"head.convs.0.\1"),
+        (r"rpn\.head\.cls_logits\.", "head.cls."),
+        (r"rpn\.head\.bbox_pred\.", "head.reg."),
+        (r"roi_heads\.box_head\.fc6\.", "box_head.fcs.0."),
+        (r"roi_heads\.box_head\.fc7\.", "box_head.fcs.1."),
+        (r"roi_heads\.box_head\.(\d+)\.0\.", r"box_head.convs.\1.conv."),
+        (r"roi_heads\.box_head\.(\d+)\.1\.", r"box_head.convs.\1.norm."),
+        (r"roi_heads\.box_head\.5\.", "box_head.fcs.0."),  # behind four convolutions and a flattening
+        (r"roi_heads\.box_predictor\.cls_score\.", "box_head.cls."),
+        (r"roi_heads\.box_predictor\.bbox_pred\.", "box_head.reg."),
+    )
 
     neck: Neck = option(
         factory=lambda: Fpn(finest=4, extra=1, extra_from="pool"), help="what makes a pyramid of the backbone's maps"
     )
     anchors: Anchors = option(factory=Anchors, help="three shapes at every place, of 8 strides")
+    rpn_convs: int = option(default=1, at_least=1, help="convolutions of the head that proposes")
     rpn_assigner: Assigner = option(
         factory=lambda: MaxIouAssigner(positive=0.7, negative=0.3, best=0.3),
         help="which anchors are to propose which objects",
@@ -70,6 +88,7 @@ class Rcnn(NativeDetector):
     rpn_box_coder: BoxCoder = option(factory=DeltaCoder, help="how a proposal is told, relative to its anchor")
     rpn_box_loss: BoxLoss = option(factory=L1, help="of the proposals of positive anchors")
     rpn_nms_thresh: float = option(default=0.7, at_least=0, at_most=1, help="IoU above which a proposal is dropped")
+    rpn_min_size: float = option(default=0.0, at_least=0, help="pixels that width and height of a proposal must exceed")
     candidates_train: int = option(default=2000, at_least=1, help="proposals of a level before NMS, in training")
     candidates: int = option(default=1000, at_least=1, help="the same in validation")
     proposals_train: int = option(default=1000, at_least=1, help="proposals of an image, in training")
@@ -78,12 +97,19 @@ class Rcnn(NativeDetector):
     sampled: int = option(default=512, at_least=1, help="proposals of an image that are drawn for the loss")
     positive: float = option(default=0.25, above=0, at_most=1, help="largest share of positive ones among them")
     sampling_ratio: int = option(default=0, at_least=0, help="samples of each pooled value and axis; 0: by its size")
+    aligned: bool = option(
+        default=True,
+        help="boxes are pooled half a pixel further up and to the left, where pixels are (torchvision: no)",
+    )
+    min_size: float | None = option(
+        default=None, at_least=0, help="pixels that width and height of a detection must exceed; null: they may be 0"
+    )
     box_head: BoxHead = option(factory=FcBoxHead, help="what predicts classes and boxes of what is pooled of a box")
 
     def rpn_head(self, channels: int) -> nn.Module:
         from detkernel_detectors.heads.rcnn import RpnHead
 
-        return RpnHead(channels, len(self.anchors.sides))
+        return RpnHead(channels, len(self.anchors.sides), self.rpn_convs)
 
     # First stage: an anchor that overlaps an object by 0.7 is to propose it; one below 0.3 is background.
 
@@ -124,12 +150,12 @@ class Rcnn(NativeDetector):
             place = torch.cat(chosen, 1)
             deltas = deltas.gather(1, place[..., None].expand(-1, -1, 4))
             boxes = clip(self.rpn_box_coder.decode(priors.boxes[place], deltas), sizes)
-            valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            valid = larger(boxes, self.rpn_min_size)
             scores = scores.gather(1, place)
             return suppressed(boxes, scores, torch.cat(levels, 1), valid, self.rpn_nms_thresh, most, counts)
 
     def _anchors(self, maps: Maps, sizes: Tensor | None) -> Priors:
-        return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible))
+        return anchors(self.anchors, maps.features, maps.strides, maps.inside(sizes, self.size_divisible), maps.size)
 
     # Second stage: of the objects themselves and the proposals, 512 are drawn, a quarter of them positive.
 
@@ -158,7 +184,7 @@ class Rcnn(NativeDetector):
         """[B * S, channels, side, side] of boxes [B, S, 4]. The coarsest level is for proposals alone."""
         from detkernel_detectors.heads.rcnn import pooled_of
 
-        return pooled_of(maps.features, maps.strides[:-1], boxes, side, self.sampling_ratio, True)
+        return pooled_of(maps.features, maps.strides[:-1], boxes, side, self.sampling_ratio, self.aligned)
 
     def box_losses(
         self, found: Drawn, logits: Tensor, deltas: Tensor, coder: BoxCoder, loss: BoxLoss
@@ -193,7 +219,7 @@ class Rcnn(NativeDetector):
         best, places = scores.flatten(1).topk(most)
         box = places if kinds > 1 else places // classes
         boxes = clip(boxes.flatten(1, 2).gather(1, box[..., None].expand(-1, -1, 4)), sizes)
-        valid = best > self.score_thresh
+        valid = (best > self.score_thresh) & larger(boxes, self.min_size)
         return suppressed(boxes, best, places % classes, valid, self.nms_thresh, self.max_detections)
 
 

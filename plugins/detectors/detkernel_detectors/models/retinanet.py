@@ -13,7 +13,15 @@ from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.losses.boxes import L1
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.losses.sums import averaged, shared_count
-from detkernel_detectors.models.dense import AnchorDetector, Candidates, Maps, box_losses, wanted_of
+from detkernel_detectors.models.dense import (
+    DENSE_TORCHVISION,
+    AnchorDetector,
+    Candidates,
+    KeyMap,
+    Maps,
+    box_losses,
+    wanted_of,
+)
 from detkernel_detectors.priors import Anchors
 
 if TYPE_CHECKING:
@@ -29,7 +37,14 @@ class Retinanet(AnchorDetector):
     batch.
     """
 
-    key_map: ClassVar[tuple[tuple[str, str | None], ...]] = ((r"bbox_head\.retina_(cls|reg)\.", r"head.\1."),)
+    key_map: ClassVar[KeyMap] = ((r"bbox_head\.retina_(cls|reg)\.", r"head.\1."),)
+
+    torchvision_key_map: ClassVar[KeyMap] = (
+        *DENSE_TORCHVISION,
+        (r"head\.classification_head\.cls_logits\.", "head.cls."),
+        (r"head\.regression_head\.bbox_reg\.", "head.reg."),
+    )
+    torchvision_builders: ClassVar[tuple[str, ...]] = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 
     anchors: Anchors = option(
         factory=lambda: Anchors(scales=[4.0], octaves=3), help="three scales and three shapes at every place"

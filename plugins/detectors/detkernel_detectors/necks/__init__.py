@@ -26,6 +26,10 @@ class Fpn(Neck):
     )
     extra_relu: bool = option(default=False, help="a ReLU before the convolutions of the second further level and on")
 
+    norm: Literal["batch", "group"] | None = option(
+        default=None, help="normalisation of the maps of the backbone's levels, in place of biases; null: none"
+    )
+
     def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
         from detkernel_detectors.necks.fpn import Pyramid
 
