@@ -17,7 +17,7 @@ from detkernel_detection.testing import ModelContract, TinyDataset
 from detkernel_detection.weights import load_into, read_weights
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
-from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, Towers
+from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
 from detkernel_detectors.models.deformable_detr import DeformableDetr
@@ -31,6 +31,8 @@ from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.rcnn import drawn
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.models.tood import Tood
+from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolox import Yolox
 from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn
 from detkernel_detectors.priors import Anchors
@@ -90,6 +92,12 @@ YOLOX: Any = {
 }
 FAMILIES |= {"yolox": (Yolox, YOLOX)}
 FAMILIES |= {"rtmdet": (Rtmdet, CSP), "rtmdet_linear": (Rtmdet, {**CSP, "distance": "linear"})}
+STAR: Any = {"head": StarTowers(convs=1, channels=16, groups=4)}
+TASKS: Any = {"head": TaskAlignedHead(convs=2, channels=16, groups=4)}
+FAMILIES |= {"vfnet": (Vfnet, STAR), "tood": (Tood, TASKS), "tood_initial": (Tood, TASKS)}
+FAMILIES |= {"yolox_further": (Yolox, YOLOX)}
+STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
+"""What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
 DETRS: Any = {
     "deformable_detr": (DeformableDetr, {}),
@@ -244,7 +252,13 @@ def model(request: pytest.FixtureRequest) -> Any:
 def of_family(name: str) -> Any:
     family, options = FAMILIES[name]
     small = RCNN if name in TWO_STAGES else DETR if name in DETRS else SMALL
-    return made(family(**{**small, **options})).train()
+    return made(in_state(family(**{**small, **options}), STATES.get(name, {}))).train()
+
+
+def in_state(family: Any, state: dict[str, Any]) -> Any:
+    for name, value in state.items():
+        setattr(family, name, value)
+    return family
 
 
 def batch_of(*objects: list[list[float]], side: int = 64) -> Batch:
@@ -394,7 +408,9 @@ def test_how_many_are_drawn():
 def test_it_compiles_as_one_graph(model: Any):
     batch = batch_of(ONE, TWO)
     torch.compiler.reset()  # all families share `forward`, which is compiled a few times at most
-    small = made(attrs.evolve(model.family, backbone=OneConv())).train()  # a deep one takes long
+    family = attrs.evolve(model.family, backbone=OneConv())  # a deep one takes long
+    states = {name: getattr(model.family, name) for name in ("_initial", "_further") if hasattr(family, name)}
+    small = made(in_state(family, states)).train()
     compiled = torch.compile(small, fullgraph=True, backend="eager")
     losses = compiled(batch.images, batch.targets, batch.image_sizes)
     found = {name: loss.item() for name, loss in losses.items()}

@@ -17,7 +17,7 @@ from detkernel_detection.predictions import to_detections
 from detkernel_detection.weights import load_into, read_weights, renamed
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
-from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, Towers
+from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeRcnn
@@ -32,6 +32,8 @@ from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.sets import SetDetector
+from detkernel_detectors.models.tood import Tood, aligned_boxes
+from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolox import NORM, Yolox
 from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn
 from detkernel_detectors.transformers import denoising
@@ -131,21 +133,31 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
     "deformable_detr": (DeformableDetr(**DETR), ()),
     "deformable_detr_twostage": (DeformableDetr(**DETR, refine=True, two_stage=True), ()),
     "dino": (Dino(**DETR, denoising=10), ()),
+    "vfnet": (small(Vfnet, head=StarTowers(**GN)), ("cls", "refined")),
+    "tood": (small(Tood, head=TaskAlignedHead(**{**GN, "convs": 3})), ("cls", "reg")),
 }
 """Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
 
 SHOWN: Any = {
-    "fcos": {"reg": lambda value, stride: value.exp()},
-    "fcos_center": {"reg": lambda value, stride: value.relu() * stride},
-    "rtmdet": {"reg": lambda value, stride: value.exp() * stride},
+    "fcos": {"reg": lambda value, stride, others: value.exp()},
+    "fcos_center": {"reg": lambda value, stride, others: value.relu() * stride},
+    "rtmdet": {"reg": lambda value, stride, others: value.exp() * stride},
+    "vfnet": {"refined": lambda value, stride, others: (value + others["reg"]).exp() * 8 * stride},
+    "tood": {
+        "cls": lambda value, stride, others: (value.sigmoid() * others["alignment"].sigmoid()).sqrt(),
+        "reg": lambda value, stride, others: aligned_boxes(value, others["offsets"]),
+    },
 }
-"""Outputs that MMDetection's head gives as distances in pixels."""
+"""What MMDetection's head gives where it is not the output itself: mostly distances in pixels. `others`: all outputs of
+that level."""
 
-
-OTHER_LOSSES: Any = {"yolox": ("loss_last_epochs", {"_further": True})}
+OTHER_LOSSES: Any = {
+    "yolox": ("loss_last_epochs", {"_further": True}),
+    "tood": ("loss_initial_epochs", {"_initial": True}),
+}
 """Further losses of a family: how they are named, and in which state of the plugin it has them."""
 
-UNCLIPPED = ("yolox",)
+UNCLIPPED = ("yolox", "tood")
 """Families whose boxes MMDetection does not clip to the image."""
 
 
@@ -219,9 +231,10 @@ def test_the_maps_are_equal(case: Case):
         case.check(f"neck.{number}", one)
     for number, name in enumerate(case.outputs):
         for level, one in enumerate(maps.outputs[name]):
-            shown = SHOWN.get(case.name, {}).get(name, lambda value, stride: value)
+            shown = SHOWN.get(case.name, {}).get(name, lambda value, stride, others: value)
+            others = {other: levels[level] for other, levels in maps.outputs.items()}
             named = f"rpn.{name}.{level}" if case.name in TWO_STAGES else f"head.{number}.{level}"
-            case.check(named, shown(one, maps.strides[level]))
+            case.check(named, shown(one, maps.strides[level], others))
 
 
 @pytest.mark.parametrize("name", [name for name, (family, _) in FAMILIES.items() if isinstance(family, SetDetector)])

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+REACH = 8.0
+"""Strides that VFNet tells distances in."""
+
+
 @plugin
 class Towers(Head):
     """Two towers of 3x3 convolutions, one for classes and one for boxes, shared by all levels (Lin et al. 2017)."""
@@ -86,3 +90,40 @@ class FcnMaskHead(MaskHead):
         from detkernel_detectors.heads.rcnn import FullyConvolutional
 
         return FullyConvolutional(self, channels, classes)
+
+
+@plugin
+class StarTowers(Towers):
+    """VFNet's head (Zhang et al. 2021): from the boxes of its first output, deformable convolutions look at nine points
+    of each (its corners, sides and centre), and what they see gives the classes and how the boxes are corrected.
+
+    Its outputs are `cls`, `reg`, logarithms of distances in 8 strides, and `refined`, logarithms of factors of these.
+    """
+
+    convs: int = option(default=3, at_least=0, help="convolutions in each tower")
+    norm: Literal["group", "batch"] | None = option(default="group", help="normalisation after each; null: none")
+    gradient: float = option(
+        default=0.1, at_least=0, at_most=1, help="share of their gradient that the points hand on to the boxes"
+    )
+
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.star import StarHead
+
+        return StarHead(self, channels, levels, outputs)
+
+
+@plugin
+class TaskAlignedHead(Towers):
+    """TOOD's head (Feng et al. 2021): one tower, of whose layers classes and boxes each take what they need.
+
+    How much of each layer is told by attention to the mean of all. `reg` is given as distances in strides; outputs
+    beside `cls` and `reg` see all layers.
+    """
+
+    convs: int = option(default=6, at_least=1, help="convolutions in the tower")
+    norm: Literal["group", "batch"] | None = option(default="group", help="normalisation after each; null: none")
+
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.task_aligned import TaskAligned
+
+        return TaskAligned(self, channels, levels, outputs)

@@ -18,7 +18,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, options: Towers, channels: int, levels: int, outputs: Sequence[Output]) -> None:
         super().__init__()
-        self.cls_tower, self.reg_tower = (_tower(options, channels) for _ in range(2))
+        self.cls_tower, self.reg_tower = (tower(options, channels) for _ in range(2))
         width = options.channels if options.convs else channels
         for output in outputs:
             self.add_module(output.name, nn.Conv2d(width, output.channels, 3, padding=1))
@@ -51,17 +51,17 @@ class Layer(nn.Module):
         super().__init__()
         bias = options.norm is None if options.bias is None else options.bias
         self.conv = nn.Conv2d(channels, options.channels, 3, padding=1, bias=bias)
-        self.norm = _norm(options)
+        self.norm = normalisation(options)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(self.norm(self.conv(x)), inplace=True)
 
 
-def _tower(options: Towers, channels: int) -> nn.Sequential:
+def tower(options: Towers, channels: int) -> nn.Sequential:
     return nn.Sequential(*(Layer(options, options.channels if number else channels) for number in range(options.convs)))
 
 
-def _norm(options: Towers) -> nn.Module:
+def normalisation(options: Towers) -> nn.Module:
     if options.norm == "group":
         return nn.GroupNorm(options.groups, options.channels)
     return nn.BatchNorm2d(options.channels) if options.norm == "batch" else nn.Identity()

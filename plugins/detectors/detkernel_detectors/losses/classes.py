@@ -67,6 +67,29 @@ class QualityFocal(ClassLoss):
         return self.weight * ((wanted - logits.sigmoid()).abs().pow(self.beta) * entropy).sum(-1)
 
 
+@plugin
+class Varifocal(ClassLoss):
+    """Varifocal loss (Zhang et al. 2021): an object counts as much as the quality of its box.
+
+    VFL(p) = -q (q ln p + (1 - q) ln(1 - p)) for the object's class, where q is the quality; for every other class
+    -alpha p^gamma ln(1 - p).
+    """
+
+    alpha: float = option(default=0.75, at_least=0, help="weight of no")
+    gamma: float = option(default=2.0, at_least=0, help="power of the probability where the class is not there")
+    differentiable: bool = option(
+        default=False, help="whether alpha p^gamma has a gradient, as in VFNet; false: as in RT-DETR"
+    )
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        own = one_hot(labels, logits.shape[-1])
+        wanted = own.to(logits.dtype) if quality is None else torch.where(own, quality[..., None], 0.0)
+        probability = (logits if self.differentiable else logits.detach()).sigmoid()
+        factor = torch.where(own, wanted, self.alpha * probability.pow(self.gamma))
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return self.weight * (factor * entropy).sum(-1)
+
+
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """[...] -> bool [..., C]; a label outside of 0..C-1 gives no class."""
     return labels[..., None] == torch.arange(classes, device=labels.device)

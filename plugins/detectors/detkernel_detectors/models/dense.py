@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from detkernel import Run, option, plugin
+from detkernel import Run, option, plugin, wrong
 from detkernel_detection import Backbone, BoxCoder, BoxLoss, Head, Neck
 from detkernel_detection.boxes import clip
 from detkernel_detection.model_plugin import DetectorPlugin
@@ -256,6 +256,11 @@ class AnchorDetector(DenseDetector):
     @property
     def per_place(self) -> int:
         return len(self.anchors.sides)
+
+    def check_one_per_place(self) -> None:
+        """Raise `ConfigError` where there are several anchors at a place."""
+        if self.per_place != 1:
+            raise wrong(self, "anchors", f"expected one scale and one ratio, got {self.per_place} anchors at a place")
 
     def priors(self, maps: Maps, sizes: Tensor | None) -> Priors:
         """The anchors. Those in the padding of an image are not valid."""
