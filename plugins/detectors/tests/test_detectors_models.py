@@ -20,8 +20,11 @@ from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
+from detkernel_detectors.models.conditional_detr import ConditionalDetr
+from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
 from detkernel_detectors.models.dense import BaseDetector, DenseDetector
+from detkernel_detectors.models.detr import Detr
 from detkernel_detectors.models.dino import Dino
 from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.fcos import Fcos
@@ -56,12 +59,10 @@ EVERY: Any = {"sampled": 10**4, "rpn_sampled": 10**4}
 MASKS: Any = {"mask_head": FcnMaskHead(convs=1, channels=8, pooled=4)}
 DETR: Any = {
     "backbone": SMALL["backbone"],
-    "neck": ChannelMapper(channels=16, groups=4, extra=0),
     "queries": 8,
     "encoder_layers": 1,
     "decoder_layers": 2,
     "attention_heads": 4,
-    "points": 2,
     "ffn_channels": 16,
     "dropout": 0.0,
     "max_detections": 100,
@@ -99,10 +100,15 @@ FAMILIES |= {"yolox_further": (Yolox, YOLOX)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
+ONE_MAP: Any = {"neck": ChannelMapper(channels=16, groups=None, extra=0)}
+MAPS: Any = {"neck": ChannelMapper(channels=16, groups=4, extra=0), "points": 2}
 DETRS: Any = {
-    "deformable_detr": (DeformableDetr, {}),
-    "deformable_detr_two_stage": (DeformableDetr, {"refine": True, "two_stage": True}),
-    "dino": (Dino, {"denoising": 9, "label_noise": 0.0, "box_noise": 0.0}),
+    "detr": (Detr, ONE_MAP),
+    "conditional_detr": (ConditionalDetr, ONE_MAP),
+    "dab_detr": (DabDetr, ONE_MAP),
+    "deformable_detr": (DeformableDetr, MAPS),
+    "deformable_detr_two_stage": (DeformableDetr, {**MAPS, "refine": True, "two_stage": True}),
+    "dino": (Dino, {**MAPS, "denoising": 9, "label_noise": 0.0, "box_noise": 0.0}),
 }
 FAMILIES |= DETRS
 """Name -> the family and its options beside `SMALL`."""
@@ -194,14 +200,29 @@ class DetrContract(ModelContract):
     steps = 100
 
 
+class TestDetr(DetrContract):
+    def plugin(self) -> Any:
+        return Detr(**DETR, **ONE_MAP)
+
+
+class TestConditionalDetr(DetrContract):
+    def plugin(self) -> Any:
+        return ConditionalDetr(**DETR, **ONE_MAP)
+
+
+class TestDabDetr(DetrContract):
+    def plugin(self) -> Any:
+        return DabDetr(**DETR, **ONE_MAP)
+
+
 class TestDeformableDetr(DetrContract):
     def plugin(self) -> Any:
-        return DeformableDetr(**DETR)
+        return DeformableDetr(**DETR, **MAPS)
 
 
 class TestDino(DetrContract):
     def plugin(self) -> Any:
-        return Dino(**DETR, denoising=4)
+        return Dino(**DETR, **MAPS, denoising=4)
 
 
 class TestAtss(Contract):

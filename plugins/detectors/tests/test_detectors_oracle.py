@@ -21,8 +21,11 @@ from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarT
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeRcnn
+from detkernel_detectors.models.conditional_detr import ConditionalDetr
+from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
 from detkernel_detectors.models.dense import DenseDetector, NativeDetector
+from detkernel_detectors.models.detr import Detr
 from detkernel_detectors.models.dino import Dino
 from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.fcos import Fcos
@@ -64,10 +67,11 @@ RCNN: Any = {
 }
 TWO_STAGES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
 DETR: Any = {
-    "backbone": Resnet(**{**R18, "norm": "frozen"}), "neck": ChannelMapper(channels=16, groups=4), "queries": 20,
-    "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 4, "ffn_channels": 24, "dropout": 0.0,
-    "max_detections": 15,
+    "backbone": Resnet(**{**R18, "norm": "frozen"}), "queries": 20, "encoder_layers": 2, "decoder_layers": 2,
+    "attention_heads": 4, "ffn_channels": 24, "dropout": 0.0, "max_detections": 15,
 }  # fmt: skip
+LEVELS: Any = {"neck": ChannelMapper(channels=16, groups=4)}
+ONE_MAP: Any = {"neck": ChannelMapper(channels=16, groups=None, finest=32, extra=0)}
 
 FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
     "retinanet": (small(Retinanet, head=Towers(convs=2, channels=12)), ("cls", "reg")),
@@ -130,9 +134,12 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
         ),
         ("cls", "reg", "objectness"),
     ),
-    "deformable_detr": (DeformableDetr(**DETR), ()),
-    "deformable_detr_twostage": (DeformableDetr(**DETR, refine=True, two_stage=True), ()),
-    "dino": (Dino(**DETR, denoising=10), ()),
+    "detr": (Detr(**DETR, **ONE_MAP), ()),
+    "conditional_detr": (ConditionalDetr(**DETR, **ONE_MAP), ()),
+    "dab_detr": (DabDetr(**DETR, **ONE_MAP), ()),
+    "deformable_detr": (DeformableDetr(**DETR, **LEVELS), ()),
+    "deformable_detr_twostage": (DeformableDetr(**DETR, **LEVELS, refine=True, two_stage=True), ()),
+    "dino": (Dino(**DETR, **LEVELS, denoising=10), ()),
     "vfnet": (small(Vfnet, head=StarTowers(**GN)), ("cls", "refined")),
     "tood": (small(Tood, head=TaskAlignedHead(**{**GN, "convs": 3})), ("cls", "reg")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -14,8 +15,11 @@ from detkernel_detection.structures import Batch
 from detkernel_detectors.assigners.hungarian import HungarianAssigner, L1Cost
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.losses.boxes import L1, Giou
-from detkernel_detectors.losses.classes import Focal
+from detkernel_detectors.losses.classes import Focal, Softmax
+from detkernel_detectors.models.conditional_detr import ConditionalDetr
+from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
+from detkernel_detectors.models.detr import Detr
 from detkernel_detectors.models.dino import Dino
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.sets import padded
@@ -202,6 +206,70 @@ def test_the_best_detections_are_clipped_and_padded():
     few = attrs.evolve(family, max_detections=1).best(queries)
     assert few.scores.tolist() == [[pytest.approx(0.9526, abs=1e-4)]]
     assert padded(few.boxes, few.scores, few.labels, queries.scale, 1).valid.tolist() == [[True]]
+
+
+PLAIN: Any = {
+    **{name: value for name, value in SMALL.items() if name != "points"},
+    "neck": ChannelMapper(channels=16, groups=None, extra=0),
+}
+
+
+def plain(kind: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return Network(kind(**{**PLAIN, **options}), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("kind", [Detr, ConditionalDetr, DabDetr])
+def test_options_of_detrs_with_one_map(kind: Any):
+    options: Any = {"encoder_layers": 2, "decoder_layers": 3, "queries": 5, "attention_heads": 2, "ffn_channels": 24}
+    model = plain(kind, **options)
+    found = shapes(model)
+    assert found["query_embedding.weight"][0] == 5
+    assert found["encoder.layers.1.ffn.0.weight"] == found["decoder.layers.2.ffn.0.weight"] == (24, 16)
+    assert not any(name.startswith(("encoder.layers.2", "decoder.layers.3")) for name in found)
+    assert found["cls.weight"] == (4 if kind is Detr else 3, 16)
+    few, usual = (plain(kind, attention_heads=heads).transformer.encoder for heads in (2, 4))
+    assert few.layers[0].self_attn.num_heads * 2 == usual.layers[0].self_attn.num_heads
+    memory = [encoded(plain(kind, temperature=temperature).eval()).memory for temperature in (20.0, 10000.0)]
+    assert not torch.equal(*memory)
+    assert losses(plain(kind, dropout=0.5).train()) != losses(plain(kind).train())
+    with pytest.raises(ConfigError, match=r"neck: expected one that gives one map, got one of strides \[8, 16\]"):
+        plain(kind, neck=ChannelMapper(channels=16, groups=None, extra=1))
+
+
+@pytest.mark.parametrize("kind", [Detr, ConditionalDetr, DabDetr])
+def test_padding_does_not_reach_the_memory_or_the_queries(kind: Any):
+    model = plain(kind).eval()
+    given = encoded(model)
+    maps = [given.features[0].clone()]
+    maps[0][1].view(16, 64)[:, ~given.valid[1]] += 100
+    with torch.no_grad():
+        again = model.transformer.encode(maps, batch().image_sizes, (64, 64))
+        found, expected = (model.transformer.decode(one) for one in (again, given))
+    torch.testing.assert_close(again.memory[given.valid], given.memory[given.valid])
+    torch.testing.assert_close(found.boxes, expected.boxes)
+
+
+def test_no_object_is_a_class_of_detr():
+    """Its weight is in the loss and in what the loss is divided by."""
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    found = Softmax(weight=2.0, background=0.5)(logits, torch.tensor([2, 0]))
+    assert found.tolist() == pytest.approx([math.log(3), 2 * math.log(1 + 2 * math.exp(-2))])
+    family = Detr(**PLAIN, class_loss=Softmax(background=0.5), max_detections=2)
+    assert family.class_counts(torch.tensor([3.0]), torch.tensor([4.0])).tolist() == [5.0]
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.1, 0.1, 0.1, 0.1], [0.2, 0.2, 0.2, 0.2]]])
+    logits = torch.tensor([[[0.0, 1.0, 9.0], [5.0, 4.0, 0.0], [0.0, 3.0, 0.0]]])
+    best = family.best(Queries(logits, boxes, torch.full((1, 1, 4), 10.0), (3,)))
+    assert best.labels.tolist() == [[1, 0]]
+    assert best.boxes[0, 1].tolist() == pytest.approx([0.5, 0.5, 1.5, 1.5])
+    assert set(plain(Detr).class_outputs) == {"transformer.cls.weight", "transformer.cls.bias"}
+
+
+def test_each_layer_of_dab_detr_starts_from_the_box_of_the_one_before():
+    model = plain(DabDetr)
+    nn.init.constant_(model.transformer.reg[-1].bias, 0.5)
+    first, second = model.family.predicted(encoded(model), model).boxes.split(8, 1)
+    torch.testing.assert_close(second.logit() - first.logit(), torch.full((2, 8, 4), 0.5), atol=1e-3, rtol=0)
 
 
 def test_channel_mapper():

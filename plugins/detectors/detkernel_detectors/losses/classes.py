@@ -1,4 +1,4 @@
-"""Losses of class logits, each class a yes or no of its own."""
+"""Losses of class logits."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ class CrossEntropy(ClassLoss):
             wanted = wanted * quality[..., None]
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return self.weight * entropy.sum(-1)
+
+
+@plugin
+class Softmax(ClassLoss):
+    """Cross-entropy of one choice among all classes and no object, whose logit is the last: -ln p of the truth."""
+
+    background: float = option(default=0.1, at_least=0, help="weight of what is no object, since most queries are not")
+
+    def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:
+        entropy = -logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+        return self.weight * entropy * torch.where(labels == logits.shape[-1] - 1, self.background, 1.0)
 
 
 @plugin

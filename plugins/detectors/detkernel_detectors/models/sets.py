@@ -41,23 +41,35 @@ class SetDetector(BaseDetector):
     ) -> dict[str, Tensor]:
         """The losses of each set, called `d0.loss_cls` where its name is `d0.`.
 
-        That of classes is divided by the matched queries, those of boxes by these too, as many as objects.
+        Those of boxes are divided by the matched queries, as many as objects; that of classes by `class_counts`.
         """
         corners = xyxy(queries.boxes) * queries.scale
-        labels, wanted = wanted_of(matches, targets, _somewhere(corners), queries.logits.shape[-1])
+        labels, wanted = wanted_of(matches, targets, _somewhere(corners), self.background(queries.logits))
         losses = {
             "loss_cls": (self.class_loss(queries.logits, labels), matches.positive | matches.negative),
             "loss_bbox": (self._box_losses(self.box_loss, queries, corners, wanted), matches.positive),
             "loss_iou": (self._box_losses(self.iou_loss, queries, corners, wanted), matches.positive),
         }
-        sets = torch.split(matches.positive, list(queries.counts), 1)
-        counts = mean_over_processes(torch.stack([each.sum() for each in sets]).float(), 1.0)
+        sides = list(queries.counts)
+        positive, negative = (
+            torch.stack([part.sum() for part in torch.split(value, sides, 1)]).float()
+            for value in (matches.positive, matches.negative)
+        )
+        counts = mean_over_processes(torch.stack([self.class_counts(positive, negative), positive]), 1.0)
         found: dict[str, Tensor] = {}
         for name, (values, weights) in losses.items():
-            parts = (torch.split(value, list(queries.counts), 1) for value in (values, weights))
-            each = zip(names, *parts, counts.unbind(), strict=True)
+            parts = (torch.split(value, sides, 1) for value in (values, weights))
+            each = zip(names, *parts, counts[int(name != "loss_cls")].unbind(), strict=True)
             found |= {prefix + name: averaged(value, weight, count) for prefix, value, weight, count in each}
         return found
+
+    def background(self, logits: Tensor) -> int:
+        """The label of no object."""
+        return logits.shape[-1]
+
+    def class_counts(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """What the losses of classes are divided by, of the numbers of matched and of other queries of each set."""
+        return positive
 
     def _box_losses(self, loss: BoxLoss, queries: Queries, corners: Tensor, wanted: Tensor) -> Tensor:
         """[B, N]. What compares numbers of a box coder is given cx, cy, w and h in shares of the image."""

@@ -37,6 +37,8 @@ class Encoded(NamedTuple):
     """float32 [B, levels, 2]: the shares of a map's width and height that are of the image."""
     scale: Tensor
     """float32 [B, 1, 4]: (width, height, width, height) of each image in pixels."""
+    position: Tensor
+    """[B, S, channels]: the encodings of the places."""
 
 
 class Proposals(NamedTuple):
@@ -113,9 +115,8 @@ class DeformableTransformer(nn.Module):
 
     def encode(self, maps: list[Tensor], sizes: Tensor | None, size: tuple[int, int]) -> Encoded:
         shapes = tuple((one.shape[2], one.shape[3]) for one in maps)
-        pixels = known(maps[0], sizes, size)
-        masks = [functional.interpolate(pixels, shape)[:, 0] > 0 for shape in shapes]
-        ratios = torch.stack([_ratios(mask) for mask in masks], 1)
+        masks = masks_of(maps, sizes, size)
+        ratios = torch.stack([ratios_of(mask) for mask in masks], 1)
         x = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
         valid = torch.cat([mask.flatten(1) for mask in masks], 1)
         encodings = [
@@ -130,7 +131,7 @@ class DeformableTransformer(nn.Module):
         references = references[:, :, None] * ratios[:, None]
         for layer in self.encoder.layers:
             x = layer(x, position, references, shapes, valid)
-        return Encoded(maps, x, shapes, valid, ratios, scale_of(sizes, size, x))
+        return Encoded(maps, x, shapes, valid, ratios, scale_of(sizes, size, x), position)
 
     def proposed(self, encoded: Encoded) -> Proposals:
         """A box around every place, of 0.05, 0.1, ... of the image, level by level, as the last branches change it. A
@@ -198,11 +199,12 @@ def moved(reference: Tensor, change: Tensor, epsilon: float = 1e-5) -> Tensor:
     return (change + functional.pad(logit, (0, 4 - logit.shape[-1]))).sigmoid()
 
 
-def known(like: Tensor, sizes: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """float32 [B, 1, height, width]: 1 where a pixel of the batch is of its image."""
+def masks_of(maps: Sequence[Tensor], sizes: Tensor | None, size: tuple[int, int]) -> list[Tensor]:
+    """bool [B, height, width] of each map: which places are of an image. `size`: height and width of the batch."""
     if sizes is None:
-        return like.new_ones((len(like), 1, *size), dtype=torch.float32)
-    return inside(sizes, *size)[:, None].float()
+        return [torch.ones_like(one[:, 0], dtype=torch.bool) for one in maps]
+    pixels = inside(sizes, *size)[:, None].float()
+    return [functional.interpolate(pixels, one.shape[2:])[:, 0] > 0 for one in maps]
 
 
 def scale_of(sizes: Tensor | None, size: tuple[int, int], like: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ def scale_of(sizes: Tensor | None, size: tuple[int, int], like: Tensor) -> Tenso
     return sizes.flip(1).repeat(1, 2)[:, None].float()
 
 
-def _ratios(mask: Tensor) -> Tensor:
+def ratios_of(mask: Tensor) -> Tensor:
     """bool [B, H, W] -> [B, 2]: the shares of columns and rows that are of the image."""
     rows, columns = mask[:, :, 0].float().mean(1), mask[:, 0].float().mean(1)
     return torch.stack([columns, rows], 1)

@@ -14,12 +14,12 @@ Shapes = Sequence[tuple[int, int]]
 
 
 class FeedForward(nn.Sequential):
-    """Two layers with a ReLU between them."""
+    """Two layers with a ReLU between them, or with a learned slope for what is negative."""
 
-    def __init__(self, channels: int, width: int, dropout: float) -> None:
+    def __init__(self, channels: int, width: int, dropout: float, slope: bool = False) -> None:
         super().__init__(
             nn.Linear(channels, width),
-            nn.ReLU(inplace=True),
+            nn.PReLU() if slope else nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(width, channels),
             nn.Dropout(dropout),
@@ -33,9 +33,18 @@ class Attention(nn.MultiheadAttention):
         super().__init__(channels, heads, dropout, batch_first=True)
         self.drop = nn.Dropout(dropout)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, blocked: Tensor | None = None) -> Tensor:
-        """[B, Q, channels]. `blocked`: bool [Q, K], or [B * heads, Q, K], true where a query does not see a key."""
-        found: Any = self(queries, keys, values, attn_mask=blocked, need_weights=False)[0]
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        blocked: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """[B, Q, channels]. `blocked`: bool [Q, K], or [B * heads, Q, K], true where a query does not see a key;
+        `valid`: bool [B, K], which keys there are."""
+        padding = None if valid is None else ~valid
+        found: Any = self(queries, keys, values, padding, attn_mask=blocked, need_weights=False)[0]
         dropped: Tensor = self.drop(found)
         return dropped
 
@@ -80,5 +89,38 @@ class DeformableDecoderLayer(nn.Module):
         placed = x + position
         x = self.norms[0](x + self.self_attn.attend(placed, placed, x, blocked))
         x = self.norms[1](x + self.drop(self.cross_attn(x + position, references, memory, shapes, valid)))
+        result: Tensor = self.norms[2](x + self.ffn(x))
+        return result
+
+
+class EncoderLayer(nn.Module):
+    """Every place looks at all places."""
+
+    def __init__(self, channels: int, heads: int, width: int, dropout: float, slope: bool = False) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, heads, dropout)
+        self.ffn = FeedForward(channels, width, dropout, slope)
+        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
+
+    def forward(self, x: Tensor, position: Tensor, valid: Tensor) -> Tensor:
+        placed = x + position
+        x = self.norms[0](x + self.self_attn.attend(placed, placed, x, valid=valid))
+        result: Tensor = self.norms[1](x + self.ffn(x))
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """Queries see each other, and then all places of the memory."""
+
+    def __init__(self, channels: int, heads: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn, self.cross_attn = (Attention(channels, heads, dropout) for _ in range(2))
+        self.ffn = FeedForward(channels, width, dropout)
+        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(3)])
+
+    def forward(self, x: Tensor, position: Tensor, memory: Tensor, places: Tensor, valid: Tensor) -> Tensor:
+        placed = x + position
+        x = self.norms[0](x + self.self_attn.attend(placed, placed, x))
+        x = self.norms[1](x + self.cross_attn.attend(x + position, memory + places, memory, valid=valid))
         result: Tensor = self.norms[2](x + self.ffn(x))
         return result
