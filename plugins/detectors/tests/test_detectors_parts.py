@@ -460,3 +460,33 @@ def test_fewer_queries_than_objects_and_the_weights_of_costs():
     assert FocalCost(alpha=1, gamma=0)(queries, targets)[0, 0, 0].item() == pytest.approx(0.6931, abs=1e-4)
     assert FocalCost(alpha=0, gamma=1)(queries, targets)[0, 0, 0].item() == pytest.approx(-0.6931 / 2, abs=1e-4)
     assert FocalCost(alpha=1, gamma=0, epsilon=0.5)(queries, targets)[0, 0, 0].item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_boxes_are_pooled_of_their_level_up_to_the_border(aligned: bool, levels: int):
+    torch.manual_seed(0)
+    sides = [(61, 43), (31, 22), (16, 11), (8, 6)][:levels]
+    maps = [torch.randn(2, 3, *side, requires_grad=True) for side in sides]
+    strides = [4, 8, 16, 32][:levels]
+    width, height = 43 * 4.0, 61 * 4.0
+    corners = torch.rand(2, 40, 2, 2) * torch.tensor([width, height])
+    boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    boxes[:, 0] = torch.tensor([0.0, 0.0, width, height])
+    boxes[:, 1] = torch.tensor([width - 9, height - 7, width, height])
+    boxes[:, 2] = 0.0
+    found = pooled_of(maps, strides, boxes, 7, 0, aligned)
+    loss = found.square().sum()
+    grads = torch.autograd.grad(loss, maps)
+
+    level = levels_of(boxes, levels).flatten()
+    rois = torch.cat([torch.arange(2.0).repeat_interleave(40)[:, None], boxes.flatten(0, 1)], 1)
+    expected = torch.stack(
+        [
+            roi_align(maps[one], roi[None], 7, 1 / strides[one], 0, aligned)[0]
+            for one, roi in zip(level.tolist(), rois, strict=True)
+        ]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for grad, other in zip(grads, torch.autograd.grad(expected.square().sum(), maps, allow_unused=True), strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other, rtol=1e-3, atol=1e-3)

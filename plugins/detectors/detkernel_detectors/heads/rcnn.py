@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from detkernel_detectors.backbones.norms import norm
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 FINEST = 56
 """Pixels: the side from which a box is pooled of the second level."""
-ELSEWHERE = -1e4
-"""Where boxes of other levels are pooled: so far outside that everything is 0."""
 
 
 class RpnHead(nn.Module):
@@ -109,23 +108,40 @@ class FullyConvolutional(nn.Module):
 def pooled_of(
     maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, side: int, samples: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign (He et al. 2017): [B * S, channels, side, side] of boxes [B, S, 4], each of the level that its size asks
-    for, of as many levels as there are strides.
+    """RoIAlign (He et al. 2017): [B * S, channels, side, side] of boxes [B, S, 4] within their images, each of the
+    level that its size asks for, of as many levels as there are strides.
 
-    Every level pools all boxes, those of other levels from outside of the image, which cost and give nothing: no shape
-    depends on how many a level has.
+    The levels lie in one map, so that all boxes are pooled at once, and no shape depends on how many a level has.
     """
+    joined, corners = side_by_side([one.float() for one, _ in zip(maps, strides, strict=False)])
     levels = levels_of(boxes, len(strides))
+    scales, shifts = boxes.new_tensor([1 / stride for stride in strides]), boxes.new_tensor(corners)
+    places = boxes * scales[levels][..., None] + shifts[levels].repeat(1, 1, 2)
     number = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None]
-    number = number.expand(-1, boxes.shape[1], 1)
-    found: Tensor | None = None
-    for level, (one, stride) in enumerate(zip(maps, strides, strict=False)):
-        here = torch.where((levels == level)[..., None], boxes, ELSEWHERE)
-        rois = torch.cat([number, here], -1).flatten(0, 1)
-        pooled = roi_align(one.float(), rois, side, 1 / stride, samples, aligned)
-        found = pooled if found is None else found + pooled
-    assert found is not None
-    return found
+    rois = torch.cat([number.expand(-1, boxes.shape[1], 1), places], -1).flatten(0, 1)
+    pooled: Tensor = roi_align(joined, rois, side, 1.0, samples, aligned)
+    return pooled
+
+
+def side_by_side(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """One map with the largest at its left and the others below each other beside it, and x and y of where each begins.
+
+    RoIAlign goes on with the outermost value for up to half a place beyond a map: each has a frame of these.
+    """
+    framed = []
+    for one in maps:
+        one = torch.cat([one[:, :, :1], one, one[:, :, -1:]], 2)
+        framed.append(torch.cat([one[..., :1], one, one[..., -1:]], 3))
+    (height, width), others = framed[0].shape[2:], framed[1:]
+    starts = accumulate([one.shape[2] for one in others[:-1]], initial=0)
+    corners = [(1, 1), *((width + 1, start + 1) for start in starts)][: len(maps)]
+    if not others:
+        return framed[0], corners
+    widest = max(one.shape[3] for one in others)
+    column = torch.cat([pad(one, (0, widest - one.shape[3])) for one in others], 2)
+    tallest = max(height, column.shape[2])
+    framed = [pad(one, (0, 0, 0, tallest - one.shape[2])) for one in (framed[0], column)]
+    return torch.cat(framed, 3), corners
 
 
 def levels_of(boxes: Tensor, levels: int) -> Tensor:
