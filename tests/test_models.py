@@ -91,8 +91,10 @@ def test_all_models_are_known() -> None:
         "dab_detr",
         "deformable_detr",
         "detr",
+        "dfine",
         "dino",
         "gfl",
+        "rtdetr",
         *(f"native_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
     }
     assert theirs | native <= set(MODELS)

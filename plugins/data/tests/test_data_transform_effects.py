@@ -115,6 +115,12 @@ def test_min_iou_crop_has_the_whole_image_and_any_window_among_its_choices():
         MinIouCrop(overlaps=[])
 
 
+def test_min_iou_crop_has_a_probability():
+    """Without the draw of the whole image, which is one of two."""
+    found = many(MinIouCrop(overlaps=[0.0], probability=0.5), lambda: located([[10, 10, 16, 16]]))
+    assert sum(one.size == (HEIGHT, WIDTH) for one in found) / len(found) == pytest.approx(3 / 4, abs=0.1)
+
+
 def test_min_iou_crop_tries_as_often_as_it_is_told():
     box = [[40, 25, 50, 35]]
     cropped = {

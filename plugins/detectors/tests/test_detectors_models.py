@@ -25,6 +25,7 @@ from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
 from detkernel_detectors.models.dense import BaseDetector, DenseDetector
 from detkernel_detectors.models.detr import Detr
+from detkernel_detectors.models.dfine import Dfine
 from detkernel_detectors.models.dino import Dino
 from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.fcos import Fcos
@@ -33,11 +34,12 @@ from detkernel_detectors.models.mask_rcnn import MaskRcnn
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.models.rcnn import drawn
 from detkernel_detectors.models.retinanet import Retinanet
+from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.tood import Tood
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolox import Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn, HybridEncoder
 from detkernel_detectors.priors import Anchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,6 +68,20 @@ DETR: Any = {
     "ffn_channels": 16,
     "dropout": 0.0,
     "max_detections": 100,
+}
+RTDETR: Any = {
+    "backbone": SMALL["backbone"],
+    "neck": HybridEncoder(channels=16, attention_heads=2, ffn_channels=16, depth=0.34),
+    "channels": 16,
+    "decoder_layers": 2,
+    "queries": 12,
+    "attention_heads": 2,
+    "ffn_channels": 16,
+    "points": [2],
+    "max_detections": 100,
+    "denoising": 1,
+    "label_noise": 0.0,  # nothing is left to chance
+    "box_noise": 0.0,
 }
 LEVELS: Any = {"assigner": FcosAssigner(ranges=[16.0])}
 FAMILIES: dict[str, tuple[type[BaseDetector], dict[str, Any]]] = {
@@ -110,7 +126,8 @@ DETRS: Any = {
     "deformable_detr_two_stage": (DeformableDetr, {**MAPS, "refine": True, "two_stage": True}),
     "dino": (Dino, {**MAPS, "denoising": 9, "label_noise": 0.0, "box_noise": 0.0}),
 }
-FAMILIES |= DETRS
+RTDETRS: Any = {"rtdetr": (RtDetr, {}), "dfine": (Dfine, {"bins": 9})}
+FAMILIES |= DETRS | RTDETRS
 """Name -> the family and its options beside `SMALL`."""
 
 
@@ -272,7 +289,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def of_family(name: str) -> Any:
     family, options = FAMILIES[name]
-    small = RCNN if name in TWO_STAGES else DETR if name in DETRS else SMALL
+    small = RCNN if name in TWO_STAGES else DETR if name in DETRS else RTDETR if name in RTDETRS else SMALL
     return made(in_state(family(**{**small, **options}), STATES.get(name, {}))).train()
 
 
@@ -400,7 +417,7 @@ def test_two_stages_ask_for_the_nms_of_proposals_alone(name: str):
     assert asked.found == ["detkernel::nms"]
 
 
-@pytest.mark.parametrize("name", DETRS)
+@pytest.mark.parametrize("name", [*DETRS, *RTDETRS])
 def test_detrs_ask_once_for_the_matches_of_all_images_and_layers(name: str):
     batch = batch_of(ONE, TWO)
     with Asked() as asked:

@@ -209,12 +209,19 @@ class MinIouCrop(Transform):
     )
     smallest: float = option(default=0.3, above=0, at_most=1, help="least share of each side that a window has")
     tries: int = option(default=50, at_least=1, help="windows that are tried before another overlap is drawn")
+    probability: float = option(
+        default=1.0, at_least=0, at_most=1, help="share of the images for which an overlap is drawn"
+    )
 
     def __attrs_post_init__(self) -> None:
         if not self.overlaps:
             raise ValueError("overlaps: expected at least one")
 
     def __call__(self, sample: Sample) -> Sample:
+        import torch
+
+        if self.probability < 1 and torch.rand(()).item() >= self.probability:
+            return sample
         from detkernel_data.transforms import geometry
 
         return geometry.min_iou_crop(sample, self.overlaps, self.smallest, self.tries)

@@ -10,6 +10,8 @@ from detkernel_detection import Backbone
 if TYPE_CHECKING:
     from torch import nn
 
+    from detkernel_detectors.backbones.hgnetv2 import Size
+
 
 @plugin
 class Resnet(Backbone):
@@ -25,6 +27,11 @@ class Resnet(Backbone):
     channels: int = option(default=64, at_least=1, help="channels of the stem and of the first stage")
     style: Literal["pytorch", "caffe"] = option(
         default="pytorch", help="which convolution of a bottleneck has the stride: the 3x3, or the 1x1 before (caffe)"
+    )
+    variant: Literal["original", "vd"] = option(
+        default="original",
+        help="vd: three 3x3 convolutions in the stem, and shortcuts that average before their convolution (He et al. "
+        "2019), of which each stage has one, as in PaddlePaddle and RT-DETR",
     )
     stages: Literal[1, 2, 3, 4] = option(default=4, help="stages kept: with 3, a quarter faster")
     weights: str | None = option(
@@ -82,3 +89,32 @@ class Cspnext(Backbone):
         from detkernel_detectors.backbones import csp
 
         return csp.cspnext(self)
+
+
+@plugin
+class Hgnetv2(Backbone):
+    """PP-HGNetV2 (PaddlePaddle 2023), the backbone of D-FINE: maps at strides 4, 8, 16 and 32, one a stage.
+
+    The names of its parameters are those of the files that D-FINE has published.
+    """
+
+    size: Literal["b0", "b2", "b4", "b5"] = option(default="b4", help="how large: b0, b2, b4 and b5 for D-FINE S to X")
+    weights: str | None = option(default=None, help="a file of weights, such as D-FINE's of ImageNet; null: random")
+    trainable_layers: int = option(
+        default=5, at_least=0, at_most=5, help="stages trained, from the last one; 5: and the stem"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] = option(
+        default="batch", help="frozen: constants; eval: constant statistics, trained scale; batch; group"
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import hgnetv2
+
+        return hgnetv2.build(self)
+
+    @property
+    def table(self) -> Size:
+        """What a network of this size consists of."""
+        from detkernel_detectors.backbones.hgnetv2 import SIZES
+
+        return SIZES[self.size]

@@ -9,6 +9,7 @@ from detkernel_detection import torchvision_weights
 from torch import Tensor, nn
 
 from detkernel_detectors.backbones.norms import norm
+from detkernel_detectors.backbones.paddle import PADDLE
 
 if TYPE_CHECKING:
     from detkernel_detectors.backbones import Resnet
@@ -20,14 +21,14 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside an identity."""
 
-    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str) -> None:
+    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str, first: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inside, planes, 3, stride, 1, bias=False)
         self.bn1 = norm(kind, planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = norm(kind, planes)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inside, planes, stride, kind)
+        self.downsample = _shortcut(inside, planes, stride, options, kind, first)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.relu(self.bn1(self.conv1(x)))
@@ -40,18 +41,18 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions beside an identity; the last has four times the planes."""
 
-    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str) -> None:
+    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str, first: bool) -> None:
         super().__init__()
         width = planes * options.width_per_group // 64 * options.groups
-        first, second = (stride, 1) if options.style == "caffe" else (1, stride)
-        self.conv1 = nn.Conv2d(inside, width, 1, first, bias=False)
+        before, stride3 = (stride, 1) if options.style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(inside, width, 1, before, bias=False)
         self.bn1 = norm(kind, width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, 1, groups=options.groups, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride3, 1, groups=options.groups, bias=False)
         self.bn2 = norm(kind, width)
         self.conv3 = nn.Conv2d(width, planes * 4, 1, bias=False)
         self.bn3 = norm(kind, planes * 4)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inside, planes * 4, stride, kind)
+        self.downsample = _shortcut(inside, planes * 4, stride, options, kind, first)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.relu(self.bn1(self.conv1(x)))
@@ -68,9 +69,14 @@ class ResNet(nn.Module):
     def __init__(self, options: Resnet, kind: str) -> None:
         super().__init__()
         block = Bottleneck if options.depth >= 50 else BasicBlock
-        self.conv1 = nn.Conv2d(3, options.channels, 7, 2, 3, bias=False)
-        self.bn1 = norm(kind, options.channels)
-        self.relu = nn.ReLU(inplace=True)
+        self.deep = options.variant == "vd"
+        if self.deep:
+            self.stem = _deep_stem(options.channels, kind)
+            self.key_maps = {"RT-DETR": PADDLE}
+        else:
+            self.conv1 = nn.Conv2d(3, options.channels, 7, 2, 3, bias=False)
+            self.bn1 = norm(kind, options.channels)
+            self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.channels, self.strides = [], []
         self.frozen: tuple[str, ...] = ()
@@ -79,7 +85,8 @@ class ResNet(nn.Module):
             planes = options.channels * 2**stage
             blocks = []
             for number in range(BLOCKS[options.depth][stage]):
-                blocks.append(block(inside, planes, 2 if stage and not number else 1, options, kind))
+                first = number == 0
+                blocks.append(block(inside, planes, 2 if stage and first else 1, options, kind, first))
                 inside = planes * (4 if block is Bottleneck else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             self.channels.append(inside)
@@ -101,7 +108,8 @@ class ResNet(nn.Module):
 
     def freeze(self, trained: int) -> None:
         """Train only so many stages, from the last one: the others get no gradient and keep their statistics."""
-        names = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trained] + (["bn1"] if trained == 5 else [])
+        names = ["layer4", "layer3", "layer2", "layer1"][:trained]
+        names += ["conv1", "bn1", "stem"] if trained == 5 else []
         self.frozen = tuple(name for name, _ in self.named_children() if name not in names)
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False)
@@ -114,7 +122,7 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.stem(images) if self.deep else self.relu(self.bn1(self.conv1(images))))
         found = {}
         for stage in range(len(self.channels)):
             x = self.get_submodule(f"layer{stage + 1}")(x)
@@ -134,7 +142,23 @@ def build(options: Resnet) -> ResNet:
     return model
 
 
-def _shortcut(inside: int, outside: int, stride: int, kind: str) -> nn.Module | None:
-    if stride == 1 and inside == outside:
+def _shortcut(inside: int, outside: int, stride: int, options: Resnet, kind: str, first: bool) -> nn.Module | None:
+    averages = options.variant == "vd"
+    if stride == 1 and inside == outside and not (averages and first):
         return None
+    if averages:
+        pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
+        return nn.Sequential(pool, nn.Conv2d(inside, outside, 1, bias=False), norm(kind, outside))
     return nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), norm(kind, outside))
+
+
+def _deep_stem(channels: int, kind: str) -> nn.Sequential:
+    """Three 3x3 convolutions, the first of stride 2, in place of one of 7x7."""
+    layers: list[nn.Module] = []
+    for inside, outside, stride in (
+        (3, channels // 2, 2),
+        (channels // 2, channels // 2, 1),
+        (channels // 2, channels, 1),
+    ):
+        layers += [nn.Conv2d(inside, outside, 3, stride, 1, bias=False), norm(kind, outside), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -17,11 +17,15 @@ def distribution_focal(logits: Tensor, numbers: Tensor) -> Tensor:
     DFL(S) = -((n + 1 - y) ln S_n + (y - n) ln S_(n+1)), n = floor(y). Logits [..., K] and numbers [...] of 0 to below
     K - 1 -> [...].
     """
-    logs = logits.log_softmax(-1)
     below = numbers.floor()
-    places = below.long()[..., None]
-    rest = numbers - below
-    left, right = (logs.gather(-1, places + more)[..., 0] for more in (0, 1))
+    return two_bins(logits, below.long(), numbers - below)
+
+
+def two_bins(logits: Tensor, below: Tensor, rest: Tensor) -> Tensor:
+    """Cross-entropy where the truth is shared by two neighbours: 1 - `rest` for the bin `below` (int64 [...]), `rest`
+    for the next one. Logits [..., K] -> [...]."""
+    logs = logits.log_softmax(-1)
+    left, right = (logs.gather(-1, (below + more)[..., None])[..., 0] for more in (0, 1))
     return -(left * (1 - rest) + right * rest)
 
 

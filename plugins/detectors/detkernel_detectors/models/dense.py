@@ -114,7 +114,9 @@ class BaseDetector(DetectorPlugin):
     """What all native detectors share: backbone, neck, weights, and normalisation on the device."""
 
     key_map: ClassVar[KeyMap] = ()
-    """What is the family's own in MMDetection's names of parameters, as (expression, replacement)."""
+    """What is the family's own in the names of parameters of published weights, as (expression, replacement)."""
+    published_by: ClassVar[str] = "MMDetection"
+    """Whose names these are."""
     torchvision_key_map: ClassVar[KeyMap] = ()
     """The same of torchvision's names."""
     torchvision_builders: ClassVar[tuple[str, ...]] = ()

@@ -46,7 +46,7 @@ class Network(Detector):
             for pattern, output in family.class_outputs().items()
             for name in fnmatch.filter(names, pattern)
         }
-        self.key_maps = {"MMDetection": (*MMDETECTION, *family.key_map)}
+        self.key_maps = {family.published_by: (*MMDETECTION, *family.key_map)}
         if family.torchvision_builders:
             self.key_maps["torchvision"] = (*TORCHVISION, *family.torchvision_key_map)
             self.background_first = ("torchvision",)

@@ -47,8 +47,8 @@ class SetDetector(BaseDetector):
         labels, wanted = wanted_of(matches, targets, _somewhere(corners), self.background(queries.logits))
         losses = {
             "loss_cls": (self.class_loss(queries.logits, labels), matches.positive | matches.negative),
-            "loss_bbox": (self._box_losses(self.box_loss, queries, corners, wanted), matches.positive),
-            "loss_iou": (self._box_losses(self.iou_loss, queries, corners, wanted), matches.positive),
+            "loss_bbox": (self.box_losses(self.box_loss, queries, corners, wanted), matches.positive),
+            "loss_iou": (self.box_losses(self.iou_loss, queries, corners, wanted), matches.positive),
         }
         sides = list(queries.counts)
         positive, negative = (
@@ -71,7 +71,7 @@ class SetDetector(BaseDetector):
         """What the losses of classes are divided by, of the numbers of matched and of other queries of each set."""
         return positive
 
-    def _box_losses(self, loss: BoxLoss, queries: Queries, corners: Tensor, wanted: Tensor) -> Tensor:
+    def box_losses(self, loss: BoxLoss, queries: Queries, corners: Tensor, wanted: Tensor) -> Tensor:
         """[B, N]. What compares numbers of a box coder is given cx, cy, w and h in shares of the image."""
         if loss.compares == "deltas":
             return loss(queries.boxes, cxcywh(wanted) / queries.scale)

@@ -81,3 +81,32 @@ class ChannelMapper(Neck):
         if not any(stride >= self.finest for stride in strides):
             raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
         return Mapper(self, channels, strides)
+
+
+@plugin
+class HybridEncoder(Neck):
+    """RT-DETR's encoder (Zhao et al. 2024): attention in the coarsest map, then fusion from coarse to fine and back.
+
+    https://arxiv.org/abs/2304.08069. With `fusion: elan`, that of D-FINE (Peng et al. 2024).
+    """
+
+    channels: int = option(default=256, at_least=4, help="of each map; a multiple of 4")
+    finest: int = option(default=8, at_least=1, help="stride of the finest map that is used")
+    attention_heads: int = option(default=8, at_least=1, help="of the attention; the channels are a multiple of it")
+    ffn_channels: int = option(default=1024, at_least=1, help="between the two layers that follow the attention")
+    fusion: Literal["csp", "elan"] = option(
+        default="csp", help="what joins two maps: a CSP block of RepVGG layers (RT-DETR), or a GELAN of these (D-FINE)"
+    )
+    expansion: float = option(default=1.0, above=0, help="width of the joining blocks, to that of the maps")
+    depth: float = option(default=1.0, above=0, help="three times this many RepVGG layers a block, rounded")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.hybrid import Encoder
+
+        if not any(stride >= self.finest for stride in strides):
+            raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
+        if self.channels % 4 or self.channels % self.attention_heads:
+            raise wrong(
+                self, "channels", f"expected a multiple of 4 and of {self.attention_heads} heads, got {self.channels}"
+            )
+        return Encoder(self, channels, strides)
