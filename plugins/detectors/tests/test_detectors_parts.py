@@ -396,7 +396,7 @@ def test_pooling_of_levels_is_torchvisions(samples: int, aligned: bool):
     assert set(levels.tolist()) == {0, 1}
     for number, (level, roi) in enumerate(zip(levels.tolist(), rois[0], strict=True)):
         expected = roi_align(maps[level], [roi[None]], 5, (1 / 4, 1 / 8)[level], samples, aligned)
-        torch.testing.assert_close(found[number], expected[0])
+        torch.testing.assert_close(found[number], expected[0], rtol=1e-4, atol=1e-4)
 
 
 def test_nms(parts: dict[str, Tensor]):
