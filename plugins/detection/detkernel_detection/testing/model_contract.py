@@ -43,7 +43,7 @@ class ModelContract:
         assert any(grads), "no parameter has a gradient after a step: train_step must return attached tensors"
 
     def test_overfits_two_images(self, tmp_path: Path) -> None:
-        first, *_, last = (_minimised(step) for step in self._train(tmp_path, self.steps)[1])
+        first, *_, last = (_minimised(step) for step in self._trained(tmp_path)[1])
         assert last < first / 2, (
             f"the loss went from {first:.3f} to {last:.3f} in {self.steps} iterations on two images; a model that "
             "cannot learn two images by heart has a wrong target, sign or label somewhere"
@@ -55,7 +55,7 @@ class ModelContract:
         assert not learned.problem, f"after {run.iter} iterations on two images, {learned.problem}"
 
     def test_detects_in_the_coordinates_of_the_file(self, tmp_path: Path) -> None:
-        run, _ = self._train(tmp_path, self.steps)
+        run, _ = self._trained(tmp_path)
         batch = _images(run)
         before = _detect(run, batch)
         batch.scales = [(2.0, 0.5)] * len(batch)
@@ -113,6 +113,14 @@ class ModelContract:
             "a model with another's state_dict detects differently: something it learns or counts is neither a "
             "parameter nor a buffer, and would be lost in a checkpoint"
         )
+
+    def _trained(self, folder: Path) -> tuple[Run, list[dict[str, float]]]:
+        """After `steps` iterations; trained once for all tests of the class, which leave it as it is."""
+        keeper: Any = self if vars(self) else type(self)  # one whose instance was changed is another contract
+        if "_after_steps" not in vars(keeper):
+            keeper._after_steps = self._train(folder, self.steps)
+        found: tuple[Run, list[dict[str, float]]] = vars(keeper)["_after_steps"]
+        return found
 
     def _train(self, folder: Path, steps: int, watch: Any = None) -> tuple[Run, list[dict[str, float]]]:
         seed_all(0)
