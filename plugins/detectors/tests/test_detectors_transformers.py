@@ -10,7 +10,7 @@ import torch
 from detkernel_detection import boxes
 from detkernel_detection.structures import Targets
 from detkernel_detectors.transformers import denoising
-from detkernel_detectors.transformers.deformable import DeformableAttention
+from detkernel_detectors.transformers.deformable import DeformableAttention, sampled
 from detkernel_detectors.transformers.encodings import box_encoding, inverse_sigmoid, map_encoding, y_first
 from torch import Tensor
 
@@ -76,6 +76,24 @@ def test_deformable_attention(sides: int, projected: bool):
         expected = by_hand(attention, queries, references, memory, shapes, valid)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (len(list(attention.parameters())) == 8) == projected
+
+
+def test_samples_that_repeat_are_the_same():
+    """With the algorithms asked for whose results repeat, and without: values and gradients."""
+    noise = torch.Generator().manual_seed(0)
+    maps, grid = torch.randn(2, 3, 4, 5, generator=noise), 2.6 * torch.rand(2, 6, 2, 2, generator=noise) - 1.3
+    grid[0, 0, 0], grid[0, 0, 1] = torch.tensor([-1.0, 1.0]), torch.tensor([1e4, -9.0])
+    found = []
+    for repeat in (True, False):
+        inputs = [value.clone().requires_grad_() for value in (maps, grid)]
+        torch.use_deterministic_algorithms(repeat)
+        try:
+            result = sampled(*inputs)
+            found.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_deformable_attention_begins_with_a_ring_around_the_reference():

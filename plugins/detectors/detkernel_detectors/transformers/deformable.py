@@ -74,8 +74,7 @@ class DeformableAttention(nn.Module):
         for (height, width), points, grid in zip(shapes, self.points, places, strict=True):
             one = value[..., start : start + height * width].unflatten(-1, (height, width))
             grid = grid.to(value.dtype).transpose(1, 2).flatten(0, 1)  # [B * heads, Q, points, 2]
-            sampled = functional.grid_sample(one, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            here = (sampled * weights[..., first : first + points]).sum(-1)
+            here = (sampled(one, grid) * weights[..., first : first + points]).sum(-1)
             found = here if found is None else found + here
             start, first = start + height * width, first + points
         assert found is not None
@@ -97,6 +96,31 @@ class DeformableAttention(nn.Module):
             found.append(2 * (place[..., :2] + around) - 1)
             first += points
         return found
+
+
+def sampled(one: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear: maps [N, C, H, W] at places [N, Q, P, 2], -1..1 from edge to edge, 0 outside -> [N, C, Q, P].
+
+    torch's own has no gradient on GPUs that repeats bit for bit: where `use_deterministic_algorithms` asks for one, the
+    four pixels around each place are gathered, which takes longer and more memory.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return functional.grid_sample(one, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    height, width = one.shape[2:]
+    x, y = (
+        ((axis + 1) * side - 1) / 2 for axis, side in zip(grid.flatten(1, 2).unbind(-1), (width, height), strict=True)
+    )
+    pixels, left, top = one.flatten(2), x.floor(), y.floor()
+    found: Tensor | None = None
+    for right, low in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = left + right, top + low
+        near = (1 - (x - column).abs()) * (1 - (y - row).abs())
+        near = torch.where((column >= 0) & (column < width) & (row >= 0) & (row < height), near, 0.0)
+        place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).nan_to_num().long()
+        part = pixels.gather(2, place[:, None].expand(-1, one.shape[1], -1)) * near[:, None]
+        found = part if found is None else found + part
+    assert found is not None
+    return found.view(*one.shape[:2], *grid.shape[1:3])
 
 
 def _pair(like: Tensor, x: float, y: float) -> Tensor:

@@ -27,8 +27,7 @@ def map_encoding(valid: Tensor, features: int, temperature: float = 10000.0, off
 
     A place's y is its number among the valid ones of its column, from 1 on and less `-offset`, of their count: 0..2pi.
     """
-    known = valid.float()
-    y, x = known.cumsum(1), known.cumsum(2)
+    y, x = (valid.cumsum(axis).float() for axis in (1, 2))  # of whole numbers: it repeats bit for bit on GPUs
     y = (y + offset) / (y[:, -1:] + 1e-6) * (2 * math.pi)
     x = (x + offset) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
     return torch.cat([waves(axis, features, temperature) for axis in (y, x)], -1).flatten(1, 2)
