@@ -14,7 +14,7 @@ WITH_FILES = ("sqlite_dataset", "webhook", "distill", "mean_teacher")
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 10
+    assert len(ROWS) == 11
 
 
 @pytest.mark.parametrize(("name", "row"), [row for row in ROWS if row[0] not in WITH_FILES])
