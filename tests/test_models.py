@@ -95,6 +95,10 @@ def test_all_models_are_known() -> None:
         "dino",
         "gfl",
         "rtdetr",
+        "rtmdet",
+        "tood",
+        "vfnet",
+        "yolox",
         *(f"native_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
     }
     assert theirs | native <= set(MODELS)
