@@ -96,6 +96,7 @@ def test_all_models_are_known() -> None:
         "gfl",
         "rtdetr",
         "rtmdet",
+        "rtmdet_ins",
         "tood",
         "vfnet",
         "yolox",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,10 +24,11 @@ def suppressed(
     iou: float,
     most: int,
     counts: Sequence[int] | None = None,
+    fields: Mapping[str, Tensor] | None = None,
 ) -> Predictions:
     """The best of B images, `most` places each: of boxes [B, K, 4] of one class that overlap by more than `iou`, the
     one with the highest score. `valid` [B, K]: which are detections at all. `counts`: the K in runs that have no label
-    in common, so that fewer pairs are compared.
+    in common, so that fewer pairs are compared. `fields`: further values [B, K] of the boxes, for `Predictions.fields`.
 
     Classes are held apart by moving their boxes (as MMDetection and torchvision do). It asks the device a few times,
     and compiles without a break.
@@ -46,7 +47,13 @@ def suppressed(
     if room > 0:
         boxes = torch.nn.functional.pad(boxes, (0, 0, 0, room))
         chosen, labels, found = (torch.nn.functional.pad(value, (0, room)) for value in (chosen, labels, found))
-    return Predictions(boxes, chosen.clamp(min=0), labels, found)
+    carried = None
+    if fields is not None:
+        carried = {
+            name: torch.nn.functional.pad(values.gather(1, places), (0, max(room, 0)))
+            for name, values in fields.items()
+        }
+    return Predictions(boxes, chosen.clamp(min=0), labels, found, fields=carried)
 
 
 @torch.library.custom_op("detkernel::nms", mutates_args=())

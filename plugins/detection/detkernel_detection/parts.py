@@ -58,8 +58,8 @@ class Output(NamedTuple):
 
     name: str
     channels: int
-    branch: Literal["cls", "reg"]
-    """Which of two branches it belongs to: of features for classes, or for boxes."""
+    branch: Literal["cls", "reg", "kernel"]
+    """Which branch it belongs to: of features for classes, for boxes, or for kernels of masks."""
     bias: float = 0.0
     """What its bias begins with: `RARE` for classes, which at first are background almost everywhere."""
     scaled: bool = False

@@ -55,6 +55,18 @@ def test_boxes_of_one_class_suppress_each_other():
     assert suppressed(given, scores, labels, valid, 0.5, 9).boxes.shape == (2, 9, 4)
 
 
+def test_nms_hands_on_further_values_with_the_boxes():
+    given = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]]])
+    scores, labels, valid = torch.tensor([[0.5, 0.9, 0.7]]), torch.zeros(1, 3).long(), torch.ones(1, 3).bool()
+    place = torch.tensor([[7, 8, 9]])
+    for most, expected in ((2, [8, 9]), (5, [8, 9, 7, 0, 0])):
+        found = suppressed(given, scores, labels, valid, 0.5, most, fields={"place": place})
+        assert found.fields is not None
+        assert found.fields["place"][0].tolist() == expected
+        assert found.valid.sum() == 2
+    assert suppressed(given, scores, labels, valid, 0.5, 2).fields is None
+
+
 @pytest.mark.parametrize("counts", [None, (300, 50, 50)])
 def test_suppression_in_rounds_is_that_of_torchvision(counts):
     torch.manual_seed(0)

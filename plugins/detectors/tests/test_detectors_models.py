@@ -36,6 +36,7 @@ from detkernel_detectors.models.rcnn import drawn
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.models.rtmdet_ins import RtmdetIns
 from detkernel_detectors.models.tood import Tood
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolox import Yolox
@@ -112,6 +113,7 @@ FAMILIES |= {"rtmdet": (Rtmdet, CSP), "rtmdet_linear": (Rtmdet, {**CSP, "distanc
 STAR: Any = {"head": StarTowers(convs=1, channels=16, groups=4)}
 TASKS: Any = {"head": TaskAlignedHead(convs=2, channels=16, groups=4)}
 FAMILIES |= {"vfnet": (Vfnet, STAR), "tood": (Tood, TASKS), "tood_initial": (Tood, TASKS)}
+FAMILIES |= {"rtmdet_ins": (RtmdetIns, {**CSP, "mask_channels": 16, "mask_convs": 1})}
 FAMILIES |= {"yolox_further": (Yolox, YOLOX)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
@@ -261,6 +263,20 @@ class TestRtmdet(ModelContract):
 
     def plugin(self) -> Any:
         return Rtmdet(**CSP)
+
+
+class TestRtmdetIns(ModelContract):
+    """Its losses grow at first, as GFL's."""
+
+    lr = 0.03
+    family: Any = boxed(RtmdetIns)
+    test_overfits_two_images = None
+
+    def dataset(self) -> Any:
+        return TinyDataset(size=2, side=64)
+
+    def plugin(self) -> Any:
+        return self.family(**{**CSP, "max_detections": 20}, mask_channels=16, mask_convs=1)
 
 
 class TestYolox(ModelContract):

@@ -5,7 +5,7 @@ Both say what it would cost that a prior predicts an object; the sum of an objec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from detkernel import option, plugin
 from detkernel_detection import DynamicAssigner
@@ -68,6 +68,9 @@ class DynamicSoftLabel(DynamicAssigner):
     nearest: int = option(default=13, at_least=1, help="best IoUs of an object, whose sum is how many priors it gets")
     radius: float = option(default=3.0, at_least=0, help="strides from the centre from which on the cost is large")
     iou_weight: float = option(default=3.0, at_least=0, help="factor of the boxes in the cost")
+    centre: Literal["box", "mask"] = option(
+        default="box", help="what an object's centre is: that of its box, or the centre of mass of its mask"
+    )
 
     def assign(self, priors: Priors, targets: Targets, predicted: Predicted) -> Matches:
         points, boxes = centres(priors.boxes), targets.boxes[:, :, None]
@@ -82,7 +85,8 @@ class DynamicSoftLabel(DynamicAssigner):
         own = (torch.nn.functional.softplus(logit) - logit * ious) * (ious - score).square()
         classes = background.sum(-1)[:, None] - none + own
 
-        apart = (points - centres(boxes)).square().sum(-1).sqrt() / priors.strides
+        middle = centres(boxes) if self.centre == "box" else _centres_of_mass(targets)[:, :, None]
+        apart = (points - middle).square().sum(-1).sqrt() / priors.strides
         costs = classes - self.iou_weight * (ious + LEAST).log() + 10 ** (apart - self.radius)
         return matched(costs, ious, usable, priors, targets, self.nearest)
 
@@ -106,6 +110,15 @@ def matched(costs: Tensor, ious: Tensor, usable: Tensor, priors: Priors, targets
     owner = torch.where(positive, owner, 0)
     quality = torch.where(positive, ious.gather(1, owner[:, None])[:, 0], 0.0)
     return Matches(owner, positive, priors.valid & ~positive, quality)
+
+
+def _centres_of_mass(targets: Targets) -> Tensor:
+    """[B, M, 2], x and y in pixels, of the masks."""
+    assert targets.masks is not None
+    columns, rows = (targets.masks.sum(dim, dtype=torch.float32) for dim in (2, 3))  # [B, M, W], [B, M, H]
+    area = rows.sum(-1).clamp(min=LEAST)
+    x, y = (part @ torch.arange(part.shape[-1], device=part.device, dtype=part.dtype) for part in (columns, rows))
+    return torch.stack([x / area, y / area], -1)
 
 
 def _of_labels(values: Tensor, targets: Targets) -> Tensor:

@@ -42,7 +42,8 @@ class LevelTowers(Head):
     """Two towers for each level, one for classes and one for boxes, with batch norm and SiLU (Ge et al. 2021).
 
     With `share`, only batch norm and what gives the outputs are a level's own, and the convolutions are the same (Lyu
-    et al. 2022): levels differ in their statistics more than in what is to be found.
+    et al. 2022): levels differ in their statistics more than in what is to be found. A third tower, for kernels of
+    masks, has its own at each level.
     """
 
     convs: int = option(default=2, at_least=0, help="convolutions in each tower")
@@ -55,9 +56,9 @@ class LevelTowers(Head):
     norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
 
     def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
-        from detkernel_detectors.heads.level_towers import TwoTowersEach
+        from detkernel_detectors.heads.level_towers import TowersEach
 
-        return TwoTowersEach(self, channels, levels, outputs)
+        return TowersEach(self, channels, levels, outputs)
 
 
 @plugin

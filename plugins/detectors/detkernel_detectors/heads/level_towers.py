@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Tower(nn.Module):
     """Convolutions of each level, or one set for all, and the norms of each level."""
 
-    def __init__(self, options: LevelTowers, channels: int, levels: int) -> None:
+    def __init__(self, options: LevelTowers, channels: int, levels: int, share: bool) -> None:
         super().__init__()
         width, numbers = options.channels, range(options.convs)
 
@@ -27,7 +27,7 @@ class Tower(nn.Module):
         def norms() -> nn.ModuleList:
             return nn.ModuleList([nn.BatchNorm2d(width, options.norm_eps, options.norm_momentum) for _ in numbers])
 
-        self.convs: Any = nn.ModuleList([convs() for _ in range(1 if options.share else levels)])
+        self.convs: Any = nn.ModuleList([convs() for _ in range(1 if share else levels)])
         self.norms: Any = nn.ModuleList([norms() for _ in range(levels)])
 
     def forward(self, x: Tensor, level: int) -> Tensor:
@@ -36,12 +36,15 @@ class Tower(nn.Module):
         return x
 
 
-class TwoTowersEach(nn.Module):
-    """The outputs of a level are convolutions of 1x1 on its towers."""
+class TowersEach(nn.Module):
+    """The outputs of a level are convolutions of 1x1 on its towers, of which each branch has one."""
 
     def __init__(self, options: LevelTowers, channels: int, levels: int, outputs: Sequence[Output]) -> None:
         super().__init__()
-        self.cls_tower, self.reg_tower = (Tower(options, channels, levels) for _ in range(2))
+        self.branches = tuple(dict.fromkeys(output.branch for output in outputs))
+        for branch in self.branches:
+            share = options.share and branch != "kernel"
+            self.add_module(f"{branch}_tower", Tower(options, channels, levels, share))
         width = options.channels if options.convs else channels
         for output in outputs:
             self.add_module(output.name, nn.ModuleList([nn.Conv2d(width, output.channels, 1) for _ in range(levels)]))
@@ -56,7 +59,7 @@ class TwoTowersEach(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         found: dict[str, list[Tensor]] = {output.name: [] for output in self.outputs}
         for level, one in enumerate(maps):
-            features = {"cls": self.cls_tower(one, level), "reg": self.reg_tower(one, level)}
+            features = {branch: self.get_submodule(f"{branch}_tower")(one, level) for branch in self.branches}
             for output in self.outputs:
                 found[output.name].append(self._convs(output)[level](features[output.branch]))
         return found

@@ -222,7 +222,11 @@ class DenseDetector(NativeDetector):
         raise NotImplementedError
 
     def predictions(self, maps: Maps, sizes: Tensor | None, heads: Any = None) -> Predictions:
-        """The best candidates of each level, clipped to the images, without those that a better one overlaps."""
+        return self.chosen(maps, sizes)._replace(fields=None)
+
+    def chosen(self, maps: Maps, sizes: Tensor | None) -> Predictions:
+        """The best candidates of each level, clipped to the images, without those that a better one overlaps; the field
+        `prior` says what each is predicted from."""
         from detkernel_detection.nms import suppressed
 
         found = self.detected(maps, sizes)
@@ -245,7 +249,7 @@ class DenseDetector(NativeDetector):
         valid = (score > self.score_thresh) & larger(boxes, self.min_size)
         if found.factor is not None:
             score = score * found.factor.gather(1, prior)
-        kept = suppressed(boxes, score, label, valid, self.nms_thresh, self.max_detections)
+        kept = suppressed(boxes, score, label, valid, self.nms_thresh, self.max_detections, fields={"prior": prior})
         return kept if found.clipped else kept._replace(boxes=clip(kept.boxes, sizes))
 
 

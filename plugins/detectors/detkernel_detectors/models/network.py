@@ -51,7 +51,7 @@ class Network(Detector):
             self.key_maps["torchvision"] = (*TORCHVISION, *family.torchvision_key_map)
             self.background_first = ("torchvision",)
         self.max_detections = family.max_detections
-        for name in ("mask_paste", "mask_threshold"):  # of families with masks
+        for name in ("mask_paste", "mask_space", "mask_threshold"):  # of families with masks
             setattr(self, name, getattr(family, name, getattr(self, name)))
 
     def forward_outputs(self, images: Tensor, sizes: Tensor | None = None) -> Any:

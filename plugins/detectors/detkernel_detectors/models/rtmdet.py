@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import option, plugin
 from detkernel_detection import Backbone, BoxCoder, BoxLoss, ClassLoss, DynamicAssigner, Head, Neck
-from detkernel_detection.parts import RARE, Output, Predicted, Priors
+from detkernel_detection.parts import RARE, Matches, Output, Predicted, Priors
 
 from detkernel_detectors.assigners.dynamic import DynamicSoftLabel
 from detkernel_detectors.backbones import Cspnext
@@ -49,8 +49,9 @@ class Rtmdet(DenseDetector):
     box_loss: BoxLoss = option(
         factory=lambda: Giou(weight=2.0), help="of the boxes of positive points, weighted by their IoU"
     )
-    distance: Literal["exponential", "linear"] = option(
-        default="exponential", help="how the head tells distances in strides: by logarithms; linear: tiny and s"
+    distance: Literal["exponential", "linear", "rectified"] = option(
+        default="exponential",
+        help="how distances are told, in strides: by logarithms; linear: as they are, in tiny and s; through a ReLU",
     )
     channel_order: Literal["rgb", "bgr"] = option(default="bgr", help="of what the backbone is given")
     score_thresh: float = option(default=0.001, at_least=0, at_most=1, help="score above which an object is detected")
@@ -59,15 +60,25 @@ class Rtmdet(DenseDetector):
     max_detections: int = option(default=300, at_least=1, help="detections an image")
 
     # Every place has one point, in its upper left corner, with a logit for each class and four distances in strides.
+    # Before a ReLU they begin at one stride: where all were below 0, none would ever get a gradient.
 
     def outputs(self, classes: int) -> list[Output]:
-        return [Output("cls", classes, "cls", bias=RARE), Output("reg", 4, "reg")]
+        return [
+            Output("cls", classes, "cls", bias=RARE),
+            Output("reg", 4, "reg", bias=float(self.distance == "rectified")),
+        ]
 
     # Training: which points are positive follows from what they predict; scores are to be the IoU of their boxes, and
     # boxes count as much as their IoU.
 
     def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
-        priors, logits = self._points(maps, sizes), self.logits(maps)
+        return self.matched_losses(maps, targets, sizes)[0]
+
+    def matched_losses(
+        self, maps: Maps, targets: Targets, sizes: Tensor | None
+    ) -> tuple[dict[str, Tensor], Priors, Matches]:
+        """The losses, and of which points and matches."""
+        priors, logits = self.points_of(maps, sizes), self.logits(maps)
         told = self._distances(maps, priors)
         found = self.box_coder.decode(priors.boxes, told).detach()
         predicted = Predicted(logits.detach().sigmoid(), found, logits.detach())
@@ -78,23 +89,25 @@ class Rtmdet(DenseDetector):
         boxes = box_losses(self.box_loss, self.box_coder, priors.boxes, told, wanted)
         count = shared_count(matches.quality)
         classes = self.class_loss(logits, labels, matches.quality)
-        return {
+        losses = {
             "loss_cls": averaged(classes, matches.positive | matches.negative, count),
             "loss_bbox": averaged(boxes, matches.quality, count),
         }
+        return losses, priors, matches
 
     # Inference: a score is the quality of its box already.
 
     def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:
-        priors = self._points(maps, sizes)
+        priors = self.points_of(maps, sizes)
         boxes = self.box_coder.decode(priors.boxes, self._distances(maps, priors))
         return Candidates(self.logits(maps).sigmoid(), boxes, priors.counts)
 
-    def _points(self, maps: Maps, sizes: Tensor | None) -> Priors:
+    def points_of(self, maps: Maps, sizes: Tensor | None) -> Priors:
         return points(maps.features, maps.strides, maps.inside(sizes, self.size_divisible), offset=0.0)
 
     def _distances(self, maps: Maps, priors: Priors) -> Tensor:
         """[B, N, 4], in pixels."""
         found = maps.flat("reg", 4)
-        found = found if self.distance == "linear" else exponential(found)
+        if self.distance != "linear":
+            found = exponential(found) if self.distance == "exponential" else found.relu()
         return found * priors.strides[:, None]
