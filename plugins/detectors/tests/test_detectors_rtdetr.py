@@ -12,7 +12,7 @@ from detkernel_detection import Target, batching
 from detkernel_detection.boxes import xyxy
 from detkernel_detection.parts import Matches
 from detkernel_detection.testing import ModelContract
-from detkernel_detection.weights import renamed
+from detkernel_detection.weights import read_weights, renamed
 from detkernel_detectors.backbones import Hgnetv2, Resnet
 from detkernel_detectors.backbones.norms import EvalBatchNorm2d
 from detkernel_detectors.losses.boxes import L1, Giou
@@ -224,6 +224,15 @@ def test_classes_begin_at_a_hundredth_and_boxes_as_they_came():
     assert decoded.logits.sigmoid().mean().item() == pytest.approx(0.01, abs=0.01)
     torch.testing.assert_close(decoded.boxes[0], decoded.anchors)
     torch.testing.assert_close(decoded.boxes[1], decoded.anchors)
+
+
+def test_the_authors_files_hold_an_average(tmp_path: Path):
+    """RT-DETR's say what to detect with under ema.module; images of any size are taken as they are."""
+    model = made()
+    torch.save({"ema": {"module": model.state_dict(), "updates": 3, "warmups": 2000}}, tmp_path / "rtdetr.pth")
+    assert read_weights(tmp_path / "rtdetr.pth").tensors.keys() == model.state_dict().keys()
+    assert model.normalize(torch.zeros(1, 3, 70, 50)).shape == (1, 3, 70, 50)
+    assert model(torch.zeros(1, 3, 70, 50, dtype=torch.uint8)).boxes.shape == (1, 300, 4)
 
 
 # the encoder

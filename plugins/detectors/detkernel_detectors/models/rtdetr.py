@@ -100,7 +100,6 @@ class RtDetr(SetDetector):
     image_std: tuple[float, float, float] = option(
         default=(255.0, 255.0, 255.0), above=0, help="of R, G and B, on 0..255"
     )
-    size_divisible: int = option(default=32, at_least=1, help="batches are padded to a multiple of this, in pixels")
     max_detections: int = option(default=300, at_least=1, help="detections an image")
 
     # The decoder begins with the best places of the encoder's maps, and each layer makes their boxes better.
