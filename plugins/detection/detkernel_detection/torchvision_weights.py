@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import torch
 import torchvision.models
-from detkernel import UserError, wrong
+from detkernel import wrong
 from detkernel.errors import did_you_mean
 from torch import nn
 
+from detkernel_detection.downloads import downloaded
 from detkernel_detection.weights import Weights, load_into, read_weights
 
 _CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.")
@@ -31,28 +29,10 @@ def find(part: Any, builders: Sequence[str], name: str) -> Weights:
         if "Weights." not in name:
             raise wrong(part, "weights", f"there is no file '{name}'")
     found = _named(part, builders, name)
-    weights = read_weights(_downloaded(found))
+    weights = read_weights(downloaded(str(found.url), f"weights {found}"))
     names = [found.meta.get(key) for key in ("categories", "keypoint_names")]
     classes, keypoints = (tuple(given) if given else None for given in names)
     return Weights(weights.tensors, str(found), classes, keypoints)
-
-
-def _downloaded(found: Any) -> Path:
-    """Where torchvision keeps the file of some weights; it is fetched the first time."""
-    file = str(found.url).rsplit("/", 1)[-1]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    digest = re.search(r"-([0-9a-f]{8,})\.", file)
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(found.url, str(path), digest and digest[1], progress=False)
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash than the name says
-        raise UserError(
-            f"weights {found} cannot be downloaded from {found.url} ({getattr(error, 'reason', error)}); "
-            f"where there is no network, put the file at {path}, or give its path as `weights`"
-        ) from None
-    return path
 
 
 def load_backbone(module: nn.Module, part: Any, builders: Sequence[str], name: str) -> None:

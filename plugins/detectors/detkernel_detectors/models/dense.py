@@ -126,8 +126,9 @@ class BaseDetector(DetectorPlugin):
     neck: Neck = option(factory=Fpn, help="what makes a pyramid of them")
     weights: str | None = option(
         default=None,
-        help="weights of the whole detector: a file, ours, MMDetection's or torchvision's; torchvision's by name, such "
-        "as torchvision:COCO_V1; null: random. Outputs for classes are taken by class name, the others start at random",
+        help="weights of the whole detector: a file, ours, MMDetection's or torchvision's; by name, such as "
+        "torchvision:COCO_V1 or mmdet:retinanet_r50_fpn_1x_coco; null: random. Outputs for classes are taken by class "
+        "name, the others start at random",
     )
     weights_classes: Literal["same_order", "none"] | list[str] | None = option(
         default=None,

@@ -82,6 +82,10 @@ def _weights(family: BaseDetector, name: str) -> Weights:
         if not family.torchvision_builders:
             raise wrong(family, "weights", f"torchvision publishes none for {type(family).__qualname__}")
         return torchvision_weights.find(family, family.torchvision_builders, published)
+    if colon and source == "mmdet":
+        from detkernel_detectors import zoo
+
+        return zoo.find(family, published)
     path = Path(name).expanduser()
     if not path.is_file():
         raise wrong(family, "weights", f"there is no file '{name}'")
