@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from detkernel import option, plugin
 from detkernel_detection import Backbone
@@ -118,3 +118,30 @@ class Hgnetv2(Backbone):
         from detkernel_detectors.backbones.hgnetv2 import SIZES
 
         return SIZES[self.size]
+
+
+@plugin
+class Timm(Backbone):
+    """Any model of timm that gives feature maps, by name: those of the strides asked for.
+
+    Needs timm, which is installed with `pip install 'detkernel-detectors[timm]'`. Batch norm is
+    as timm has it, and trained.
+    """
+
+    name: str = option(help="timm's, such as resnet50, convnext_tiny or efficientnet_b0")
+    strides: list[int] = option(
+        factory=lambda: [8, 16, 32], at_least=1, help="strides of the maps, fine to coarse; of each, the last map"
+    )
+    weights: str | None = option(
+        default=None,
+        help="pretrained: timm's, downloaded; a file of such a model, with or without its classifier; null: random",
+    )
+    frozen: list[str] = option(
+        factory=list, help="prefixes of the parameters that are not trained, such as layer1; statistics are"
+    )
+    args: dict[str, Any] = option(factory=dict, help="further arguments of timm.create_model, by name")
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import timm_features
+
+        return timm_features.build(self)
