@@ -35,9 +35,16 @@ def find(part: Any, builders: Sequence[str], name: str) -> Weights:
     return Weights(weights.tensors, str(found), classes, keypoints)
 
 
-def load_backbone(module: nn.Module, part: Any, builders: Sequence[str], name: str) -> None:
-    """Load a classification model's weights, or a detector's backbone of the same kind, but for the classifier."""
-    load_into(module, find(part, builders, name), ignore=_CLASSIFIERS)
+def load_backbone(module: nn.Module, part: Any, builders: Sequence[str], name: str, new: str | None = None) -> None:
+    """Load a classification model's weights, or a detector's backbone of the same kind, but for the classifier.
+
+    What has `new` in its name may be missing from them altogether, and then stays as it is.
+    """
+    weights = find(part, builders, name)
+    ignored: tuple[str, ...] = _CLASSIFIERS
+    if new is not None and not any(new in key for key in weights.tensors):
+        ignored += tuple(key for key in module.state_dict() if new in key)
+    load_into(module, weights, ignore=ignored)
 
 
 def _named(part: Any, builders: Sequence[str], name: str) -> Any:

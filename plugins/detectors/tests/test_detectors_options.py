@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from detkernel import ConfigError
+from detkernel import CheckpointError, ConfigError
 from detkernel_detection import Target, batching
 from detkernel_detection.parts import Output
 from detkernel_detection.weights import renamed
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.backbones import Resnet
+from detkernel_detectors.backbones.deformable import DeformableConv2d
 from detkernel_detectors.backbones.norms import EvalBatchNorm2d
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, Towers
@@ -299,6 +300,60 @@ def test_the_style_says_which_convolution_has_the_stride(style: Any, sides: tupl
         conv.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-1]))
     model(torch.randn(2, 3, 32, 32))
     assert tuple(seen) == sides
+
+
+@pytest.mark.parametrize(("version", "rows"), [("v1", 36), ("v2", 54)])
+def test_deformable_convolutions_have_the_names_of_mmdetection(version: Any, rows: int):
+    options: Any = {"depth": 50, "channels": 4, "groups": 2, "width_per_group": 32}
+    model: Any = Resnet(deformable=version, deformable_stages=[3, 4], deformable_groups=2, **options).build()
+    own, plain = model.state_dict(), Resnet(**options).build().state_dict()
+    added = {name: value for name, value in own.items() if name not in plain}
+    blocks = [f"layer3.{number}" for number in range(6)] + [f"layer4.{number}" for number in range(3)]
+    assert set(added) == {f"{block}.conv2.conv_offset.{kind}" for block in blocks for kind in ("weight", "bias")}
+    assert {len(value) for value in added.values()} == {rows}
+    assert all(own[name].shape == value.shape for name, value in plain.items())
+    found = model(torch.randn(2, 3, 64, 96))
+    assert [tuple(one.shape[2:]) for one in found.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    nn.init.ones_(model.layer3[0].bn3.weight)  # else a block begins as its shortcut
+    sum(one.square().mean() for one in model(torch.randn(2, 3, 64, 96)).values()).backward()
+    assert model.layer3[0].conv2.conv_offset.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_deformable_convolution_begins_as_the_ordinary_one_and_goes_by_its_offsets(version: Any):
+    conv = DeformableConv2d(4, 6, 1, 2, version, 1)
+    conv.begin()
+    share = 1.0 if version == "v1" else 0.5
+    x = torch.randn(2, 4, 7, 9)
+    plain = nn.functional.conv2d(x, conv.weight, padding=1, groups=2)
+    torch.testing.assert_close(conv(x), plain * share, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        conv.conv_offset.bias[1:18:2] = 1.0  # x of each point
+        if version == "v2":
+            conv.conv_offset.bias[18:] = 50.0  # all of it counts
+    torch.testing.assert_close(conv(x)[..., 1:-2], plain[..., 2:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_an_ordinary_resnet_fit_one_with_deformable_convolutions(tmp_path: Path):
+    plain: Any = Resnet(depth=50, channels=4).build()
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    model: Any = Resnet(
+        depth=50, channels=4, deformable="v1", weights=str(tmp_path / "plain.pth"), norm="batch"
+    ).build()
+    x = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(model.eval()(x).values(), plain.eval()(x).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    state = {name: torch.ones_like(value) for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "deformed.pth")
+    again: Any = Resnet(depth=50, channels=4, deformable="v1", weights=str(tmp_path / "deformed.pth")).build()
+    assert again.layer4[2].conv2.conv_offset.bias.eq(1).all()
+    with pytest.raises(CheckpointError, match=r"unexpected: .*conv_offset"):
+        Resnet(depth=50, channels=4, weights=str(tmp_path / "deformed.pth")).build()
+
+
+def test_a_resnet_without_bottlenecks_has_no_deformable_convolutions():
+    with pytest.raises(ConfigError, match="deformable: a ResNet-34 has no bottlenecks"):
+        Resnet(depth=34, deformable="v2").build()
 
 
 @pytest.mark.parametrize("stages", [1, 3])

@@ -33,6 +33,15 @@ class Resnet(Backbone):
         help="vd: three 3x3 convolutions in the stem, and shortcuts that average before their convolution (He et al. "
         "2019), of which each stage has one, as in PaddlePaddle and RT-DETR",
     )
+    deformable: Literal["v1", "v2"] | None = option(
+        default=None,
+        help="deformable convolutions in place of the 3x3 (50 and more): v1 (Dai et al. 2017) learns where each looks, "
+        "v2 (Zhu et al. 2019) also how much of it counts; null: none",
+    )
+    deformable_stages: list[Literal[1, 2, 3, 4]] = option(
+        factory=lambda: [2, 3, 4], help="the stages that have them: c3-c5 in MMDetection's names"
+    )
+    deformable_groups: int = option(default=1, at_least=1, help="groups of channels with offsets of their own")
     stages: Literal[1, 2, 3, 4] = option(default=4, help="stages kept: with 3, a quarter faster")
     weights: str | None = option(
         default=None, help="torchvision's by name, such as IMAGENET1K_V1 or DEFAULT; a file; null: random"

@@ -8,6 +8,7 @@ from detkernel import wrong
 from detkernel_detection import torchvision_weights
 from torch import Tensor, nn
 
+from detkernel_detectors.backbones.deformable import DeformableConv2d
 from detkernel_detectors.backbones.norms import norm
 from detkernel_detectors.backbones.paddle import PADDLE
 
@@ -21,7 +22,9 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside an identity."""
 
-    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str, first: bool) -> None:
+    def __init__(
+        self, inside: int, planes: int, stride: int, options: Resnet, kind: str, stage: int, first: bool
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inside, planes, 3, stride, 1, bias=False)
         self.bn1 = norm(kind, planes)
@@ -41,13 +44,20 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions beside an identity; the last has four times the planes."""
 
-    def __init__(self, inside: int, planes: int, stride: int, options: Resnet, kind: str, first: bool) -> None:
+    def __init__(
+        self, inside: int, planes: int, stride: int, options: Resnet, kind: str, stage: int, first: bool
+    ) -> None:
         super().__init__()
         width = planes * options.width_per_group // 64 * options.groups
         before, stride3 = (stride, 1) if options.style == "caffe" else (1, stride)
         self.conv1 = nn.Conv2d(inside, width, 1, before, bias=False)
         self.bn1 = norm(kind, width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride3, 1, groups=options.groups, bias=False)
+        if options.deformable is not None and stage + 1 in options.deformable_stages:
+            self.conv2: nn.Module = DeformableConv2d(
+                width, width, stride3, options.groups, options.deformable, options.deformable_groups
+            )
+        else:
+            self.conv2 = nn.Conv2d(width, width, 3, stride3, 1, groups=options.groups, bias=False)
         self.bn2 = norm(kind, width)
         self.conv3 = nn.Conv2d(width, planes * 4, 1, bias=False)
         self.bn3 = norm(kind, planes * 4)
@@ -86,7 +96,7 @@ class ResNet(nn.Module):
             blocks = []
             for number in range(BLOCKS[options.depth][stage]):
                 first = number == 0
-                blocks.append(block(inside, planes, 2 if stage and first else 1, options, kind, first))
+                blocks.append(block(inside, planes, 2 if stage and first else 1, options, kind, stage, first))
                 inside = planes * (4 if block is Bottleneck else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             self.channels.append(inside)
@@ -102,6 +112,8 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.begin()
             if isinstance(module, (BasicBlock, Bottleneck)):
                 last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
                 nn.init.zeros_(last.weight)  # type: ignore[arg-type]
@@ -133,11 +145,13 @@ class ResNet(nn.Module):
 def build(options: Resnet) -> ResNet:
     if options.depth < 50 and (options.groups, options.width_per_group) != (1, 64):
         raise wrong(options, "groups", f"a ResNet-{options.depth} has no groups; ResNeXt begins at depth 50")
+    if options.depth < 50 and options.deformable is not None:
+        raise wrong(options, "deformable", f"a ResNet-{options.depth} has no bottlenecks; they begin at depth 50")
     loads = options.weights is not None
     model = ResNet(options, options.norm or ("frozen" if loads else "batch"))
     if options.weights is not None:
         relatives = [f"resnet{options.depth}", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
-        torchvision_weights.load_backbone(model, options, relatives, options.weights)
+        torchvision_weights.load_backbone(model, options, relatives, options.weights, new="conv_offset")
     model.freeze((3 if loads else 5) if options.trainable_layers is None else options.trainable_layers)
     return model
 
