@@ -72,6 +72,12 @@ FAMILIES = {
     "faster_rcnn": Family(f"{{use: native_faster_rcnn, {R50}}}", "fasterrcnn_resnet50_fpn"),
     "mask_rcnn": Family(f"{{use: native_mask_rcnn, {R50}}}", "maskrcnn_resnet50_fpn", masks=True),
     "dino": Family(f"{{use: dino, {R50}}}", "transformers:DeformableDetr", optimizer=ADAMW),
+    "rtdetr": Family(
+        "{use: rtdetr, backbone: {use: native_resnet, depth: 50, variant: vd, trainable_layers: 4, norm: frozen}}",
+        "transformers:RTDetrV2",
+        optimizer=ADAMW,
+    ),
+    "dfine": Family("{use: dfine}", "transformers:DFine", optimizer=ADAMW),
     "mlperf": Family(
         "{use: native_retinanet, backbone: {use: native_resnet, depth: 50, groups: 32, width_per_group: 4, "
         "norm: frozen, trainable_layers: 3}}",

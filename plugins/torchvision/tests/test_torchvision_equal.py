@@ -9,6 +9,7 @@ from detkernel_detection import Target, batching
 from detkernel_detection.testing import TinyData, TinyDataset, tiny_kernel
 from detkernel_torchvision.backbones import Resnet
 from detkernel_torchvision.models import FasterRcnn, Fcos, KeypointRcnn, MaskRcnn, Retinanet, Ssd, Ssdlite
+from torch import nn
 from torchvision.models.detection import backbone_utils
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -102,6 +103,11 @@ def theirs(model, batch, background, training):
     return model.train(training)(images, targets if training else None)
 
 
+def norms(model):
+    """What the state does not hold of batch norms."""
+    return [(one.eps, one.momentum) for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_detections_equal_torchvisions(name, tmp_path):
     ours, make_theirs, size = CASES[name]
@@ -112,6 +118,7 @@ def test_losses_and_detections_equal_torchvisions(name, tmp_path):
     peer = make_theirs()
     assert list(peer.state_dict()) == list(run.model.state_dict())
     assert run.model.max_detections == getattr(peer, "roi_heads", peer).detections_per_img
+    assert norms(run.model) == norms(peer)
     peer.load_state_dict(run.model.state_dict())
 
     expected = theirs(peer, batch, int(plugin.background), training=True)
