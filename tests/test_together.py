@@ -14,6 +14,12 @@ from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_detection import Losses
 from detkernel_detection.testing import TinyDataset, tiny_kernel, tiny_run
+from detkernel_detectors.backbones import Cspnext, Resnet
+from detkernel_detectors.heads import LevelTowers
+from detkernel_detectors.models.dino import Dino
+from detkernel_detectors.models.faster_rcnn import FasterRcnn
+from detkernel_detectors.models.rtmdet import Rtmdet
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
 from detkernel_guards.check_invalid_loss import CheckInvalidLoss
@@ -21,7 +27,7 @@ from detkernel_guards.early_stopping import EarlyStopping
 from detkernel_logging.log import Log
 from detkernel_optim.ema import Ema
 from detkernel_optim.schedules import Cosine, Multistep
-from detkernel_optim.stepping import Group, Sgd
+from detkernel_optim.stepping import Adamw, Group, Sgd
 from detkernel_runtime.device import Device
 
 
@@ -285,3 +291,39 @@ def test_mistakes_with_validation_sets_are_told_before_data_is_loaded(
         kernel.run()
     assert message in str(caught.value)
     assert not kernel.state.loaders
+
+
+def native(name: str) -> Any:
+    """A small native detector whose iterations draw by chance, or count something."""
+    small = Resnet(depth=18, channels=4, norm="batch")
+    detr: Any = {"queries": 8, "encoder_layers": 1, "decoder_layers": 2, "attention_heads": 4, "ffn_channels": 16}
+    if name == "faster_rcnn":
+        return FasterRcnn(backbone=small, neck=Fpn(channels=16, finest=4, extra=1, extra_from="pool"), sampled=8)
+    if name == "dino":
+        return Dino(backbone=small, neck=ChannelMapper(channels=16, groups=4, extra=0), points=2, denoising=4, **detr)
+    return Rtmdet(
+        backbone=Cspnext(depth=0.33, width=0.125),
+        neck=CspPafpn(channels=16, blocks=1),
+        head=LevelTowers(convs=1, channels=16),
+        max_detections=100,
+    )
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "dino", "rtmdet"])
+def test_native_detectors_resume_bit_for_bit(tmp_path: Path, name: str):
+    def run(folder: str, until: str) -> Run:
+        data = Loader(train=TinyDataset(size=8, side=64), workers=0)
+        plugins = {"device": Device(device="cpu"), "data": data, "model": native(name), "ema": Ema()}
+        more = {
+            "optimizer": Adamw(lr=1e-3, clip_norm=1.0),
+            "checkpoint": Checkpoint(),
+            "log": Log(interval=1, sinks=[]),
+        }
+        return tiny_kernel({**plugins, **more}, until=until, work_dir=tmp_path / folder).run()
+
+    whole = run("whole", "5 iters")
+    run("parts", "2 iters")
+    resumed = run("parts", "5 iters")
+    assert str(resumed.state_dict()) == str(whole.state_dict())
+    for key, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[key]), key
