@@ -15,7 +15,7 @@ from detkernel_data.loading.loader import Loader
 from detkernel_detection import Losses
 from detkernel_detection.testing import TinyDataset, tiny_kernel, tiny_run
 from detkernel_detectors.backbones import Cspnext, Resnet
-from detkernel_detectors.heads import LevelTowers
+from detkernel_detectors.heads import FcBoxHead, LevelTowers
 from detkernel_detectors.models.dino import Dino
 from detkernel_detectors.models.faster_rcnn import FasterRcnn
 from detkernel_detectors.models.rtmdet import Rtmdet
@@ -298,7 +298,8 @@ def native(name: str) -> Any:
     small = Resnet(depth=18, channels=4, norm="batch")
     detr: Any = {"queries": 8, "encoder_layers": 1, "decoder_layers": 2, "attention_heads": 4, "ffn_channels": 16}
     if name == "faster_rcnn":
-        return FasterRcnn(backbone=small, neck=Fpn(channels=16, finest=4, extra=1, extra_from="pool"), sampled=8)
+        neck = Fpn(channels=16, finest=4, extra=1, extra_from="pool")
+        return FasterRcnn(backbone=small, neck=neck, box_head=FcBoxHead(channels=16), sampled=8, proposals_train=40)
     if name == "dino":
         return Dino(backbone=small, neck=ChannelMapper(channels=16, groups=4, extra=0), points=2, denoising=4, **detr)
     return Rtmdet(

@@ -82,6 +82,7 @@ def test_suppression_in_rounds_is_that_of_torchvision(counts):
             assert kept[number].nonzero()[:, 0].tolist() == sorted(expected.tolist())
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_suppression_compiles_without_a_break(monkeypatch):
     given = torch.stack([ONE, OTHER, ONE + 1, AWAY]).expand(2, 4, 4)
     rest = (torch.rand(2, 4), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool), 0.3, 3)
