@@ -73,9 +73,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_iterations_and_a_validation(
-    name: str, objects: Path, tmp_path: Path, detkernel_here: Detkernel
-) -> None:
+def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Path, detkernel_here: Detkernel) -> None:
     side = {"ssd": 300, "ssdlite": 320}.get(name, 64)
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
     library = next(point.value.split(".")[0] for point in POINTS if point.name == name)
