@@ -48,7 +48,7 @@ signals: {{}}
 log: {{interval: 1000}}
 """
 
-R50 = "backbone: {use: native_resnet, depth: 50, norm: frozen, trainable_layers: 3}"
+R50 = "backbone: {use: resnet, depth: 50, norm: frozen, trainable_layers: 3}"
 SGD = "{use: sgd, lr: 0.00001, momentum: 0.9, weight_decay: 1e-4}"
 ADAMW = "{use: adamw, lr: 0.000001, weight_decay: 1e-4, clip_norm: 0.1}"
 
@@ -65,21 +65,21 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "retinanet": Family(f"{{use: native_retinanet, {R50}}}", "retinanet_resnet50_fpn"),
-    "fcos": Family(f"{{use: native_fcos, {R50}}}", "fcos_resnet50_fpn"),
+    "retinanet": Family(f"{{use: retinanet, {R50}}}", "retinanet_resnet50_fpn"),
+    "fcos": Family(f"{{use: fcos, {R50}}}", "fcos_resnet50_fpn"),
     "atss": Family(f"{{use: atss, {R50}}}", "fcos_resnet50_fpn"),
     "gfl": Family(f"{{use: gfl, {R50}}}", "fcos_resnet50_fpn"),
-    "faster_rcnn": Family(f"{{use: native_faster_rcnn, {R50}}}", "fasterrcnn_resnet50_fpn"),
-    "mask_rcnn": Family(f"{{use: native_mask_rcnn, {R50}}}", "maskrcnn_resnet50_fpn", masks=True),
+    "faster_rcnn": Family(f"{{use: faster_rcnn, {R50}}}", "fasterrcnn_resnet50_fpn"),
+    "mask_rcnn": Family(f"{{use: mask_rcnn, {R50}}}", "maskrcnn_resnet50_fpn", masks=True),
     "dino": Family(f"{{use: dino, {R50}}}", "transformers:DeformableDetr", optimizer=ADAMW),
     "rtdetr": Family(
-        "{use: rtdetr, backbone: {use: native_resnet, depth: 50, variant: vd, trainable_layers: 4, norm: frozen}}",
+        "{use: rtdetr, backbone: {use: resnet, depth: 50, variant: vd, trainable_layers: 4, norm: frozen}}",
         "transformers:RTDetrV2",
         optimizer=ADAMW,
     ),
     "dfine": Family("{use: dfine}", "transformers:DFine", optimizer=ADAMW),
     "mlperf": Family(
-        "{use: native_retinanet, backbone: {use: native_resnet, depth: 50, groups: 32, width_per_group: 4, "
+        "{use: retinanet, backbone: {use: resnet, depth: 50, groups: 32, width_per_group: 4, "
         "norm: frozen, trainable_layers: 3}}",
         "retinanet_resnext50_fpn",
         classes=264,

@@ -23,7 +23,7 @@ CONFIG = """
 run: {until: 1 iters}
 device: {channels_last: true}
 data: {use: loader, train: {use: shapes, size: 4000}, batch_size: 8, workers: 1}
-model: {use: fcos, backbone: {use: mobilenet_v3, layers: [6, 12]}, neck_channels: 64, head_convs: 2}
+model: {use: torchvision_fcos, backbone: {use: mobilenet_v3, layers: [6, 12]}, neck_channels: 64, head_convs: 2}
 optimizer: {use: adamw, lr: 1e-3}
 ema: {}
 checkpoint: {keep: 1}

@@ -1,6 +1,6 @@
 """A training iteration through detkernel beside a plain torchvision loop: same model, batch, optimizer and threads.
 
-    python benchmarks/step.py [--model faster_rcnn] [--side 320] [--batch 2] [--pairs 20]
+    python benchmarks/step.py [--model torchvision_faster_rcnn] [--side 320] [--batch 2] [--pairs 20]
 
 The two take turns, iteration by iteration, in one process; what counts is the median of the ratios of neighbours. Both
 start from the same weights and get the same images as uint8; the plain loop is torchvision's reference: a list of
@@ -30,7 +30,7 @@ data:
   train: {{use: shapes, size: 64, side: {side}, sizes: [20, {half}]}}
   batch_size: {batch}
   workers: 0
-model: {{use: {model}, backbone: {{use: resnet, depth: {depth}}}}}
+model: {{use: {model}, backbone: {{use: torchvision_resnet, depth: {depth}}}}}
 optimizer: {{use: sgd, lr: 0.0001, momentum: 0.9, weight_decay: 1e-4}}
 schedule: {{use: multistep, milestones: [50000 iters], warmup: 500 iters}}
 check_invalid_loss: {{}}
@@ -86,7 +86,7 @@ def timed(run: Any, function: Any, *arguments: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="faster_rcnn")
+    parser.add_argument("--model", default="torchvision_faster_rcnn")
     parser.add_argument("--depth", default=18, type=int)
     parser.add_argument("--side", default=320, type=int)
     parser.add_argument("--batch", default=2, type=int)

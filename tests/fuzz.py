@@ -37,7 +37,7 @@ data: &data
   use: loader
   train: {use: shapes, size: 40, side: 64, sizes: [12, 40]}
   train_transforms: [{use: resize, short: 480, long: 640}, flip]
-model: {use: fcos, backbone: {use: mobilenet_v3, layers: [6, 12]}, score_thresh: 1e-3}
+model: {use: torchvision_fcos, backbone: {use: mobilenet_v3, layers: [6, 12]}, score_thresh: 1e-3}
 optimizer:
   use: sgd
   lr: .01

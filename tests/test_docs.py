@@ -56,7 +56,8 @@ coco_map: {}
 SHORTER = {  # what a block on its own has of data and patience, and the tests have not
     "README.md": [
         "model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}",
-        "model.neck_channels=64",
+        "model.neck={use: fpn, channels: 64, finest: 4, extra: 1, extra_from: pool}",
+        "model.box_head={use: fc_box_head, channels: 64}",
         "data.train_transforms.0.short=64",
         "data.val_transforms.0.short=64",
         "run.validate=every 12 epochs",
@@ -137,7 +138,7 @@ def test_configs_train(
     (tmp_path / "my_plugin.py").write_text(_my_plugin())
     (tmp_path / "detkernel_configs").symlink_to(ROOT / "configs")  # as an installed detkernel has it
     monkeypatch.syspath_prepend(tmp_path)
-    model = "mask_rcnn" if "segm" in text else "fcos"
+    model = "torchvision_mask_rcnn" if "segm" in text else "torchvision_fcos"
     (tmp_path / "base.yaml").write_text(BASE.replace("MODEL", model))
     if text.startswith("part: "):  # a value of the loader's, shown on its own
         option, _, value = text.removeprefix("part: ").partition("\nvalue: ")

@@ -22,7 +22,7 @@ run: {until: 40 iters, work_dir: work}
 device: {threads: 1, timeout: 1, device: cpu}
 data: {use: loader, train: {use: shapes, size: 16, side: 64, sizes: [12, 40]}, batch_size: 2, workers: 0}
 model:
-  {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 32, head_convs: 1}
+  {use: torchvision_fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 32, head_convs: 1}
 optimizer: {use: adamw, lr: 1e-3}
 checkpoint: {every: 2 iters}
 log: {}

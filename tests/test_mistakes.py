@@ -19,7 +19,7 @@ data:
   val: {use: voc, root: data, split: train}
   batch_size: 2
   workers: 0
-model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}
+model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, max_detections: 64}
 optimizer: {use: sgd, lr: 0.001, momentum: 0.9}
 evaluation: {use: coco_map}
 log: {}
@@ -59,6 +59,10 @@ MISTAKES = {
         lambda p: edit(p / "config.yaml", "momentum", "momentun"),
         "config.yaml:11:34: optimizer.momentun: there is no option 'momentun', did you mean 'momentum'?",
     ),
+    "an option of a namesake": (
+        lambda p: edit(p / "config.yaml", "max_detections: 64", "neck_channels: 64"),
+        "model.neck_channels: there is no option 'neck_channels'; 'torchvision_fcos' has one",
+    ),
     "a misspelt plugin": (
         lambda p: edit(p / "config.yaml", "use: fcos", "use: fcoss"),
         "config.yaml:10:14: model.use: there is no plugin 'fcoss', did you mean 'fcos'?",
@@ -74,7 +78,7 @@ MISTAKES = {
     "no model": (
         lambda p: edit(
             p / "config.yaml",
-            "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, neck_channels: 64}",
+            "model: {use: fcos, backbone: {use: resnet, depth: 18, norm: frozen}, max_detections: 64}",
             "",
         ),
         "no active plugin provides build_model",

@@ -78,14 +78,19 @@ def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Pat
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
     library = next(point.value.split(".")[0] for point in POINTS if point.name == name)
     if library == "detkernel_detectors" and name not in OTHER_BACKBONES:
-        config += "  backbone: {use: native_resnet, depth: 18}\n"
+        config += "  backbone: {use: resnet, depth: 18}\n"
     (tmp_path / "c.yaml").write_text(config + (FEW[library] if "rcnn" in name else ""))
     result = detkernel_here("run", "c.yaml")
     assert result.returncode == 0, result.stderr
 
 
 def test_all_models_are_known() -> None:
-    theirs = {"faster_rcnn", "fcos", "keypoint_rcnn", "mask_rcnn", "retinanet", "ssd", "ssdlite"}
+    theirs = {
+        "keypoint_rcnn",
+        "ssd",
+        "ssdlite",
+        *(f"torchvision_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
+    }
     native = {
         "atss",
         "cascade_mask_rcnn",
@@ -103,6 +108,9 @@ def test_all_models_are_known() -> None:
         "tood",
         "vfnet",
         "yolox",
-        *(f"native_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
+        "faster_rcnn",
+        "fcos",
+        "mask_rcnn",
+        "retinanet",
     }
     assert theirs | native <= set(MODELS)

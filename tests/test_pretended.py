@@ -26,7 +26,7 @@ data:
   train_transforms: [flip, color]
   batch_size: 2
   workers: 1
-model: {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
+model: {use: torchvision_fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64}
 optimizer: {use: adamw, lr: 1e-4, clip_norm: 10, accumulate: 2}
 schedule: {use: cosine, warmup: 4 iters}
 ema: {}
@@ -46,9 +46,9 @@ VARYING = (
 )
 """What has no CUDA algorithm whose results repeat (torch.use_deterministic_algorithms); RoI align has."""
 MODELS = {
-    "fcos": ["model.head_convs=1"],
-    "retinanet": ["model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}"],
-    "mask_rcnn": [
+    "torchvision_fcos": ["model.head_convs=1"],
+    "torchvision_retinanet": ["model.backbone={use: mobilenet_v3, size: small, layers: [3, 8]}"],
+    "torchvision_mask_rcnn": [
         "model.rpn_post_nms_top_n_train=50",
         "model.rpn_post_nms_top_n_test=50",
         "model.box_batch_size_per_image=32",
@@ -61,8 +61,8 @@ MODELS = {
 }
 
 NATIVE = {
-    "native_retinanet": [
-        "model={use: native_retinanet, backbone: {use: native_resnet, depth: 18, channels: 8}, "
+    "retinanet": [
+        "model={use: retinanet, backbone: {use: resnet, depth: 18, channels: 8}, "
         "neck: {use: fpn, channels: 16}, head: {use: towers, convs: 1, channels: 16}}",
         "data.batch_transforms=[{use: multi_scale, sizes: [96]}]",
     ]
@@ -70,7 +70,7 @@ NATIVE = {
 """Detectors that must not wait for the device."""
 ONCE = {
     "dino": [
-        "model={use: dino, backbone: {use: native_resnet, depth: 18, channels: 8}, neck: {use: channel_mapper, "
+        "model={use: dino, backbone: {use: resnet, depth: 18, channels: 8}, neck: {use: channel_mapper, "
         "channels: 16, groups: 4}, queries: 20, encoder_layers: 1, decoder_layers: 2, ffn_channels: 16}"
     ]
 }
@@ -98,7 +98,7 @@ def last(folder: Path) -> Any:
 
 
 def test_models_train_there_without_waiting_and_can_be_repeated(tmp_path: Path) -> None:
-    chosen = MODELS if os.environ.get("DETKERNEL_LONG") else ("fcos", "mask_rcnn")
+    chosen = MODELS if os.environ.get("DETKERNEL_LONG") else ("torchvision_fcos", "torchvision_mask_rcnn")
     models = {**{name: MODELS[name] for name in chosen}, **NATIVE, **ONCE}
     runs = [(0, [f"model.use={name}", *options, f"run.work_dir={name}"]) for name, options in models.items()]
     for name, seen in zip(models, train(tmp_path, *runs), strict=True):

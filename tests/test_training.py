@@ -26,7 +26,7 @@ data:
   batch_size: 2
   workers: 1
 model:
-  {use: fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64, head_convs: 1}
+  {use: torchvision_fcos, backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}, neck_channels: 64, head_convs: 1}
 optimizer: {use: adamw, lr: 1e-3}
 schedule: {use: cosine, warmup: 4 iters}
 ema: {}

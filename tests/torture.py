@@ -61,7 +61,7 @@ data:
   train_transforms: [flip, {use: crop, probability: 0.5}, color, {use: resize, size: [64, 64]}]
   batch_transforms: [{use: multi_scale, between: [64, 96], every: 2}]
   batch_size: 2
-model: {use: fcos, backbone: {use: ./backbone.py:Tiny}, neck_channels: 64, head_convs: 1}
+model: {use: torchvision_fcos, backbone: {use: ./backbone.py:Tiny}, neck_channels: 64, head_convs: 1}
 optimizer: {use: adamw, lr: 1e-3, accumulate: 3, clip_norm: 5}
 schedule: {use: cosine, warmup: 5 iters}
 ema: {decay: 0.9, ramp: 10}

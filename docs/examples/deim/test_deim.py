@@ -30,7 +30,7 @@ data:
   batch_size: 2
   workers: 0
 model:
-  backbone: {use: native_resnet, depth: 18, channels: 8, weights: null}
+  backbone: {use: resnet, depth: 18, channels: 8, weights: null}
   neck: {use: hybrid_encoder, channels: 16, attention_heads: 2, ffn_channels: 16, fusion: elan, depth: 0.34}
   channels: 16
   attention_heads: 2

@@ -512,9 +512,9 @@ def of_config(folder: Path, **model: str) -> Any:
 
     (folder / "mine.py").write_text(MINE)
     options = "".join(f", {name}: {value}" for name, value in model.items())
-    backbone = "{use: native_resnet, depth: 18, channels: 8, norm: group}"
+    backbone = "{use: resnet, depth: 18, channels: 8, norm: group}"
     (folder / "c.yaml").write_text(
-        f"run: {{until: 1 iters}}\nmodel: {{use: native_retinanet, backbone: {backbone}, "
+        f"run: {{until: 1 iters}}\nmodel: {{use: retinanet, backbone: {backbone}, "
         f"neck: {{use: fpn, channels: 16}}, head: {{use: towers, convs: 1, channels: 16}}{options}}}\n"
     )
     return made(load(folder / "c.yaml").plugins["model"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,8 @@ class Structurer:
             if key in RESERVED:
                 continue
             if key not in fields:
-                message = f"there is no option '{printable(key)}'{did_you_mean(key, fields)}"
+                hint = self._namesake_with(key, use) or did_you_mean(key, fields)
+                message = f"there is no option '{printable(key)}'{hint}"
                 problems.append(Problem(node.keys.get(key, child.where), self._dotted(key), message))
                 continue
             with self._collect(problems), self._at(key):
@@ -111,6 +112,15 @@ class Structurer:
         if problems:
             raise ConfigError(problems)
         return self._build(node, cls, values, use)
+
+    def _namesake_with(self, key: str, name: str) -> str:
+        """A hint at the installed plugin that has the option, if its name is this one's behind a prefix, or empty."""
+        for other in self.catalog.entries:
+            if name and other.endswith(f"_{name}"):
+                with suppress(CatalogError):
+                    if key in option_fields(self.catalog.load(other)):
+                        return f"; '{other}' has one"
+        return ""
 
     def _renamed(self, node: Node, fields: Mapping[str, attrs.Attribute[Any]]) -> Node:
         """The map with today's names of its options; one under its earlier name (`option(was=...)`) is warned of."""
