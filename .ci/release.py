@@ -34,7 +34,7 @@ def version(root: Path) -> str:
 
 def pinned(text: str, number: str) -> str:
     """A pyproject.toml whose dependencies on the project's own distributions are `==` a version."""
-    return re.sub(r'"(detkernel-\w+)(?:>=[^"]*| @ [^"]*)"', rf'"\1=={number}"', text)
+    return re.sub(r'"(detkernel-\w+(?:\[\w+\])?)(?:>=[^"]*| @ [^"]*)"', rf'"\1=={number}"', text)
 
 
 def build(folder: Path) -> list[Path]:

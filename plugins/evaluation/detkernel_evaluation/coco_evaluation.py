@@ -12,9 +12,11 @@ import attrs
 import numpy as np
 from detkernel import DataError
 from detkernel_detection import Annotations
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
+from detkernel_evaluation.coco_backends import Backend, chosen
 from detkernel_evaluation.evaluator import Kind
 from detkernel_evaluation.found import Found, ImageResult
 
@@ -44,8 +46,20 @@ class Evaluation(COCOeval):  # type: ignore[misc]
     `_prepare` would overwrite `ignore` by `iscrowd`; VOC's difficult objects are ignored, yet matched once like others.
     """
 
-    def __init__(self, kind: Kind, images: Sequence[ImageResult], labels: Sequence[int], rules: Rules) -> None:
-        """`labels`: those of all classes, in the order of their categories' ids: a sum of floats depends on it."""
+    eval: dict[str, Any]
+
+    def __init__(
+        self,
+        kind: Kind,
+        images: Sequence[ImageResult],
+        labels: Sequence[int],
+        rules: Rules,
+        backend: Backend = "pycocotools",
+    ) -> None:
+        """`labels`: those of all classes, in the order of their categories' ids: a sum of floats depends on it.
+
+        Raises UserError where `backend` is "both" and their arrays are not the same.
+        """
         super().__init__(iouType=kind)
         self.kind = kind
         self.images = images
@@ -57,9 +71,18 @@ class Evaluation(COCOeval):  # type: ignore[misc]
         self.named_thresholds = {"50": 0, "75": 5}
         """Positions in T of the thresholds that have metrics of their own."""
         self._apply(rules)
-        with redirect_stdout(io.StringIO()):
-            self.evaluate()
-            self.accumulate()
+        backend = chosen(backend)
+        if backend in ("pycocotools", "both"):
+            with redirect_stdout(io.StringIO()):
+                self.evaluate()
+                self.accumulate()
+        if backend in ("hotcoco", "both"):
+            from detkernel_evaluation.hotcoco_arrays import by_hotcoco, compare
+
+            arrays = by_hotcoco(self)
+            if backend == "both":
+                compare(self.eval, arrays, kind)
+            self.eval = arrays
 
     def _apply(self, rules: Rules) -> None:
         params = self.params
@@ -76,10 +99,9 @@ class Evaluation(COCOeval):  # type: ignore[misc]
 
     def counts(self) -> list[int]:
         """Objects of each class that count when they are missed, by label."""
-        counts = [0] * len(self.labels)
-        for (_, k), truths in self._gts.items():
-            counts[self.labels[k]] += sum(not truth["ignore"] for truth in truths)
-        return counts
+        labels = [notes.labels[~ignored(notes, self.kind)] for notes, _ in self.images]
+        counted = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(self.labels))
+        return [int(count) for count in counted]
 
     def _prepare(self) -> None:
         self._gts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
@@ -95,33 +117,46 @@ class Evaluation(COCOeval):  # type: ignore[misc]
             entry["id"] = number
 
 
+def ignored(notes: Annotations, kind: Kind) -> NDArray[np.bool_]:
+    """[N] which objects cost nothing when they are missed: crowds, difficult ones, those without what is measured."""
+    ignore = notes.crowd | notes.difficult
+    if not len(notes):
+        return ignore
+    if kind == "segm":
+        assert notes.masks is not None
+        ignore = ignore | np.array([not mask for mask in notes.masks], dtype=bool)
+    elif kind == "keypoints":
+        assert notes.keypoints is not None
+        ignore = ignore | ~(notes.keypoints[:, :, 2] > 0).any(axis=1)
+    return ignore
+
+
 def truths(notes: Annotations, kind: Kind) -> Iterator[dict[str, Any]]:
     """The objects of an image as pycocotools takes them."""
-    crowd, ignore = notes.crowd.tolist(), (notes.crowd | notes.difficult).tolist()
+    crowd, ignore = notes.crowd.tolist(), ignored(notes, kind).tolist()
     boxes, areas, labels = xywh(notes.boxes).tolist(), notes.area.tolist(), notes.labels.tolist()
     for at in range(len(notes)):
         entry = {"category_id": labels[at], "bbox": boxes[at], "area": areas[at], "iscrowd": crowd[at]}
         entry["ignore"] = ignore[at]
         if kind == "segm":
-            entry["segmentation"], has_mask = _region(notes, at, boxes[at])
-            entry["ignore"] |= not has_mask
+            entry["segmentation"] = region(notes, at)
         elif kind == "keypoints":
             assert notes.keypoints is not None
             entry["keypoints"] = notes.keypoints[at].reshape(-1).astype(np.float64)
-            entry["ignore"] |= not (notes.keypoints[at, :, 2] > 0).any()
         yield entry
 
 
-def _region(notes: Annotations, at: int, box: list[float]) -> tuple[Any, bool]:
-    """An object's run lengths, and whether it has a mask at all: else its box stands for it."""
+def region(notes: Annotations, at: int) -> Any:
+    """An object's run lengths; where it has no mask, those of its box."""
     assert notes.masks is not None
     given = notes.masks[at]
     if isinstance(given, dict):
         packed = isinstance(given["counts"], (str, bytes))
-        return (given if packed else rle.frPyObjects(given, notes.height, notes.width)), True
-    x, y, w, h = box
-    polygons = given or [[x, y, x, y + h, x + w, y + h, x + w, y]]
-    return rle.merge(rle.frPyObjects(polygons, notes.height, notes.width)), bool(given)
+        return given if packed else rle.frPyObjects(given, notes.height, notes.width)
+    if not given:
+        x, y, w, h = xywh(notes.boxes[at : at + 1])[0].tolist()
+        given = [[x, y, x, y + h, x + w, y + h, x + w, y]]
+    return rle.merge(rle.frPyObjects(given, notes.height, notes.width))
 
 
 def detected(found: Found, kind: Kind) -> Iterator[dict[str, Any]]:
