@@ -65,7 +65,10 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert [line["step"] for line in lines(trained) if line["mode"] == "val"] == [6, 12]
     assert {path.name for path in (work / "checkpoints").glob("iter_*.pt")} == {f"iter_{n}.pt" for n in (3, 6, 9, 12)}
     assert list((work / "checkpoints").glob("best_*.pt"))
-    with Image.open(work / "predictions.png") as image:
+    assert {path.name for path in (work / "predictions").iterdir()} == {
+        *("iter_6.jpg", "iter_12.jpg", "train_samples.jpg", "curves.png")
+    }
+    with Image.open(work / "predictions" / "iter_12.jpg") as image:
         assert image.width > 500
     assert "# detkernel-kernel" in (work / "config.yaml").read_text()
 

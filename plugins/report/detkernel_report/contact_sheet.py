@@ -1,104 +1,118 @@
-"""Draws detections over images, and images on a sheet."""
+"""The sheets of a validation and of training samples."""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from detkernel import Run
 from detkernel.errors import printable
-from detkernel_detection import Dataset, Detections
-from PIL import Image, ImageDraw, ImageFont
+from detkernel_detection import Batch, Dataset, Detections
+from detkernel_detection.drawing import Tile, draw, jpeg, sheet
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from detkernel_report.draw_predictions import DrawPredictions
 
-_GAP = 6
-_PAPER = (24, 26, 30)
-_TRUTH = (255, 255, 255)
-_MASK_OPACITY = 90
-_FAR = 10_000
-"""Pixels beyond which nothing is drawn: Pillow would walk along every line."""
-_LONGEST = 40
-"""Characters of a class name that are drawn."""
+_SHOWN_METRICS = 2
 
 
-def colour(label: int) -> tuple[int, int, int]:
-    """Bright and far from its neighbours: hues by the golden ratio."""
-    red, green, blue = colorsys.hsv_to_rgb((0.07 + label * 0.618034) % 1, 0.75, 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
+def prediction_sheet(options: DrawPredictions, run: Run, kept: Sequence[Detections]) -> bytes:
+    """A JPEG of some images of the set that is being validated, with a header and a legend."""
+    dataset = run.loader.dataset
+    tiles = [prediction_tile(options, dataset, found) for found in kept]
+    labels = sorted({label for found in kept for label in _drawn(options, found).labels.tolist()})
+    where = f"the {run.val_set or {'val': 'validation', 'test': 'test'}[run.mode]} data"
+    notes = [
+        f"Detections with a score of {options.score:g} or more, {len(kept)} of {len(dataset)} images of {where}"
+        f"{'; annotations are dashed in white' * options.annotations}"
+    ]
+    alerts = []
+    if not labels:
+        best = max((float(found.scores.max()) for found in kept if len(found)), default=None)
+        said = "there is no detection at all" if best is None else f"the best has {best:.3f}"
+        alerts = [f"No detection on these images has a score of {options.score:g} or more: {said}"]
+    made = sheet(
+        tiles,
+        options.columns,
+        title=": ".join(filter(None, (_when(run), ", ".join(_metrics(run))))),
+        notes=notes,
+        alerts=alerts,
+        classes=[(label, dataset.classes[label]) for label in labels],
+        truth=options.annotations,
+    )
+    return jpeg(made)
 
 
-def tile(options: DrawPredictions, dataset: Dataset, found: Detections) -> Image.Image:
+def prediction_tile(options: DrawPredictions, dataset: Dataset, found: Detections) -> Tile:
     """One image with its annotations and detections."""
-    pixels = dataset.image(found.index).permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels)
-    found = found.keep((found.scores >= options.score) & found.boxes.isfinite().all(1)).to("cpu")
-    if found.masks is not None:
-        image = _with_masks(image, found)
-    scale = options.side / max(image.size)
-    small = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(small, Image.Resampling.BILINEAR if scale < 2 else Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(image)
-    if options.annotations:
-        for box in dataset.annotations(found.index).boxes.tolist():
-            draw.rectangle([round(side * scale) for side in box], outline=_TRUTH)
-    _draw_boxes(draw, dataset.classes, found, scale)
-    return image
+    notes = dataset.annotations(found.index)
+    drawn = _drawn(options, found)
+    image = draw(
+        dataset.image(found.index),
+        drawn,
+        dataset.classes,
+        truth=notes if options.annotations else None,
+        longest=options.side,
+        keypoint_names=getattr(dataset, "keypoint_names", ()),
+    )
+    name = printable(str(found.image_id))
+    annotated = f", {len(notes)} annotated" * options.annotations
+    if len(drawn) or not len(found):
+        return Tile(image, f"{name}: {len(drawn)} found{annotated}", alert=not len(drawn) and bool(len(notes)))
+    return Tile(image, f"{name}: none found{annotated}; best score {float(found.scores.max()):.3f}", alert=True)
 
 
-def _draw_boxes(draw: ImageDraw.ImageDraw, classes: Sequence[str], found: Detections, scale: float) -> None:
-    """The best last, so that it lies on top."""
-    font = ImageFont.load_default(11)
-    boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
-    for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
-        x1, y1, x2, y2 = (min(max(round(side * scale), -_FAR), _FAR) for side in box)
-        draw.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=colour(label), width=2)
-        text = f"{_label(classes[label])} {score:.2f}"
-        high = 13
-        top = y1 - high if y1 >= high else y1
-        draw.rectangle([x1, top, x1 + draw.textlength(text, font) + 4, top + high], fill=colour(label))
-        draw.text((x1 + 2, top), text, fill=_ink(colour(label)), font=font)
+def sample_tiles(batch: Batch, classes: Sequence[str], side: int, count: int) -> list[Tile]:
+    """The first images of a training batch, with their targets, as the model gets them."""
+    batch = batch.keep(range(min(count, len(batch))))
+    batch.move("cpu")
+    tiles = []
+    for number, (height, width) in enumerate(batch.sizes):
+        target = batch.target(number)
+        image = draw(
+            _levels(batch.images[number, :, :height, :width]), _cropped(target, height, width), classes, longest=side
+        )
+        objects = f"{len(target)} object{'s' * (len(target) != 1)}"
+        tiles.append(Tile(image, f"{printable(str(batch.image_ids[number]))}: {objects}"))
+    return tiles
 
 
-def _label(name: str) -> str:
-    """A class name that can be drawn: in one line, and not longer than the sheet is wide."""
-    name = printable(name)
-    return f"{name[: _LONGEST - 3]}..." if len(name) > _LONGEST else name
+def sample_sheet(tiles: Sequence[Tile], columns: int) -> bytes:
+    """A JPEG of training samples."""
+    return jpeg(sheet(tiles, columns, title="Training samples", notes=["Augmented, as the model gets them"]))
 
 
-def _ink(paper: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever is read more easily (ITU-R BT.601 luma)."""
-    red, green, blue = paper
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else (255, 255, 255)
+def _cropped(target: Any, height: int, width: int) -> Any:
+    if target.masks is not None:
+        target.masks = target.masks[:, :height, :width]
+    return target
 
 
-def _with_masks(image: Image.Image, found: Detections) -> Image.Image:
-    import numpy as np
-
-    base = image.convert("RGBA")
-    assert found.masks is not None
-    for mask, label in zip(found.masks.numpy(), found.labels.tolist(), strict=True):
-        layer = Image.new("RGBA", base.size, (*colour(label), 0))
-        layer.putalpha(Image.fromarray((mask > 0).astype(np.uint8) * _MASK_OPACITY))
-        base = Image.alpha_composite(base, layer)
-    return base.convert("RGB")
+def _levels(image: Tensor) -> Tensor:
+    """uint8; an image that a transform has normalised is spread over all levels."""
+    if not image.is_floating_point():
+        return image
+    low, high = image.min(), image.max()
+    return ((image - low) / (high - low).clamp(min=1e-6) * 255).byte()
 
 
-def encode(tiles: Sequence[Image.Image], columns: int) -> bytes:
-    """All images in rows, as a PNG."""
-    columns = min(columns, len(tiles))
-    wide, high = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (wide + _GAP) + _GAP, rows * (high + _GAP) + _GAP), _PAPER)
-    for number, image in enumerate(tiles):
-        row, column = divmod(number, columns)
-        sheet.paste(image, (_GAP + column * (wide + _GAP), _GAP + row * (high + _GAP)))
-    return png(sheet)
+def _drawn(options: DrawPredictions, found: Detections) -> Detections:
+    return found.keep((found.scores >= options.score) & found.boxes.isfinite().all(1))
 
 
-def png(image: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+def _when(run: Run) -> str:
+    return "Test" if run.mode == "test" else f"Iteration {run.iter}"
+
+
+def _metrics(run: Run) -> list[str]:
+    """The first metrics of the set being validated that are better when they are higher: an evaluator's main ones."""
+    own = f"{run.val_set}/" if run.val_set else ""
+    others = tuple(f"{name}/" for name in run.val_sets if name != run.val_set)
+    names = [
+        name
+        for name in run.metrics
+        if name.startswith(own) and not name.startswith(others) and run.metrics.better(name) is not None
+    ]
+    return [f"{printable(name)} {run.metrics[name]:.3f}" for name in names[:_SHOWN_METRICS]]
