@@ -14,7 +14,7 @@ from torch import nn
 from detkernel_detection.downloads import downloaded
 from detkernel_detection.weights import Weights, load_into, read_weights
 
-_CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.")
+CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.")
 """Beginnings of the names of what classifies an image, in the models of torchvision; a detector has no use for it."""
 
 
@@ -41,7 +41,7 @@ def load_backbone(module: nn.Module, part: Any, builders: Sequence[str], name: s
     What has `new` in its name may be missing from them altogether, and then stays as it is.
     """
     weights = find(part, builders, name)
-    ignored: tuple[str, ...] = _CLASSIFIERS
+    ignored: tuple[str, ...] = CLASSIFIERS
     if new is not None and not any(new in key for key in weights.tensors):
         ignored += tuple(key for key in module.state_dict() if new in key)
     load_into(module, weights, ignore=ignored)

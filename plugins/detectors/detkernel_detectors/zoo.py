@@ -61,6 +61,49 @@ ZOO = {
     "retinanet_x101-64x4d_fpn_1x_coco": Published(
         "v2.0/retinanet", "retinanet_x101_64x4d_fpn_1x_coco", "_20200130-366f5af1"
     ),
+    "retinanet_regnetx-800MF_fpn_1x_coco": Published(
+        "v2.0/regnet", "retinanet_regnetx-800MF_fpn_1x_coco", "_20200517_191403-f6f91d10"
+    ),
+    "retinanet_regnetx-1.6GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "retinanet_regnetx-1.6GF_fpn_1x_coco", "_20200517_191403-37009a9d"
+    ),
+    "retinanet_regnetx-3.2GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "retinanet_regnetx-3.2GF_fpn_1x_coco", "_20200520_163141-cb1509e8"
+    ),
+    "faster-rcnn_regnetx-3.2GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "faster_rcnn_regnetx-3.2GF_fpn_1x_coco", "_20200517_175927-126fd9bf"
+    ),
+    "mask-rcnn_regnetx-3.2GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "mask_rcnn_regnetx-3.2GF_fpn_1x_coco", "_20200520_163141-2a9d1814"
+    ),
+    "mask-rcnn_regnetx-4GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "mask_rcnn_regnetx-4GF_fpn_1x_coco", "_20200517_180217-32e9c92d"
+    ),
+    "mask-rcnn_regnetx-12GF_fpn_1x_coco": Published(
+        "v2.0/regnet", "mask_rcnn_regnetx-12GF_fpn_1x_coco", "_20200517_180552-b538bd8b"
+    ),
+    "faster-rcnn_res2net-101_fpn_2x_coco": Published("v2.0/res2net", "faster_rcnn_r2_101_fpn_2x_coco", "-175f1da6"),
+    "mask-rcnn_res2net-101_fpn_2x_coco": Published("v2.0/res2net", "mask_rcnn_r2_101_fpn_2x_coco", "-17f061e8"),
+    "cascade-rcnn_res2net-101_fpn_20e_coco": Published("v2.0/res2net", "cascade_rcnn_r2_101_fpn_20e_coco", "-f4b7b7db"),
+    "cascade-mask-rcnn_res2net-101_fpn_20e_coco": Published(
+        "v2.0/res2net", "cascade_mask_rcnn_r2_101_fpn_20e_coco", "-8a7b41e1"
+    ),
+    "faster-rcnn_hrnetv2p-w18-1x_coco": Published(
+        "v2.0/hrnet", "faster_rcnn_hrnetv2p_w18_1x_coco", "_20200130-56651a6d"
+    ),
+    "faster-rcnn_hrnetv2p-w32-1x_coco": Published(
+        "v2.0/hrnet", "faster_rcnn_hrnetv2p_w32_1x_coco", "_20200130-6e286425"
+    ),
+    "faster-rcnn_hrnetv2p-w40-1x_coco": Published(
+        "v2.0/hrnet", "faster_rcnn_hrnetv2p_w40_1x_coco", "_20200210-95c1f5ce"
+    ),
+    "mask-rcnn_hrnetv2p-w32-1x_coco": Published("v2.0/hrnet", "mask_rcnn_hrnetv2p_w32_1x_coco", "_20200207-b29f616e"),
+    "cascade-rcnn_hrnetv2p-w32-20e_coco": Published(
+        "v2.0/hrnet", "cascade_rcnn_hrnetv2p_w32_20e_coco", "_20200208-928455a4"
+    ),
+    "fcos_hrnetv2p-w32-gn-head_4xb4-1x_coco": Published(
+        "v2.0/hrnet", "fcos_hrnetv2p_w32_gn-head_4x4_1x_coco", "_20201211_134730-cb8055c0"
+    ),
     "fcos_r50-caffe_fpn_gn-head_1x_coco": Published("v2.0/fcos", "fcos_r50_caffe_fpn_gn-head_1x_coco", "-821213aa"),
     "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco": Published(
         "v2.0/fcos", "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_1x_coco", "-0a0d75a8"

@@ -66,6 +66,98 @@ class Resnet(Backbone):
 
 
 @plugin
+class Regnet(Backbone):
+    """A RegNet (Radosavovic et al. 2020), simple and regular: maps at strides 4, 8, 16 and 32, one a stage.
+
+    https://arxiv.org/abs/2003.13678. Of what is trained and of norms, the same as for `resnet`.
+    """
+
+    size: Literal[
+        "x_400mf", "x_800mf", "x_1.6gf", "x_3.2gf", "x_4.0gf", "x_6.4gf", "x_8.0gf", "x_12gf", "x_16gf", "x_32gf",
+        "y_400mf", "y_800mf", "y_1.6gf", "y_3.2gf", "y_8.0gf", "y_16gf", "y_32gf", "x_400mf_torchvision",
+    ] = option(
+        default="x_3.2gf",
+        help="FLOPs of an image of 224x224, and the kind: y has attention to channels, x has not; torchvision's "
+        "x_400mf is a little wider than the paper's, which MMDetection has",
+    )  # fmt: skip
+    weights: str | None = option(
+        default=None,
+        help="torchvision's by name, such as IMAGENET1K_V2 or DEFAULT; a file, ours or MMDetection's; null: random",
+    )
+    trainable_layers: int | None = option(
+        default=None, at_least=0, at_most=5, help="stages trained, from the last one; null: 3 with weights, else 5"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] | None = option(
+        default=None,
+        help="frozen: constants; eval: constant statistics, trained scale; batch; group; null: frozen with weights, "
+        "else batch",
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import regnet
+
+        return regnet.build(self)
+
+
+@plugin
+class Res2net(Backbone):
+    """A Res2Net (Gao et al. 2019), whose blocks see several scales: maps at strides 4, 8, 16 and 32, one a stage.
+
+    https://arxiv.org/abs/1904.01169. Of what is trained and of norms, the same as for `resnet`.
+    """
+
+    depth: Literal[50, 101, 152] = option(default=101, help="number of layers of the ResNet that it follows")
+    scales: int = option(default=4, at_least=2, help="parts that the channels of a block are split into")
+    width: int = option(default=26, at_least=1, help="channels of a part in the first stage")
+    variant: Literal["original", "vd"] = option(
+        default="vd",
+        help="vd: three 3x3 convolutions in the stem, and shortcuts that average before their convolution, as all that "
+        "MMDetection has published (its authors' v1b); original: the stem and shortcuts of a ResNet",
+    )
+    smooth_first: bool = option(
+        default=False,
+        help="average the last part in the first block of the first stage, too, as in its authors' networks; "
+        "MMDetection's do not",
+    )
+    weights: str | None = option(default=None, help="a file, ours, MMDetection's or its authors'; null: random")
+    trainable_layers: int | None = option(
+        default=None, at_least=0, at_most=5, help="stages trained, from the last one; null: 3 with weights, else 5"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] | None = option(
+        default=None,
+        help="frozen: constants; eval: constant statistics, trained scale; batch; group; null: frozen with weights, "
+        "else batch",
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import res2net
+
+        return res2net.build(self)
+
+
+@plugin
+class Hrnet(Backbone):
+    """An HRNet (Wang et al. 2019), fine maps throughout: maps at strides 4, 8, 16 and 32, each the sum of all.
+
+    https://arxiv.org/abs/1908.07919. Its neck is `hrfpn`.
+    """
+
+    width: int = option(default=32, at_least=1, help="channels of the finest map: 18, 32, 40 or 48 are published")
+    weights: str | None = option(default=None, help="a file, ours, MMDetection's or its authors'; null: random")
+    trainable_layers: int = option(
+        default=5, at_least=0, at_most=5, help="stages trained, from the last one; 5: and the stem"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] = option(
+        default="batch", help="frozen: constants; eval: constant statistics, trained scale; batch; group"
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import hrnet
+
+        return hrnet.build(self)
+
+
+@plugin
 class CspDarknet(Backbone):
     """CSPDarknet (Bochkovskiy et al. 2020) as YOLOX has it (Ge et al. 2021): maps at strides 8, 16 and 32."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detkernel_detectors.backbones.deformable import DeformableConv2d
 from detkernel_detectors.backbones.norms import norm
 from detkernel_detectors.backbones.paddle import PADDLE
+from detkernel_detectors.backbones.parts import Freezable, begin, freeze, kind_of_norm
 
 if TYPE_CHECKING:
     from detkernel_detectors.backbones import Resnet
@@ -31,7 +32,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = norm(kind, planes)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inside, planes, stride, options, kind, first)
+        self.downsample = shortcut(inside, planes, stride, kind, options.variant == "vd", first)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.relu(self.bn1(self.conv1(x)))
@@ -62,7 +63,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, planes * 4, 1, bias=False)
         self.bn3 = norm(kind, planes * 4)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inside, planes * 4, stride, options, kind, first)
+        self.downsample = shortcut(inside, planes * 4, stride, kind, options.variant == "vd", first)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.relu(self.bn1(self.conv1(x)))
@@ -73,7 +74,7 @@ class Bottleneck(nn.Module):
         return result
 
 
-class ResNet(nn.Module):
+class ResNet(Freezable):
     """The stem and up to four stages."""
 
     def __init__(self, options: Resnet, kind: str) -> None:
@@ -81,7 +82,7 @@ class ResNet(nn.Module):
         block = Bottleneck if options.depth >= 50 else BasicBlock
         self.deep = options.variant == "vd"
         if self.deep:
-            self.stem = _deep_stem(options.channels, kind)
+            self.stem = deep_stem(options.channels, kind)
             self.key_maps = {"RT-DETR": PADDLE}
         else:
             self.conv1 = nn.Conv2d(3, options.channels, 7, 2, 3, bias=False)
@@ -89,7 +90,8 @@ class ResNet(nn.Module):
             self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.channels, self.strides = [], []
-        self.frozen: tuple[str, ...] = ()
+        stages = [[f"layer{stage + 1}"] for stage in range(options.stages)]
+        self.sections = [["stem"] if self.deep else ["conv1", "bn1"], *stages]
         inside = options.channels
         for stage in range(options.stages):
             planes = options.channels * 2**stage
@@ -101,37 +103,13 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             self.channels.append(inside)
             self.strides.append(4 * 2**stage)
-        self._begin()
-        for module in self.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
-                module.eps = options.norm_eps
-
-    def _begin(self) -> None:
-        """Kaiming's weights for convolutions; the last norm of a block begins at 0: a block begins as its shortcut."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        blocks_of_all = [one for one in self.modules() if isinstance(one, (BasicBlock, Bottleneck))]
+        begin(self, [one.bn2 if isinstance(one, BasicBlock) else one.bn3 for one in blocks_of_all])
         for module in self.modules():
             if isinstance(module, DeformableConv2d):
                 module.begin()
-            if isinstance(module, (BasicBlock, Bottleneck)):
-                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-
-    def freeze(self, trained: int) -> None:
-        """Train only so many stages, from the last one: the others get no gradient and keep their statistics."""
-        names = ["layer4", "layer3", "layer2", "layer1"][:trained]
-        names += ["conv1", "bn1", "stem"] if trained == 5 else []
-        self.frozen = tuple(name for name, _ in self.named_children() if name not in names)
-        for name in self.frozen:
-            self.get_submodule(name).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> ResNet:
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
-        return self
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+                module.eps = options.norm_eps
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = self.maxpool(self.stem(images) if self.deep else self.relu(self.bn1(self.conv1(images))))
@@ -147,17 +125,19 @@ def build(options: Resnet) -> ResNet:
         raise wrong(options, "groups", f"a ResNet-{options.depth} has no groups; ResNeXt begins at depth 50")
     if options.depth < 50 and options.deformable is not None:
         raise wrong(options, "deformable", f"a ResNet-{options.depth} has no bottlenecks; they begin at depth 50")
-    loads = options.weights is not None
-    model = ResNet(options, options.norm or ("frozen" if loads else "batch"))
+    model = ResNet(options, kind_of_norm(options))
     if options.weights is not None:
         relatives = [f"resnet{options.depth}", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
         torchvision_weights.load_backbone(model, options, relatives, options.weights, new="conv_offset")
-    model.freeze((3 if loads else 5) if options.trainable_layers is None else options.trainable_layers)
+    freeze(model, options)
     return model
 
 
-def _shortcut(inside: int, outside: int, stride: int, options: Resnet, kind: str, first: bool) -> nn.Module | None:
-    averages = options.variant == "vd"
+def shortcut(
+    inside: int, outside: int, stride: int, kind: str, averages: bool = False, first: bool = False
+) -> nn.Sequential | None:
+    """What stands beside a block whose shape changes: a 1x1 convolution with the stride, or, where it `averages`, a
+    mean before one without; such a one stands beside the `first` block of each stage. None: nothing."""
     if stride == 1 and inside == outside and not (averages and first):
         return None
     if averages:
@@ -166,7 +146,7 @@ def _shortcut(inside: int, outside: int, stride: int, options: Resnet, kind: str
     return nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), norm(kind, outside))
 
 
-def _deep_stem(channels: int, kind: str) -> nn.Sequential:
+def deep_stem(channels: int, kind: str) -> nn.Sequential:
     """Three 3x3 convolutions, the first of stride 2, in place of one of 7x7."""
     layers: list[nn.Module] = []
     for inside, outside, stride in (

@@ -34,6 +34,7 @@ KeyMap: TypeAlias = "tuple[tuple[str, str | None], ...]"
 MMDETECTION: KeyMap = (
     (r"neck\.lateral_convs\.(\d+)\.conv\.", r"neck.laterals.\1."),
     (r"neck\.fpn_convs\.(\d+)\.conv\.", r"neck.outputs.\1."),
+    (r"neck\.reduction_conv\.conv\.", "neck.reduction."),
     (r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.", r"head.\1_tower.\2.conv."),
     (r"bbox_head\.(cls|reg)_convs\.(\d+)\.[bg]n\.", r"head.\1_tower.\2.norm."),
     (r"bbox_head\.scales\.(\d+)\.scale", r"head.scales.\1"),

@@ -39,6 +39,26 @@ class Fpn(Neck):
 
 
 @plugin
+class Hrfpn(Neck):
+    """HRFPN (Sun et al. 2019), the neck of HRNet: all maps joined at the finest stride, and each level pooled of that.
+
+    https://arxiv.org/abs/1904.04514
+    """
+
+    channels: int = option(default=256, at_least=1, help="of each map")
+    levels: int = option(default=5, at_least=1, help="maps that it gives, each of twice the stride of the one before")
+    stride: int = option(
+        default=1, at_least=1, help="of the convolution that gives each map: 2 for dense detectors, which begin at 8"
+    )
+    pool: Literal["mean", "max"] = option(default="mean", help="what a pixel of a level is of those of the finest")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.hrfpn import HighResolutionPyramid
+
+        return HighResolutionPyramid(self, channels, strides)
+
+
+@plugin
 class CspPafpn(Neck):
     """Path aggregation (Liu et al. 2018) with CSP layers: coarse maps into finer ones, and these back into coarser.
 
