@@ -93,7 +93,7 @@ def train(folder: Path, *runs: tuple[int, list[str]]) -> list[dict[str, list[str
 
 
 def last(folder: Path) -> Any:
-    newest = max((folder / "checkpoints").glob("*.pt"), key=lambda path: (path.stem.split("_")[-1], path.name))
+    newest = max((folder / "checkpoints").glob("*iter_*.pt"), key=lambda path: (path.stem.split("_")[-1], path.name))
     return torch.load(newest, weights_only=True)
 
 

@@ -32,7 +32,7 @@ from detkernel_runtime.device import Device
 
 
 def names(work_dir: Path) -> list[str]:
-    return sorted(path.name for path in (work_dir / "checkpoints").glob("*.pt"))
+    return sorted(path.name for path in (work_dir / "checkpoints").glob("*iter_*.pt"))
 
 
 @plugin

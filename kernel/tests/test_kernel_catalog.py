@@ -55,7 +55,7 @@ class TestListing:
         )
         result = detkernel("plugins")
         assert (result.returncode, result.stderr) == (0, "")
-        assert "alpha plugin What it does. lists 1.0" in rows(result.stdout)
+        assert "hook, of lists 1.0 alpha What it does." in " ".join(rows(result.stdout))
 
     def test_the_kind_follows_the_base_classes(self, plant: Plant):
         plant(
@@ -88,7 +88,7 @@ class TestListing:
         plant("broken", {"broken_one.py": source}, plugins={"broken_one": "broken_one:X", "gone": "no_such_module:X"})
         result = detkernel("plugins")
         assert (result.returncode, result.stderr) == (0, "")
-        assert {"broken_one plugin broken 1.0", "gone plugin broken 1.0"} < set(rows(result.stdout))
+        assert "hook, of broken 1.0 broken_one gone" in " ".join(rows(result.stdout))
 
     @pytest.mark.parametrize(
         ("number", "source", "wanted"),
@@ -102,6 +102,11 @@ class TestListing:
             ('class XY(Part):\n    """Not this."""\nclass X(Part): ...\n', ("X", "")),
             ('class X:\n    """A first."""\nclass X(Part):\n    """A second."""\n', ("X", "A second.")),
             ('class X(Part): "In one line."\n', ("X", "In one line.")),
+            (
+                '@plugin(key="gait")\nclass Y: ...\n@plugin\nclass X(Y):\n    """In\n    two lines."""\n',
+                ("gait", "In two lines."),
+            ),
+            ('@plugin(key="gait")\nclass Y: ...\nclass X:\n    """Another."""\n', ("", "Another.")),
             ('"""A module."""\nx = 1\n', ("", "")),
         ),
     )

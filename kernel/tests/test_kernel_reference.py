@@ -194,7 +194,7 @@ class TestEvents:
         write("c.yaml", "run: {until: 1 epoch}\nsecond: {use: two_who}\none_who: {}\n")
         result = detkernel("hooks", "ready", "c.yaml")
         assert result.stdout.startswith(
-            "ready(metrics: Any) -> Any\n    They are ready.\n\nready(metrics)\n    1. second "
+            "ready(metrics: Any) -> Any\n    They are ready.\n\nready(metrics)\n   1. second "
         )
 
     def test_who_answers_one(self, detkernel: Detkernel, plant: Plant, write: Write):
@@ -244,7 +244,7 @@ class TestEvents:
             ["1.", "one_who", "low", "who_runs:One"],
             ["2.", "second", "high,", "last", "who_runs:Two"],
         ]
-        assert lines[lines.index("setup(run)") + 1] == "    -"
+        assert lines[lines.index("setup(run)") + 1] == "   -"
         assert lines[-2:][0] == "ready(metrics)"
         assert lines[-1].split() == ["1.", "second", "high", "who_runs:Two"]
 
@@ -316,13 +316,12 @@ class TestPlugins:
             "",
             "in a config: walker: {kind: ...}",
             "",
-            "option type default meaning",
-            "kind slow | fast required how",
-            "every Span 2 iters how often",
-            "body Body | null {use: leg} on what",
-            "group Group {eps: 1e-05} more",
-            "group.eps float 1e-05 a small number (more than 0)",
-            "steps tuple[int, ...] [1, 2] how many (at least 1, one of 1, 2)",
+            *("kind: slow | fast, required", "how"),
+            *("every: Span = 2 iters", "how often"),
+            *("body: Body | null = {use: leg}", "on what"),
+            *("group: Group = {eps: 1e-05}", "more"),
+            *("group.eps: float = 1e-05", "a small number (more than 0)"),
+            *("steps: tuple[int, ...] = [1, 2]", "how many (at least 1, one of 1, 2)"),
             "",
             "answers: setup, after_run, ready (priority low)",
             "",

@@ -1,4 +1,5 @@
-"""What is installed: the entry points of `detkernel.plugins`, `.commands`, `.configs`, `.templates` and `.launchers`.
+"""What is installed: the entry points of `detkernel.plugins`, `.commands`, `.configs`, `.templates`, `.launchers`
+and `.recipes`.
 
 Listing imports no plugin: the one line about each is read from its source. A plugin is loaded only when a config names
 it. Two distributions that offer one name, and one that needs another version of the kernel or of another plugin's
@@ -40,9 +41,10 @@ class Entry:
     version: str
 
     def describe(self) -> tuple[str, str]:
-        """(kind, first line of the docstring), read from the source without importing it.
+        """(kind, first paragraph of the docstring), read from the source without importing it.
 
-        The kind is the name of a part's base class (`Dataset`, `Transform`, ...), or empty for what is not a part.
+        The kind is the name of a part's base class (`Dataset`, `Transform`, ...), the key of a plugin that takes the
+        place of others (`model`, `optimizer`), or empty for what is neither.
         """
         return outline(self.target)
 
@@ -53,7 +55,9 @@ class Entry:
 class Catalog:
     """The installed plugins (or commands, readers of configs in files of other kinds, templates), by name."""
 
-    def __init__(self, kind: Literal["plugin", "command", "config", "template", "launcher"] = "plugin") -> None:
+    def __init__(
+        self, kind: Literal["plugin", "command", "config", "template", "launcher", "recipe"] = "plugin"
+    ) -> None:
         self.kind = kind
         self.group = f"detkernel.{kind}s"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import click
 from detkernel import __version__, launchers
 from detkernel.errors import ConfigError, UserError, did_you_mean, printable, relative
 from detkernel.plugin import declared
+from detkernel.terminal import rows, shown, styled, wrapped
 
 if TYPE_CHECKING:
     from detkernel.catalog import Catalog
@@ -42,18 +45,27 @@ class _Commands(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.list_commands(ctx):
-            raise UserError(f"there is no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
+        known = self.list_commands(ctx)
+        if args and args[0] not in known:
+            given, *others = args
+            meant = next((name for name in _MEANT.get(given.lower(), "").split() if name in known), "")
+            if given.endswith((".yaml", ".yml", ".pt")):
+                meant, others = "run", args
+            hint = f"; did you mean `detkernel {' '.join([meant, *others])}`?" if meant else did_you_mean(given, known)
+            raise UserError(f"there is no command '{given}'{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
+        sections = {"Commands": [(name, _brief(command.help or "")) for name, command in self.commands.items()]}
         for name, offers in self._offered.entries.items():
             hidden = " (HIDDEN by the kernel's own)" if name in self.commands else ""
             conflict = " (CONFLICT: offered twice)" if len(offers) > 1 else ""
-            rows += [(name, f"{entry.describe()[1]} [{entry.distribution}]{hidden}{conflict}") for entry in offers]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+            for entry in offers:
+                row = (name, f"{_brief(entry.describe()[1])}{hidden}{conflict}")
+                sections.setdefault(f"Commands of {entry.distribution}", []).append(row)
+        for title, found in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(found)
 
     @cached_property
     def _offered(self) -> Catalog:
@@ -62,7 +74,39 @@ class _Commands(click.Group):
         return Catalog("command")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_MEANT = {
+    **dict.fromkeys(("train", "fit", "start", "resume"), "run"),
+    **dict.fromkeys(("val", "validate", "eval", "evaluate"), "test"),
+    **dict.fromkeys(("infer", "inference", "detect", "demo"), "predict"),
+    **dict.fromkeys(("list", "ls", "plugin", "models", "show"), "plugins"),
+    **dict.fromkeys(("zoo", "configs", "recipe"), "recipes"),
+    **dict.fromkeys(("lint", "dry-run"), "check"),
+    **dict.fromkeys(("new", "create"), "init new-plugin"),
+    **dict.fromkeys(("dump", "print-config"), "config"),
+    **dict.fromkeys(("events", "hook"), "hooks"),
+    **dict.fromkeys(("benchmark", "time"), "profile"),
+    **dict.fromkeys(("visualize", "view", "data"), "browse"),
+    **dict.fromkeys(("convert", "onnx"), "export"),
+    "help": "--help",
+}
+"""Commands as other programs call them, and which one here does that, where it is installed."""
+
+
+def _brief(text: str) -> str:
+    """The first paragraph of a command's help, in at most 60 columns."""
+    return textwrap.shorten(text.partition("\n\n")[0].removesuffix("."), 60, placeholder=" ...")
+
+
+def _example(*commands: str) -> Any:
+    """What ends a command's help: an example, or a few."""
+    return {"epilog": "\b\nFor example:\n" + "\n".join(f"  detkernel {command}" for command in commands)}
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    **_example("recipes shapes", "run shapes.yaml"),
+)
 @click.version_option(__version__, prog_name="detkernel")
 def cli() -> None:
     """Train object detectors. A minimal loop emits events; plugins, wired by a YAML config, do everything else."""
@@ -72,7 +116,7 @@ CONFIG = click.argument("config", metavar="CONFIG")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-@cli.command(cls=launchers.LaunchedCommand)
+@cli.command(cls=launchers.LaunchedCommand, **_example("run config.yaml", "run config.yaml optimizer.lr=0.02"))
 @CONFIG
 @OVERRIDES
 @click.option(
@@ -82,7 +126,9 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     help="print every event of the first N iterations, with its times",
 )
 def run(config: str, overrides: tuple[str, ...], trace: int | None) -> None:
-    """Train: CONFIG is a YAML file, package:path for one that an installed package ships, or a checkpoint.
+    """Train, or go on with a run that was stopped.
+
+    CONFIG is a YAML file, package:path for one that an installed package ships, the folder of a run, or a checkpoint.
 
     KEY=VALUE changes the config for this run: optimizer.lr=0.02 run.work_dir=runs/second
     """
@@ -91,17 +137,27 @@ def run(config: str, overrides: tuple[str, ...], trace: int | None) -> None:
         from detkernel.trace import Tracer
 
         Tracer(kernel.state, trace)
-    status = kernel.run().exit_status
-    if status:
-        launchers.report(status)
-    sys.exit(status)
+    state = kernel.run()
+    if state.is_main:
+        click.echo(rows((name, shown(text)) for name, text in state.results.items()), nl=False, err=True)
+    if state.exit_status:
+        launchers.report(state.exit_status)
+    sys.exit(state.exit_status)
 
 
-@cli.command(cls=launchers.LaunchedCommand)
+@cli.command(
+    cls=launchers.LaunchedCommand,
+    **_example(
+        "test runs/shapes", "test runs/shapes/checkpoints/best.pt", "test config.yaml checkpoint.load_from=model.pt"
+    ),
+)
 @CONFIG
 @OVERRIDES
 def test(config: str, overrides: tuple[str, ...]) -> None:
-    """Evaluate on the test data (or else the validation data): CONFIG is a checkpoint, or checkpoint.load_from=FILE."""
+    """Evaluate on the test data, or else the validation data.
+
+    CONFIG is a checkpoint, the folder of a run, or a config with checkpoint.load_from=FILE.
+    """
     kernel = _launched(_load(config, overrides))
     _require_weights(kernel.state.bus.plugins)
     state = kernel.test()
@@ -122,30 +178,29 @@ def _require_weights(plugins: Mapping[str, object]) -> None:
         )
 
 
-@cli.command()
+@cli.command(**_example("check config.yaml", "check --fast config.yaml model.depth=18"))
 @CONFIG
 @OVERRIDES
 @click.option("--fast", is_flag=True, help="do not read all of the data (what was found valid is remembered)")
 def check(config: str, overrides: tuple[str, ...], fast: bool) -> None:
-    """Everything but training: config, all data, two batches forward and backward, and what the run will cost."""
+    """Everything but training: config, data, two steps, the cost.
+
+    All data is read, and two batches go forward and backward; it says what the run will take, and what it will not
+    leave.
+    """
     loaded = _load(config, overrides)
     kernel = _kernel(loaded)
-    lines = kernel.check(fast=fast)
+    costs = kernel.check(fast=fast)
     state = kernel.state
     classes = ", ".join(map(printable, state.classes[:12])) + (", ..." if len(state.classes) > 12 else "")
-    rows = {
+    lines = {
         "config": f"{config}: {len(loaded.plugins)} plugins, every option valid",
         "length": f"{loaded.options.until}, {state.max_iters} iterations, {state.epoch_length} an epoch",
         "classes": f"{len(state.classes)}: {classes}",
-        **lines,
+        **costs,
         **_missing(loaded.plugins, trained=state.optimizer is not None, validated=loaded.options.validate is not None),
     }
-    width = max(map(len, rows))
-    for name, text in rows.items():
-        first, *others = _shown(text).split("\n")
-        click.echo(f"{name:<{width}}  {first}".rstrip())
-        for line in others:
-            click.echo(f"{'':<{width}}  {line}".rstrip())
+    click.echo(rows((name, shown(text)) for name, text in lines.items()), nl=False)
     click.echo("ready to run")
 
 
@@ -167,12 +222,12 @@ def _missing(plugins: Mapping[str, object], *, trained: bool, validated: bool) -
     return {"missing": "\n".join(lacking)} if lacking else {}
 
 
-@cli.command("config")
+@cli.command("config", **_example("config config.yaml", "config config.yaml optimizer.lr=0.02"))
 @CONFIG
 @OVERRIDES
 @click.option("--plain", is_flag=True, help="without the places")
 def show_config(config: str, overrides: tuple[str, ...], plain: bool) -> None:
-    """Show the composed config: every value, with the file and line it comes from."""
+    """Show every value, with the file and line it comes from."""
     from detkernel.config.dump import dump
 
     loaded = _load(config, overrides, writes=False)
@@ -180,20 +235,25 @@ def show_config(config: str, overrides: tuple[str, ...], plain: bool) -> None:
     click.echo(dump(loaded.plain, (lambda _: "") if plain else (lambda path: places.get(path, "default"))), nl=False)
 
 
-@cli.group(invoke_without_command=True)
-@click.pass_context
-def plugins(ctx: click.Context) -> None:
-    """List what is installed, or show one plugin's options: `plugins show NAME`."""
-    if ctx.invoked_subcommand is None:
-        from detkernel.listing import plugin_list
+@cli.command(**_example("plugins", "plugins optimizer", "plugins fcos"))
+@click.argument("words", nargs=-1, metavar="[[show] NAME | KIND]")
+def plugins(words: tuple[str, ...]) -> None:
+    """List what is installed, or show one plugin's options."""
+    from detkernel.listing import kinds, plugin_list
 
+    name = " ".join(words[words[:1] == ("show",) :])
+    if words and not name:
+        raise click.UsageError("Missing argument 'NAME': plugins show NAME")
+    if not words:
         click.echo(plugin_list(), nl=False)
+    elif words[0] != "show" and name in kinds():
+        click.echo(plugin_list(name), nl=False)
+    else:
+        click.echo(_plugin_page(name), nl=False)
 
 
-@plugins.command()
-@click.argument("name")
-def show(name: str) -> None:
-    """Show the options of a plugin: type, default, meaning."""
+def _plugin_page(name: str) -> str:
+    """The options of a plugin: type, default, meaning."""
     from detkernel.catalog import Catalog
     from detkernel.reference import plugin_page
 
@@ -203,13 +263,34 @@ def show(name: str) -> None:
         owner = commands[name][0].distribution
         raise UserError(f"'{name}' is a command of {owner}, not a plugin; `detkernel {name} --help` says what it does")
     cls = catalog.load(name)
-    click.echo(plugin_page(name, cls, catalog.find(name) if name in catalog.entries else None), nl=False)
+    return plugin_page(name, cls, catalog.find(name) if name in catalog.entries else None)
 
 
-@cli.command()
+@cli.command(**_example("recipes", "recipes shapes", "recipes coco_fcos_r50_1x mine.yaml"))
+@click.argument("name", required=False)
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+def recipes(name: str | None, target: Path | None) -> None:
+    """List the recipes that are installed, or copy one.
+
+    NAME is copied to TARGET, a new file or a folder; to NAME.yaml in this folder where none is given.
+    """
+    from detkernel import recipes as installed
+
+    if name is None:
+        click.echo(installed.recipe_list(), nl=False)
+        return
+    with _writing(target or Path(name)):
+        path = installed.copy(name, target)
+    click.echo(f"wrote {relative(path)}\nnext: detkernel check {relative(path)}")
+
+
+@cli.command(**_example("hooks", "hooks after_train_iter", "hooks config.yaml"))
 @click.argument("words", nargs=-1, metavar="[EVENT] [CONFIG [KEY=VALUE]...]")
 def hooks(words: tuple[str, ...]) -> None:
-    """List every event in the order in which it fires, or one EVENT; with CONFIG, who runs at each, in which order."""
+    """List every event as it fires, and who runs at it.
+
+    All of them or one EVENT; with CONFIG, who runs at each, in which order.
+    """
     from detkernel.bus import Bus, no_event
     from detkernel.reference import event_list, event_page
 
@@ -228,10 +309,14 @@ def hooks(words: tuple[str, ...]) -> None:
     click.echo(text, nl=False)
 
 
-@cli.command()
+@cli.command(**_example("schema -o schema.json"))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="write to a file")
 def schema(output: Path | None) -> None:
-    """JSON Schema (draft 7) of a config with all installed plugins, for completion in editors."""
+    """JSON Schema of a config, for completion in editors.
+
+    Draft 7, of all plugins that are installed. An editor finds it by the first line of a config:
+    # yaml-language-server: $schema=schema.json
+    """
     import json
 
     from detkernel.catalog import Catalog
@@ -260,11 +345,11 @@ class _Kind(click.ParamType):  # type: ignore[type-arg]  # no generic before cli
         return f"[{'|'.join(kinds())}]"
 
 
-@cli.command("new-plugin")
+@cli.command("new-plugin", **_example("new-plugin my-plugin", "new-plugin my-data --kind dataset"))
 @click.argument("name")
 @click.option("--kind", type=_Kind(), default="hook", show_default=True, help="what it is")
 def new_plugin(name: str, kind: str) -> None:
-    """Start a plugin: a small, complete, tested project in a folder NAME."""
+    """Start a plugin: a small, tested project in a folder NAME."""
     from detkernel import scaffold
 
     with _writing(Path(name)):
@@ -292,6 +377,9 @@ def _event_alone(event: str) -> str:
 def _load(config: str, overrides: tuple[str, ...], *, writes: bool = True) -> Config:
     from detkernel.config import load
 
+    if (Path(config) / "config.yaml").is_file():  # the folder of a run
+        overrides = (f"run.work_dir={json.dumps(config)}", *overrides)
+        config = str(Path(config) / "config.yaml")
     return load(config, overrides, writes=writes)
 
 
@@ -336,18 +424,21 @@ def _writing(path: Path) -> Iterator[None]:
 
 def rendered(error: UserError) -> str:
     """A user's mistake as it is printed on standard error."""
-    label = click.style("error:", fg="red", bold=True)
     problems: list[Any] = error.problems if isinstance(error, ConfigError) else [error]
-    lines = [f"{label} {_shown(problem)}" for problem in problems]
-    lines += [_shown(note) for note in getattr(error, "__notes__", ())]
+    parts = [_problem(shown(problem)) for problem in problems]
+    parts += [wrapped(shown(note)) for note in getattr(error, "__notes__", ())]
     if len(problems) > 1:
-        lines.append(f"{len(problems)} problems; nothing was run")
-    return "\n".join(lines)
+        parts.append(f"{len(problems)} problems; nothing was run")
+    return ("\n\n" if len(problems) > 1 else "\n").join(parts)
 
 
-def _shown(text: object) -> str:
-    """What may hold text from files, as a terminal may be given it; line breaks of a message's own are kept."""
-    return printable(str(text), keep="\n\t")
+def _problem(text: str) -> str:
+    """A message behind `error:`; lines of it that are indented, such as those with a caret, stay where they are."""
+    label = "error:"
+    first, *others = text.split("\n")
+    lines = [wrapped(first, "  ", f"{label} ").removeprefix(label)]
+    lines += [wrapped(line, "" if line.startswith((" ", "\t")) else "  ") for line in others]
+    return styled(label, fg="red", bold=True) + "\n".join(lines)
 
 
 def main() -> None:
@@ -363,7 +454,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more, while Python shuts down, would change the exit status
-        _end(130, error, "interrupted")
+        notes = (wrapped(shown(note)) for note in getattr(error, "__notes__", ()))
+        _end(130, error, "\n".join(["interrupted", *notes]))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -371,7 +463,7 @@ def main() -> None:
         if isinstance(error, OSError) and _of_output(error):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at exit once more
             _end(1, error, f"error: standard output cannot be written: {error.strerror}")
-        _end(1, error, _shown("".join(traceback.format_exception(error)).rstrip()))
+        _end(1, error, shown("".join(traceback.format_exception(error)).rstrip()))
 
 
 def _end(status: int, error: BaseException, text: str) -> NoReturn:

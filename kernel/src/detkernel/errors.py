@@ -88,8 +88,8 @@ class Escape(logging.Filter):
 ESCAPE = Escape()
 
 
-_AROUND = 100
-"""Characters before and after a place that a message shows of its line."""
+_WIDTH = 70
+"""Characters that a message shows of a line, around the place that is meant."""
 
 
 @attrs.frozen
@@ -112,11 +112,12 @@ class Where:
         """The line with a caret under the column, indented; empty where there is no line to show."""
         if not self.text:
             return ""
-        start = max(0, self.column - 1 - _AROUND)  # of a very long line, what is around the column
-        before, after = self.text[start : self.column - 1], self.text[self.column - 1 : self.column + _AROUND]
+        start = max(0, self.column - 1 - _WIDTH * 2 // 3) if len(self.text) > _WIDTH else 0
+        end = start + _WIDTH
+        before, after = self.text[start : self.column - 1], self.text[self.column - 1 : end]
         before, after = ("..." * bool(start) + printable(before, keep="\t"), printable(after, keep="\t"))
         pad = "".join("\t" if char == "\t" else " " for char in before)
-        return f"    {before}{after}{'...' * (len(self.text) > self.column + _AROUND)}\n    {pad}^"
+        return f"    {before}{after}{'...' * (len(self.text) > end)}\n    {pad}^"
 
 
 @attrs.frozen

@@ -1,37 +1,37 @@
 """Every event, in the order in which it fires.
 
-    setup(run)                                  seeds, device, process group, log sinks
-    build_loader(run, mode) -> loader           from one plugin; mode is "train", "val", "test", or a name of
-                                                a plugin's `loaders`
-    build_model(run) -> model                   first result; exactly one plugin may provide it
-    prepare_model(run)                          move, compile, wrap for distribution
-    before_run(run)                             (a resume is applied here, last of all)
+    setup(run)                             seeds, device, process group, sinks
+    build_loader(run, mode) -> loader      from one plugin; mode: "train", "val",
+                                           "test", a name of `loaders`
+    build_model(run) -> model              first result, of one plugin alone
+    prepare_model(run)                     move, compile, wrap for distribution
+    before_run(run)                        (a resume is applied here, at the end)
     until done:
         before_train_epoch(run)
         for batch in the train loader:
             before_train_iter(run, batch)
             train_step(run, model, batch) -> losses    first result: forward only
-                after_forward(run, batch, outputs) -> losses    between forward and losses, where somebody answers it
-            after_train_iter(run, batch, losses)    here a stepping plugin goes backward:
+                after_forward(run, batch, outputs) -> losses    if it is answered
+            after_train_iter(run, batch, losses)    a stepping plugin goes back:
                 after_backward(run)
                 and when a step is due:
                 before_optimizer_step(run)
                 (clip the gradients; step, unless they are not finite)
-                after_optimizer_step(run)       only when a step was taken
+                after_optimizer_step(run)      only when a step was taken
             when a validation is due:
                 before_val_epoch(run)
                 for `val`, and each further validation set:
-                    before_val_set(run)         `run.val_set`, `run.loader`
+                    before_val_set(run)        `run.val_set`, `run.loader`
                     for batch in its loader:
                         before_val_iter(run, batch)
-                        val_step(run, model, batch) -> detections  first result
+                        val_step(run, model, batch) -> detections    first result
                         after_val_iter(run, batch, detections)
-                    after_val_set(run)          evaluators publish metrics
-                after_val_epoch(run)            all metrics are there
+                    after_val_set(run)         evaluators publish metrics
+                after_val_epoch(run)           all metrics are there
         after_train_epoch(run)
-    summary(run) -> lines                       under `detkernel check` only, after two batches of each split
+    summary(run) -> lines                  under `detkernel check` only
     after_run(run)
-    on_error(run, error)                        on a failure; after_run still fires, for every plugin
+    on_error(run, error)                   on a failure; after_run still fires
 
 Loaders come before the model, since the class count comes from the data. A resumed run fires exactly the events that
 remain: when it starts inside an epoch, that epoch's `before_train_epoch` is not fired a second time. `detkernel test`

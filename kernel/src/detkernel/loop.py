@@ -41,8 +41,20 @@ class Kernel:
     def run(self) -> Run:
         """Train, with validations where they are due."""
         with self._session("train") as run:
+            self._look_for_end(run)
             train(run)
+            run.results |= {"best": best} if (best := run.metrics.best()) else {}
         return self.state
+
+    @staticmethod
+    def _look_for_end(run: Run) -> None:
+        """Say of a run that is complete already what can be done with it."""
+        if run.iter >= run.max_iters and not run.validation_due:
+            until = run.options.until
+            run.results["complete"] = (
+                f"this run had its {until} before, and nothing was trained. To train longer: "
+                f'run.until="{attrs.evolve(until, count=2 * until.count)}"; to train anew: run.work_dir=FOLDER'
+            )
 
     def test(self) -> Run:
         """Evaluate the model on the test data."""

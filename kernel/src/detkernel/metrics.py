@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -55,6 +56,15 @@ class Metrics(dict[str, float]):
     def history(self, name: str) -> list[tuple[int, float]]:
         """(iteration, value) of every validation so far, in a resumed run too."""
         return list(self._history.get(name, ()))
+
+    def best(self) -> str:
+        """`coco/bbox_mAP 0.7930 at iteration 350`: the best value of the first metric with a direction, or empty."""
+        for name, better in self._better.items():
+            known = [pair for pair in self._history[name] if not math.isnan(pair[1])]
+            if known:
+                iteration, value = (max if better == "higher" else min)(known, key=lambda pair: pair[1])
+                return f"{name} {value:.4f} at iteration {iteration}"
+        return ""
 
     def pick(self, part: object, option: str, rule: Better | None = None) -> tuple[float, Better]:
         """The metric that an option of a plugin names, and which direction of it is better: `rule`, or else the one

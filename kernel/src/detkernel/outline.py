@@ -24,20 +24,22 @@ _HEAD = re.compile(
     [rR]?(?:\"\"\"(?:.|\n)*?\"\"\" | '''(?:.|\n)*?''' | "[^"\n]*" | '[^'\n]*')""",
     re.VERBOSE,
 )
+_KEY = re.compile(r"""\bkey=["'](\w+)["']""")
 _IMPORT = re.compile(r"^from[ ]+[.\w]+[ ]+import[ ]+(?:\([^)]*\)|[^\n(]+)", re.MULTILINE)
 
 
 def outline(target: str) -> tuple[str, str]:
-    """(kind, first line of the docstring) of `module:name`; empty where the source does not tell.
+    """(kind, first paragraph of the docstring) of `module:name`; empty where the source does not tell.
 
-    The kind of a part is the name of the base class that derives from `Part` (`Dataset`, `Transform`, ...), found by
-    following base classes through the imports of their modules.
+    The kind of a part is the name of the base class that derives from `Part` (`Dataset`, `Transform`, ...), that of a
+    plugin which takes the place of others their key (`model`, `optimizer`): both are found by following base classes
+    through the imports of their modules.
     """
     module, _, name = target.partition(":")
     node = _definition(module, name)
     if node is None:
         return "", ""
-    return _kind(module, name), (ast.get_docstring(node) or "").partition("\n")[0]
+    return _kind(module, name), " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
 
 
 @cache
@@ -51,6 +53,9 @@ def _kind(module: str, name: str, depth: int = 0) -> str:
     bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
     if "Part" in bases:
         return name
+    key = _KEY.search(_decorators(module, name))
+    if key:
+        return key[1]
     return next((kind for base in bases if (kind := _kind(module, base, depth + 1))), "")
 
 
@@ -62,6 +67,13 @@ def _definition(module: str, name: str) -> Definition | None:
         return None
     head = _HEAD.match(source, start)
     return (_find(head[0], name) if head else None) or _find(source, name)
+
+
+def _decorators(module: str, name: str) -> str:
+    """The text from `@plugin(` to the class below it."""
+    source, start = _source(module), _starts(module)[name]
+    above = source[max(source.rfind("\n@plugin(", 0, start), 0) : start]
+    return above if above.startswith("\n@plugin(") and not _START.search(above) else ""
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,26 +16,36 @@ from detkernel.catalog import Catalog, Entry
 from detkernel.config.dump import inline, plain
 from detkernel.config.types import default_of, is_base, members, option_fields, option_type, short
 from detkernel.errors import CatalogError
-from detkernel.listing import table
+from detkernel.listing import words
 from detkernel.local import source_of
 from detkernel.plugin import PROJECT, Part, declared, is_plugin, published
+from detkernel.terminal import reflowed, styled, wrapped
 
 
 def plugin_page(name: str, cls: type[Any], entry: Entry | None = None) -> str:
-    """One plugin: what it does, its options as a table, the events it answers and publishes."""
+    """One plugin: what it does, its options below each other, the events it answers and publishes."""
     owner = f", {entry.distribution} {entry.version}" if entry else ""
-    parts = [f"{name} ({source_of(cls.__module__)}:{cls.__qualname__}{owner})\n\n{inspect.getdoc(cls)}\n\n"]
-    parts.append(f"{usage(name, cls)}\n\n")
-    rows = list(option_rows(cls))
-    parts.append(table(("option", "type", "default", "meaning"), rows, wrap=3) if rows else "It has no options.\n")
+    parts = [
+        wrapped(f"{name} ({source_of(cls.__module__)}:{cls.__qualname__}{owner})", "  ", ""),
+        reflowed(inspect.getdoc(cls) or ""),
+        wrapped(usage(name, cls), "  ", ""),
+        "\n".join(_option(*row) for row in option_rows(cls)) or "It has no options.",
+    ]
     events = _answered(cls)
     if events:
         order = [event for event in Bus({}).event_names() if event in events]
         order += sorted(events.difference(order))
-        parts.append(f"\nanswers: {', '.join(order)} (priority {declared(cls).priority})\n")
-    parts += [f"\nrequires the plugin '{needed}'\n" for needed in declared(cls).requires]
-    parts += [f"\npublishes {_entry(spec)}" for spec in published(cls).values()]
-    return "".join(parts)
+        parts.append(wrapped(f"answers: {', '.join(order)} (priority {declared(cls).priority})", "  ", ""))
+    parts += [f"requires the plugin '{needed}'" for needed in declared(cls).requires]
+    parts += [f"publishes {_entry(spec)}".rstrip() for spec in published(cls).values()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _option(name: str, kind: str, default: str, meaning: str) -> str:
+    """`name: type = default` (or `, required`), and the meaning below it."""
+    given = ", required" if default == "required" else f" = {default}"
+    head = wrapped(f"{name}: {kind}{given}", "      ", "  ")
+    return f"{head.replace(name, styled(name, bold=True), 1)}\n{wrapped(meaning, '      ')}"
 
 
 def _answered(cls: type[Any]) -> set[str]:
@@ -52,7 +63,7 @@ def usage(name: str, cls: type[Any]) -> str:
     used = f"{{{', '.join([f'use: {name}', *given])}}}"
     kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
     if kinds:
-        return f"a {kinds[-1].lower()}, for options of that type: {used}"
+        return f"a {words(kinds[-1])}, for options of that type: {used}"
     key = declared(cls).key
     if not isinstance(key, str):
         key = name if name.isidentifier() else "mine"
@@ -88,8 +99,8 @@ def _use(cls: type[Any]) -> str:
 
 def loop_text(event: str = "") -> str:
     """The loop as pseudo-code, every event in its place; an arrow points to one of them."""
-    lines = (inspect.getdoc(hookspecs) or "").split("\n\n")[1].splitlines()
-    return "".join(f"{'->' if event and line.strip().startswith(f'{event}(') else '  '}{line}\n" for line in lines)
+    lines = textwrap.dedent((inspect.getdoc(hookspecs) or "").split("\n\n")[1]).splitlines()
+    return "".join(f"{'-> ' if event and line.strip().startswith(f'{event}(') else '   '}{line}\n" for line in lines)
 
 
 def event_list(bus: Bus, *, with_plugins: bool) -> str:
@@ -131,18 +142,24 @@ def _annotation(annotation: Any) -> str:
 
 
 def _entry(spec: Any) -> str:
-    lines = (inspect.getdoc(spec) or "").splitlines()
-    return f"{signature(spec)}\n" + "".join(f"    {line}".rstrip() + "\n" for line in lines)
+    """An event: its arguments and result, and below them what it is for."""
+    text = reflowed(inspect.getdoc(spec) or "", "    ")
+    return f"{wrapped(signature(spec), '        ', '')}\n{text}\n"
 
 
 def _answers(bus: Bus, event: str) -> str:
+    """An event and who runs at it: name, priority, package and class."""
     arguments = ", ".join(name for name in inspect.signature(bus.spec(event)).parameters if name != "self")
     lines = [f"{event}({arguments})"]
+    width = max(map(len, bus.plugins), default=0)
     for number, impl in enumerate(bus.implementations(event), start=1):
         cls = type(bus[impl.name])
         place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
-        lines.append(f"    {number}. {impl.name:<20} {place:<21} {source_of(cls.__module__)}:{cls.__qualname__}")
-    return "\n".join(lines if len(lines) > 1 else [*lines, "    -"]) + "\n"
+        source = source_of(cls.__module__)
+        package = source.partition(".")[0] if source == cls.__module__ else source
+        row = f"{number:>2}. {impl.name:<{width}}  {place:<18}  {package}:{cls.__qualname__}"
+        lines.append(wrapped(row, "      ", "  "))
+    return "\n".join(lines if len(lines) > 1 else [*lines, "   -"]) + "\n"
 
 
 def _bounds(metadata: Any) -> str:

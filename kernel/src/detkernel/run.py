@@ -159,6 +159,9 @@ class Run:
     `night/METRIC`."""
     scalars: dict[str, Callable[[], float]] = attrs.field(factory=dict)
     """What loggers print beside the losses, by name; asked for only when a line is due (`lr`, `memory`)."""
+    results: dict[str, str] = attrs.field(factory=dict)
+    """What `detkernel run` says at its end, beside a name for each: the best metric, where things are, what to do next.
+    Set in `after_run` at the latest."""
     log: logging.Logger = attrs.field(factory=_logger)
     error: BaseException | None = None
     stop_reason: str | None = None

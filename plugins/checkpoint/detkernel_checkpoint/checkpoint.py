@@ -279,6 +279,23 @@ class Checkpoint:
         self._writer.close()
         if self._writer.failure is not None:
             raise CheckpointError(f"the run ended at iteration {run.iter}, but {self._writer.failure}")
+        self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        """What the run has left, and what can be done with it, for the end of the command."""
+        from detkernel.catalog import Catalog
+
+        folder = self._folder(run).path
+        names = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
+        for name in names:
+            key = "checkpoint" if name == "last.pt" else "best checkpoint"
+            run.results[key] = relative(folder / name)
+        if run.stop_reason is not None and run.exit_status:
+            run.results["next"] = f"the same command goes on from iteration {run.iter}"
+        elif names:
+            predict = "predict" in Catalog("command").entries
+            with_them = f"detkernel {'predict' if predict else 'test'} {relative(folder / names[-1])}"
+            run.results["next"] = f"{with_them} IMAGES" if predict else with_them
 
     def _judge(self, run: Run) -> tuple[bool, float | None]:
         """Whether this validation is the best so far, and the best metric including it."""
@@ -339,6 +356,8 @@ class Checkpoint:
             run.log.warning(
                 "%d checkpoints that are not of this run's past were moved to %s", aside[0], relative(aside[1])
             )
+        if self._writer is not None:
+            self._writer.name_newest()
         if self._lock is not None:
             self._lock.write(run.launch.identity)
 

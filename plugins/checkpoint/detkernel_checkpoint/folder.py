@@ -1,12 +1,15 @@
-"""The checkpoints of a run in their folder: `iter_1200.pt`, and `best_iter_800.pt`."""
+"""The checkpoints of a run in their folder: `iter_1200.pt` and `best_iter_800.pt`, and two names that stay the same:
+`last.pt` and `best.pt` are links to the newest of each."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import attrs
@@ -127,6 +130,26 @@ class Folder:
         for entry in same[1 if written.best else keep :] if written.best or keep else []:
             entry.path.unlink(missing_ok=True)
 
+    def name_newest(self) -> None:
+        """Let `last.pt` and `best.pt` be the newest checkpoint and the best one; away with a name that has none.
+
+        A name changes at once, from one whole checkpoint to another. What has such a name and is no other checkpoint of
+        this folder, a file that somebody put there say, is kept as `best_1.pt`. Raises OSError.
+        """
+        entries = self.entries()
+        for name, best in (("last.pt", False), ("best.pt", True)):
+            newest, path = next((entry.path for entry in entries if entry.best == best), None), self.path / name
+            if newest is not None and path.exists() and path.samefile(newest):
+                continue
+            if path.exists() and not _is_name(path, entries):
+                path.rename(
+                    next(free for number in count(1) if not (free := self.path / f"{path.stem}_{number}.pt").exists())
+                )
+            if newest is None:
+                path.unlink(missing_ok=True)
+            else:
+                _link(newest, path)
+
     def set_aside(self, after: int) -> tuple[int, Path] | None:
         """Move checkpoints beyond an iteration away, so that they are not taken for this run's; nothing is deleted."""
         stale = [entry for entry in self.entries() if entry.iteration > after]
@@ -139,3 +162,30 @@ class Folder:
         for entry in stale:
             entry.path.rename(aside / entry.path.name)
         return len(stale), aside
+
+
+def _is_name(path: Path, entries: Iterable[Entry]) -> bool:
+    """Whether a file is but a name: a link, another name of a file, or a copy of one that is here."""
+    mine = path.lstat()
+    if path.is_symlink() or mine.st_nlink > 1:
+        return True
+    others = (entry.path.stat() for entry in entries)
+    return any((mine.st_size, mine.st_mtime_ns) == (other.st_size, other.st_mtime_ns) for other in others)
+
+
+def _link(file: Path, path: Path) -> None:
+    """Make a path a name of a file beside it: a symbolic link, a hard one, or a copy, by what the file system knows.
+    Raises OSError; what the path was is then untouched."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{checkpoint_file.TEMPORARY}")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            temporary.symlink_to(file.name)
+        except (OSError, NotImplementedError):
+            try:
+                temporary.hardlink_to(file)
+            except (OSError, NotImplementedError):
+                shutil.copy2(file, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -109,10 +109,18 @@ class Writer:
         self._snapshot.wait()
         finite.check(payload, self._infinite)
         checkpoint_file.write(entry.path, payload)
+        self.name_newest()
         try:
             self._folder.prune(entry, self._keep)
         except OSError as error:
             self._log.warning("an old checkpoint could not be deleted: %s", error)
+
+    def name_newest(self) -> None:
+        """Let the names that stay be those of the newest checkpoints. What fails is logged, and nothing is lost."""
+        try:
+            self._folder.name_newest()
+        except OSError as error:
+            self._log.warning("last.pt and best.pt could not be set: %s", error)
 
 
 def _step_back() -> None:

@@ -21,12 +21,13 @@ from detkernel import CheckpointError, ConfigError, Run, Span, UserError, hookim
 from detkernel.metrics import Better
 from detkernel_checkpoint import checkpoint_file
 from detkernel_checkpoint.checkpoint import Checkpoint
+from detkernel_checkpoint.folder import Entry, Folder
 from detkernel_checkpoint.snapshot import Snapshot
 from detkernel_detection.testing import tiny_kernel, tiny_run
 
 
 def names(work_dir: Path) -> list[str]:
-    return sorted(path.name for path in (work_dir / "checkpoints").glob("[!.]*"))
+    return sorted(path.name for path in (work_dir / "checkpoints").glob("*iter_*"))
 
 
 def test_the_end_is_saved_whatever_else_is(tmp_path: Path):
@@ -362,3 +363,55 @@ def test_a_disk_that_is_full_from_the_start_is_one_message(small_disk: Path):
     subprocess.run(f"head -c 2m /dev/zero > {small_disk}/ballast || true", shell=True, check=True)
     with pytest.raises(UserError, match=r"cannot be written.*: No space left on device"):
         tiny_run({"checkpoint": Checkpoint()}, until="2 iters", work_dir=small_disk)
+
+
+class TestNamesThatStay:
+    """`last.pt` and `best.pt`, on file systems with and without links."""
+
+    @pytest.fixture(params=["symbolic links", "hard links", "copies"])
+    def folder(self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+        def refuse(*_: object) -> None:
+            raise OSError("not on this file system")
+
+        if request.param != "symbolic links":
+            monkeypatch.setattr(Path, "symlink_to", refuse)
+        if request.param == "copies":
+            monkeypatch.setattr(Path, "hardlink_to", refuse)
+        return Folder(tmp_path)
+
+    def test_they_follow_the_newest_and_go_with_the_last(self, folder: Folder):
+        for number in (1, 2):
+            folder.name(number).write_text(f"state {number}")
+            folder.name_newest()
+            folder.name_newest()
+            assert (folder.path / "last.pt").read_text() == f"state {number}"
+        assert not (folder.path / "best.pt").exists()
+        folder.name(1, best=True).write_text("best of 1")
+        folder.name_newest()
+        folder.name(2, best=True).write_text("best of 2")
+        folder.name_newest()
+        folder.prune(Entry(folder.name(2, best=True), 2, best=True), keep=None)
+        assert (folder.path / "best.pt").read_text() == "best of 2"
+        for entry in folder.entries()[:2]:
+            entry.path.unlink()
+        assert names(folder.path.parent) == []
+        folder.name_newest()
+        assert (folder.path / "last.pt").read_text() == "state 1"
+        assert sorted(path.name for path in folder.path.glob("*.tmp")) == []
+
+    def test_what_somebody_put_there_is_kept(self, folder: Folder):
+        (folder.path / "best.pt").write_text("precious")
+        folder.name(3, best=True).write_text("of this run, longer")
+        folder.name_newest()
+        assert (folder.path / "best.pt").read_text() == "of this run, longer"
+        assert (folder.path / "best_1.pt").read_text() == "precious"
+
+
+def test_a_run_leaves_them_and_goes_on_from_one(tmp_path: Path):
+    run = tiny_run({"checkpoint": Checkpoint(every=Span(2, "iters"), keep=1)}, until="5 iters", work_dir=tmp_path)
+    last = tmp_path / "checkpoints" / "last.pt"
+    assert checkpoint_file.read(last)["position"]["iter"] == 5
+    assert run.results["checkpoint"].endswith("checkpoints/last.pt")
+    assert run.results["next"].startswith("detkernel ")
+    other = Checkpoint(resume=str(last))
+    assert tiny_run({"checkpoint": other}, until="7 iters", work_dir=tmp_path / "other").iter == 7

@@ -18,7 +18,7 @@ from detkernel_detection.testing import TinySgd, tiny_kernel, tiny_run
 
 
 def names(work_dir: Path) -> list[str]:
-    return sorted(path.name for path in (work_dir / "checkpoints").glob("*.pt"))
+    return sorted(path.name for path in (work_dir / "checkpoints").glob("*iter_*.pt"))
 
 
 @plugin

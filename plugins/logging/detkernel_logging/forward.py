@@ -15,6 +15,7 @@ from detkernel.errors import CatalogError, printable, relative
 from detkernel_logging.sink import Entry, Sink
 
 FORM = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+_BARE = logging.Formatter("%(message)s")
 
 
 class Forward(logging.Handler):
@@ -61,8 +62,9 @@ class Forward(logging.Handler):
         if message is not None:
             record = copy(record)
             record.msg, record.args = message, ()
-        text = printable(self.format(record), keep="\n\t")  # a traceback, say, passes no filter of the logger
-        return Entry(text, record.levelno, getattr(record, "metrics", None))
+        # a traceback, say, passes no filter of the logger
+        text, message = (printable(form(record), keep="\n\t") for form in (self.format, _BARE.format))
+        return Entry(text, record.levelno, getattr(record, "metrics", None), message, record.created)
 
     def _look_for_work_dir(self) -> None:
         """Say once that the work dir was removed: the next line makes it again, but what it had is lost."""

@@ -18,8 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from detkernel_logging.log_lines import duration, is_rate, val_batches
+from detkernel_logging.log_lines import duration, val_batches
 from detkernel_logging.progress import Progress
+from detkernel_logging.rows import BEST, facts, speed
 from detkernel_logging.sink import Entry
 
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
@@ -49,11 +50,14 @@ class Bar:
             self._redirected.enter_context(redirect_stdout(_Above(self._console, sys.stdout)))
         self._live.start()
 
-    def write(self, entry: Entry) -> None:
-        """Print a line above the bar."""
+    def write(self, entry: Entry, shown: str) -> None:
+        """Print what is shown of an entry above the bar."""
         if entry.metrics is not None and entry.metrics.mode == "train":
             self._values = entry.metrics.values
-        self._console.print(Text(entry.text, style=_STYLES.get(entry.level, "")), soft_wrap=True)
+        text = Text(shown, style=_STYLES.get(entry.level, ""))
+        if entry.metrics is not None:
+            text.highlight_words([BEST], "green")
+        self._console.print(text, soft_wrap=True)
 
     def stop(self) -> None:
         """Wipe the bar away."""
@@ -65,34 +69,26 @@ class Bar:
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, min_width=8)
         grid.add_column(no_wrap=True)
-        title, done, total, facts = self._train() if self._run.mode == "train" else self._validation()
-        grid.add_row(title, ProgressBar(total=total, completed=done), f"{done}/{total}  {'  '.join(facts)}")
+        title, done, total, said = self._train() if self._run.mode == "train" else self._validation()
+        grid.add_row(title, ProgressBar(total=total, completed=done), f"{done}/{total}  {'  '.join(said)}")
         return grid
 
     def _train(self) -> tuple[str, int, int, list[str]]:
         run, mean, left = self._run, self._progress.mean, self._progress.left(self._run)
-        values = self._values
-        facts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
-        facts += [f"{name} {value:.2e}" for name, value in values.items() if is_rate(name)][:1]
-        facts += [_speed(1 / mean)] if mean else []
-        facts += [f"eta {duration(left)}"] if left is not None else []
+        said = facts({**self._values, "time": mean or 0.0}, left)
         if run.options.until.unit == "iters":
-            return "Iter", run.iter, run.max_iters, facts
+            return "Iter", run.iter, run.max_iters, said
         if run.iter >= run.max_iters:  # the epoch is counted as complete, the end may still be saved
-            return f"Epoch {run.max_epochs}/{run.max_epochs}", run.epoch_length, run.epoch_length, facts
-        return f"Epoch {run.epoch + 1}/{run.max_epochs}", run.batch, run.epoch_length, facts
+            return f"Epoch {run.max_epochs}/{run.max_epochs}", run.epoch_length, run.epoch_length, said
+        return f"Epoch {run.epoch + 1}/{run.max_epochs}", run.batch, run.epoch_length, said
 
     def _validation(self) -> tuple[str, int, int, list[str]]:
         run, done = self._run, self._progress.val_batches
         total = val_batches(run)
         title = f"{run.mode} {run.val_set}".strip().capitalize()
         seconds = time.perf_counter() - self._progress.val_began
-        facts = [_speed(done / seconds), f"eta {duration(seconds / done * (total - done))}"] if done else []
-        return title, done, total, facts
-
-
-def _speed(rate: float) -> str:
-    return f"{rate:.1f} it/s" if rate >= 1 else f"{1 / rate:.1f} s/it"
+        said = [speed(done / seconds), f"eta {duration(seconds / done * (total - done))}"] if done else []
+        return title, done, total, said
 
 
 class _Above(FileProxy):

@@ -37,6 +37,10 @@ class Entry:
     level: int
     """As in `logging`."""
     metrics: Metrics | None = None
+    message: str = ""
+    """The text alone, without its time and level."""
+    time: float = 0.0
+    """When it was said, in seconds as `time.time` counts them."""
 
 
 class Sink(Part, ABC):

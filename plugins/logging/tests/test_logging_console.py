@@ -16,11 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from detkernel import DataError, Run, hookimpl, plugin
+from detkernel import DataError, Run, RunOptions, Span, hookimpl, plugin
+from detkernel.bus import Bus
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from detkernel_logging.console import Console
 from detkernel_logging.log import Log
-from detkernel_logging.progress_bar import Bar, _speed
+from detkernel_logging.progress import Progress
+from detkernel_logging.progress_bar import Bar
+from detkernel_logging.rows import short_names, shown, speed
+from detkernel_logging.sink import Entry, Metrics
 
 
 @plugin(priority="highest")
@@ -215,18 +219,16 @@ def test_lines_and_prints_appear_whole_above_the_bar(terminal: list[str]):
     shown = re.sub(r"(\r|\x1b\[2K|\x1b\[1A|\x1b\[\?25[lh])+", "\n", terminal[0]).splitlines()
     assert "somebody prints" in shown
     assert "somebody writes" in shown
-    assert any(line.endswith(r" - WARNING - something is odd: [red]\x1b[2J") for line in shown)
-    lines = [line for line in shown if " - INFO - Epoch [" in line]
+    assert any(re.fullmatch(r"\d\d:\d\d:\d\d  warning: something is odd: \[red\]\\x1b\[2J", line) for line in shown)
+    lines = [line for line in shown if re.match(r"\d\d:\d\d:\d\d  epoch \d/2 ", line)]
     assert len(lines) == 4
-    assert all(
-        re.search(r"Epoch \[\d\]\[\d/4\] +lr: 5\.000e-02, lr_backbone: 5\.000e-03, .*loss: \d\.\d{4}$", line)
-        for line in lines
-    )
+    row = r"\S+  epoch \d/2 \d/4  loss \d\.\d{4}  lr 5\.00e-02  [\d.]+ (it/s|s/it)  eta \d:\d\d:\d\d"
+    assert all(re.fullmatch(row, line) for line in lines)
 
 
 @pytest.mark.parametrize(("scene", "word"), [(0, "done"), (1, "interrupted"), (2, "failed")])
 def test_however_it_ends_the_bar_is_wiped_away_and_the_cursor_is_back(terminal: list[str], scene: int, word: str):
-    last = terminal[scene].rindex(f" - {word} at iteration 6" if scene else " - done after ")
+    last = terminal[scene].rindex(f"{word} at iteration 6" if scene else "  done after ")
     assert "\x1b[?25h" in terminal[scene][last:]
     assert terminal[scene].count("\x1b[?25l") == terminal[scene].count("\x1b[?25h") == 1
     after = terminal[scene][terminal[scene].rindex("\x1b[?25h") :]
@@ -241,7 +243,7 @@ def test_a_terminal_that_can_do_nothing_gets_plain_lines(terminal: list[str]):
 
 @pytest.mark.parametrize(("rate", "said"), [(12.34, "12.3 it/s"), (1.0, "1.0 it/s"), (0.25, "4.0 s/it")])
 def test_the_speed_is_said_by_what_is_more_than_one(rate: float, said: str):
-    assert _speed(rate) == said
+    assert speed(rate) == said
 
 
 def test_the_bar_says_iterations_a_second_and_the_time_left():
@@ -252,3 +254,42 @@ def test_the_bar_says_iterations_a_second_and_the_time_left():
     bar._run, bar._values = run, {"loss": 0.5, "lr": 0.001}
     bar._progress = SimpleNamespace(mean=0.25, left=lambda run: 90.0)
     assert bar._train() == ("Iter", 3, 10, ["loss 0.5000", "lr 1.00e-03", "4.0 it/s", "eta 0:01:30"])
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["coco/bbox_mAP", "coco/bbox_mAP_50", "coco/bbox_mAP_s"], ["mAP", "AP50", "APs"]),
+        (["coco/bbox_mAP", "coco/segm_mAP_75"], ["box mAP", "mask AP75"]),
+        (["coco/bbox_mAP", "night/coco/bbox_mAP"], ["mAP", "night mAP"]),
+        (["coco/mAP", "mine/mAP"], ["coco mAP", "mine mAP"]),
+        (["mine/found", "alone"], ["mine found", "alone"]),
+        (["a/bbox_mAP_50", "a/AP50"], ["a/bbox_mAP_50", "a/AP50"]),
+    ],
+)
+def test_metrics_have_the_names_that_people_call_them_by(names: list[str], short: list[str]):
+    assert list(short_names(names).values()) == short
+
+
+def test_a_validation_has_two_rows_with_the_standing_and_a_message_is_wrapped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = Run(options=RunOptions(until=Span(9, "iters")), bus=Bus({}))
+    values = {f"coco/bbox_mAP{end}": 0.5 for end in ("", "_50", "_75", "_s", "_m", "_l")}
+    values |= {f"coco/bbox_AR_{number}": 0.25 for number in range(6)}
+    seen = []
+    for step, best in ((3, 0.5), (6, 0.75), (9, 0.25)):
+        run.iter = step
+        run.metrics.publish("coco/bbox_mAP", best, better="higher")
+        metrics = Metrics("val", 1, 2, step, values | {"coco/bbox_mAP": best})
+        seen.append(shown(run, Progress(), Entry("", logging.INFO, metrics)).splitlines())
+    assert [rows[0][10:] for rows in seen] == [
+        "val @3  mAP 0.500  AP50 0.500  best so far",
+        "val @6  mAP 0.750  AP50 0.500  best so far",
+        "val @9  mAP 0.250  AP50 0.500  best 0.750 @6",
+    ]
+    assert {len(rows) for rows in seen} == {2}
+    assert seen[0][1] == "          AP75 0.500  APs 0.500  APm 0.500  APl 0.500  AR_0 0.250  +5 in log.txt"
+    lines = shown(run, Progress(), Entry("", logging.WARNING, None, "word " * 30)).splitlines()
+    assert len(lines) == 3
+    assert lines[0][8:].startswith("  warning: word word")
+    assert all(line.startswith(" " * 10 + "word") and len(line) <= 80 for line in lines[1:])

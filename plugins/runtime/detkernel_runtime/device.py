@@ -12,6 +12,7 @@ from detkernel_detection import Batch, Detections, Losses
 from detkernel_detection.processes import TorchProcesses
 
 if TYPE_CHECKING:
+    from detkernel_runtime.estimate import Clock
     from detkernel_runtime.parallel.ddp import Trained
     from detkernel_runtime.parallel.group import Group
 
@@ -73,6 +74,8 @@ class Device:
     """With several processes: which parameters the wrapper knows."""
     _run: Any = state(default=None)
     _cuda: bool = state(default=False)
+    _clock: Clock | None = state(default=None)
+    """Under `detkernel check`."""
 
     def __attrs_post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -80,7 +83,7 @@ class Device:
 
     @hookimpl
     def setup(self, run: Run) -> None:
-        from detkernel_runtime import settings
+        from detkernel_runtime import estimate, settings
         from detkernel_runtime.parallel import ddp, group
         from detkernel_runtime.parallel.launch import launched
 
@@ -92,6 +95,10 @@ class Device:
         run.unwrap, run.launch = ddp.bare, launched()
         self._undo = settings.apply(self, run.device)
         settings.seed(run.seed)
+        self._clock = estimate.Clock() if run.checking else None
+        hint = estimate.starving(run) if self.threads is None and run.rank == 0 else ""
+        if hint:
+            run.log.warning("%s", hint)
         if places.world_size > 1:
             self._group = group.Group.start(run, places, minutes=self.timeout)
             run.processes = TorchProcesses()
@@ -123,6 +130,8 @@ class Device:
 
     @hookimpl
     def before_train_iter(self, run: Run, batch: Batch) -> None:
+        if self._clock is not None:
+            self._clock.start()
         self._receive(run, batch)
 
     @hookimpl(trylast=True, specname="before_train_iter")
@@ -135,7 +144,14 @@ class Device:
 
     @hookimpl
     def before_val_iter(self, run: Run, batch: Batch) -> None:
+        if self._clock is not None:
+            self._clock.start()
         self._receive(run, batch)
+
+    @hookimpl(trylast=True)
+    def after_val_iter(self, run: Run) -> None:
+        if self._clock is not None:
+            self._clock.stop(run)
 
     @hookimpl(wrapper=True)
     def train_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
@@ -176,6 +192,8 @@ class Device:
     def after_train_iter(self, run: Run) -> None:
         if self._group is not None:
             self._group.agree_soon(run)
+        if self._clock is not None:
+            self._clock.stop(run)
 
     @hookimpl(trylast=True)
     def before_val_epoch(self, run: Run) -> None:
@@ -230,7 +248,8 @@ class Device:
     def summary(self, run: Run) -> Mapping[str, str]:
         from detkernel_runtime import settings
 
-        return {"device": settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
+        lines = {"device": settings.described(run), "memory": f"{self._memory():,.0f} MB at its peak"}
+        return lines | ({"time": self._clock.estimate(run)} if self._clock is not None and self._clock.train else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The generators of Python, NumPy, torch and the GPU, of this process, and its buffers where the checkpoint has

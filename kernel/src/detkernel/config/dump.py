@@ -16,7 +16,7 @@ from detkernel.plugin import Part, is_plugin
 from detkernel.span import Span
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./~+-][A-Za-z0-9_./+@ -]*(:[A-Za-z0-9_./+-]+)*")
-WIDTH = 100
+WIDTH = 76
 
 
 def plain(value: Any, name_of: Callable[[type], str]) -> Plain:
@@ -45,7 +45,7 @@ def dump(value: Plain, note: Callable[[str], str] = lambda _path: "") -> str:
     if not isinstance(value, dict):
         return inline(value) + "\n"
     rows = [row for key, item in value.items() for row in _rows(key, item, 0, key, note)]
-    width = min(max((len(text) for text, _ in rows), default=0), 60)
+    width = min(max((len(text) for text, _ in rows), default=0), 48)
     return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in rows)
 
 
