@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,11 +143,14 @@ TINY = [
 
 def test_a_run_ends_with_what_it_left_and_what_comes_next(detkernel_here: Detkernel, tmp_path: Path) -> None:
     first = detkernel_here("run", SHAPES, *TINY, "run.work_dir=work", "checkpoint.best=coco/bbox_mAP")
-    rows = dict(line.split(maxsplit=1) for line in first.stderr.splitlines()[-5:] if "  " in line)
+    rows = dict(re.split(r" {2,}", line) for line in first.stderr.splitlines()[-4:])
     assert first.returncode == 0, first.stderr
-    assert "coco/bbox_mAP 0." in rows["best"]
-    assert "work/checkpoints/last.pt" in first.stderr
-    assert "detkernel predict work/checkpoints/" in first.stderr or "detkernel test work/checkpoints/" in first.stderr
+    assert re.fullmatch(r"coco/bbox_mAP \d\.\d{4} at iteration 2", rows["best"])
+    assert rows["checkpoint"] == "work/checkpoints/last.pt"
+    assert rows["best checkpoint"] == "work/checkpoints/best.pt"
+    assert rows["next"] in {
+        f"detkernel {do}" for do in ("predict work/checkpoints/best.pt IMAGES", "test work/checkpoints/best.pt")
+    }
     again = detkernel_here("run", "work")
     assert again.returncode == 0, again.stderr
     assert (

@@ -139,7 +139,8 @@ def run(config: str, overrides: tuple[str, ...], trace: int | None) -> None:
         Tracer(kernel.state, trace)
     state = kernel.run()
     if state.is_main:
-        click.echo(rows((name, shown(text)) for name, text in state.results.items()), nl=False, err=True)
+        results = sorted(state.results.items(), key=lambda item: item[0] == "next")
+        click.echo(rows((name, shown(text)) for name, text in results), nl=False, err=True)
     if state.exit_status:
         launchers.report(state.exit_status)
     sys.exit(state.exit_status)

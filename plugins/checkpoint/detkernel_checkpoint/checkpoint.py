@@ -289,12 +289,12 @@ class Checkpoint:
         names = [name for name in ("last.pt", "best.pt") if (folder / name).exists()]
         for name in names:
             key = "checkpoint" if name == "last.pt" else "best checkpoint"
-            run.results[key] = relative(folder / name)
+            run.results[key] = f"{relative(folder)}/{name}"  # as it is named, not where a link leads
         if run.stop_reason is not None and run.exit_status:
             run.results["next"] = f"the same command goes on from iteration {run.iter}"
         elif names:
             predict = "predict" in Catalog("command").entries
-            with_them = f"detkernel {'predict' if predict else 'test'} {relative(folder / names[-1])}"
+            with_them = f"detkernel {'predict' if predict else 'test'} {relative(folder)}/{names[-1]}"
             run.results["next"] = f"{with_them} IMAGES" if predict else with_them
 
     def _judge(self, run: Run) -> tuple[bool, float | None]:

@@ -132,3 +132,5 @@ class DrawPredictions:
             write_atomic(path, make(), within=run.work_dir)
         except OSError as error:
             run.log.warning("%s could not be written: %s; the run goes on", relative(path), error.strerror or error)
+        else:
+            run.results["drawings"] = relative(path.parent)
