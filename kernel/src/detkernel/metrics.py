@@ -58,7 +58,7 @@ class Metrics(dict[str, float]):
         return list(self._history.get(name, ()))
 
     def best(self) -> str:
-        """`coco/bbox_mAP 0.7930 at iteration 350`: the best value of the first metric with a direction, or empty."""
+        """`mine/found 0.7930 at iteration 350`: the best value of the first metric with a direction, or empty."""
         for name, better in self._better.items():
             known = [pair for pair in self._history[name] if not math.isnan(pair[1])]
             if known:
