@@ -168,6 +168,7 @@ MADE_ELSEWHERE = [  # by .ci/run and the tox environment `install`, in fresh env
 def test_commands_run(text: str, tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "config.yaml").write_text("base: configs/shapes.yaml")
+    (tmp_path / "found.json").write_text("[]")
     folder = tmp_path
     for line in text.splitlines():
         for command in line.partition("#")[0].strip().split(" && "):

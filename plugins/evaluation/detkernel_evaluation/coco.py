@@ -127,10 +127,11 @@ class CocoMap(Evaluator):
     def _compact(self, run: Run, detections: Detections) -> Found:
         from detkernel_evaluation.found import compact
 
-        for kind, part in ("segm", detections.masks), ("keypoints", detections.keypoints):
-            if kind in self.kinds and part is None and len(detections):
-                raise self._lacks(f"the model detects no {'masks' if kind == 'segm' else kind}")
-        return compact(detections, masks="segm" in self.kinds, keypoints="keypoints" in self.kinds)
+        found = compact(detections, masks="segm" in self.kinds, keypoints="keypoints" in self.kinds)
+        for kind, there in ("segm", bool(found.masks)), ("keypoints", found.keypoints is not None):
+            if kind in self.kinds and not there and len(detections):
+                raise self._lacks(f"{_finder(detections)} no {'masks' if kind == 'segm' else kind}")
+        return found
 
     def _evaluate(self, run: Run, images: Sequence[ImageResult]) -> Mapping[str, float]:
         from detkernel_evaluation.coco_evaluation import Evaluation, Rules, check_sizes
@@ -139,7 +140,7 @@ class CocoMap(Evaluator):
         check_sizes(images)
         if not run.checking:
             self._write(run, images)
-        categories = _categories(run.loader.dataset)
+        categories = category_ids(run.loader.dataset)
         labels = sorted(range(len(categories)), key=lambda label: categories[label])
         rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
         backend, metrics = self._backend(run, images), dict[str, float]()
@@ -190,7 +191,7 @@ class CocoMap(Evaluator):
     def _write(self, run: Run, images: Sequence[ImageResult]) -> None:
         from detkernel_evaluation.coco_results import write
 
-        categories = _categories(run.loader.dataset)
+        categories = category_ids(run.loader.dataset)
         for kind, path in self._files(run, run.val_set).items():
             try:
                 write(path, kind, images, categories, run.work_dir)
@@ -200,7 +201,13 @@ class CocoMap(Evaluator):
                 run.log.error("%s could not be written: %s; the run goes on", relative(path), why)
 
 
-def _categories(dataset: Dataset) -> list[int]:
+def _finder(detections: Detections) -> str:
+    from detkernel_evaluation.found import SavedDetections
+
+    return "the file of detections has" if isinstance(detections, SavedDetections) else "the model detects"
+
+
+def category_ids(dataset: Dataset) -> list[int]:
     """The category id of each class: the file's own; a class that it does not know has an id that no other has."""
     free = count(1 + max(dataset.category_ids.values(), default=0))
     return [dataset.category_ids[name] if name in dataset.category_ids else next(free) for name in dataset.classes]

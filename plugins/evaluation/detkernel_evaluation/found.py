@@ -27,8 +27,17 @@ class Found:
     """[N, K, 3]."""
 
 
+@attrs.define(eq=False)
+class SavedDetections(Detections):
+    """Detections that were read from a file; their masks are run lengths, which stay as they are."""
+
+    found: Found = attrs.field(kw_only=True)
+
+
 def compact(detections: Detections, *, masks: bool, keypoints: bool) -> Found:
     """Detections off the device, with their masks or keypoints only where asked for."""
+    if isinstance(detections, SavedDetections):
+        return detections.found
     return Found(
         boxes=_array(detections.boxes).reshape(-1, 4),
         scores=_array(detections.scores),

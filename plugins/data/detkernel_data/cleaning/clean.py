@@ -13,6 +13,7 @@ from detkernel import DataError
 from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset
 from detkernel_detection.images import Header, read_headers, size_text
+from detkernel_detection.segmentations import mask_problem
 
 from detkernel_data.annotations import FlatAnnotations, Masks, Texts, offsets_of, pack_ids
 from detkernel_data.cleaning.boxes import (
@@ -24,7 +25,7 @@ from detkernel_data.cleaning.boxes import (
     report_duplicates,
 )
 from detkernel_data.cleaning.classes import match_classes, rename_classes
-from detkernel_data.masks import mask_area, mask_problem
+from detkernel_data.masks import mask_area
 from detkernel_data.report import EXAMPLES, Problems, counted, note, with_advice
 
 if TYPE_CHECKING:
