@@ -162,6 +162,9 @@ class Run:
     results: dict[str, str] = attrs.field(factory=dict)
     """What `detkernel run` says at its end, beside a name for each: the best metric, where things are, what to do next.
     Set in `after_run` at the latest."""
+    aside: float = 0.0
+    """Seconds of this process's iterations that went into what happens once, such as compilation. Who measures how fast
+    iterations are leaves them out."""
     log: logging.Logger = attrs.field(factory=_logger)
     error: BaseException | None = None
     stop_reason: str | None = None

@@ -72,7 +72,8 @@ def test_every_batch_of_a_run_has_a_shape_that_was_known():
     assert len(seen) <= known.total == 4
     assert known_shapes(made(batch_size=4, batch_shapes=[(64, 64)])).batch_sizes == [2, 4]
     assert known_shapes(made(batch_size=4, batch_shapes=[(64, 64)], drop_last=True)).batch_sizes == [4]
-    assert known_shapes(made()).total is None
+    assert known_shapes(made()).total is made().shape_count is None
+    assert loader.shape_count == known.total == 4
 
 
 def test_a_batch_gets_the_smallest_shape_that_holds_its_images():

@@ -65,7 +65,7 @@ class Log:
         if run.mode == "train":
             self._epoch_length, self._max_iters = run.epoch_length, run.max_iters
             self._meter.move(run.device)
-        self._progress = Progress()
+        self._progress = Progress(aside=lambda: run.aside)
         self._began = True
         if run.is_main and self._forward is not None:
             from detkernel_logging.describe import described

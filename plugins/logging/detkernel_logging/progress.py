@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import attrs
 from detkernel import Run
@@ -13,7 +14,7 @@ class Progress:
     """Seconds an iteration takes, and how many of them it waits for its batch.
 
     An iteration is what lies between the wait for its batch and the call of `log` behind its step: validations and
-    checkpoints are not part of it. Sinks may read all of this at any time, from any thread.
+    checkpoints are not part of it, nor is what happens once. Sinks may read all of this at any time, from any thread.
     """
 
     val_batches: int = 0
@@ -21,7 +22,10 @@ class Progress:
     val_began: float = 0.0
     """When it began, by `time.perf_counter`."""
     began: float = attrs.field(factory=time.perf_counter)
+    aside: Callable[[], float] = lambda: 0.0
+    """What the run's iterations have spent on what happens once, such as compilation: `run.aside`."""
     _waiting_since: float = attrs.field(init=False, factory=time.perf_counter)
+    _aside_before: float = 0.0
     _seconds: float = 0.0
     _iters: int = 0
     _line_seconds: float = 0.0
@@ -30,7 +34,7 @@ class Progress:
 
     def waits(self) -> None:
         """The loop is about to ask the loader for a batch."""
-        self._waiting_since = time.perf_counter()
+        self._waiting_since, self._aside_before = time.perf_counter(), self.aside()
 
     def arrived(self) -> None:
         """The batch is there."""
@@ -38,7 +42,7 @@ class Progress:
 
     def stepped(self) -> None:
         """The iteration is complete."""
-        self._line_seconds += time.perf_counter() - self._waiting_since
+        self._line_seconds += time.perf_counter() - self._waiting_since - (self.aside() - self._aside_before)
         self._line_iters += 1
 
     def take(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from detkernel_detection import Batch, Detections, Losses
 from detkernel_detection.processes import TorchProcesses
 
 if TYPE_CHECKING:
+    from detkernel_runtime.compiling import CompileClock
     from detkernel_runtime.estimate import Clock
     from detkernel_runtime.parallel.ddp import Trained
     from detkernel_runtime.parallel.group import Group
@@ -57,7 +58,11 @@ class Device:
         help="keep the weights of convolutions, and so what they give, channels-last in memory, which is faster; a "
         "module that says `channels_last = False` keeps its own as they are",
     )
-    compile: Compile | None = option(default=None, help="compile the model with torch.compile; null: do not")
+    compile: Compile | Literal["auto"] | None = option(
+        default=None,
+        help="compile the model with torch.compile; auto: where the run is long enough for that to pay off, which a "
+        "line says; null: do not",
+    )
     sync_batchnorm: bool = option(default=False, help="batch norm over the images of all processes")
     find_unused_parameters: bool = option(
         default=False, help="several processes: some parameters get no gradient in some iterations"
@@ -72,6 +77,8 @@ class Device:
     _wrapped: Any = state(default=None)
     _trained: Trained | None = state(default=None)
     """With several processes: which parameters the wrapper knows."""
+    _compiling: CompileClock | None = state(default=None)
+    """Where the model is compiled: of the time that it takes."""
     _run: Any = state(default=None)
     _cuda: bool = state(default=False)
     _clock: Clock | None = state(default=None)
@@ -108,9 +115,14 @@ class Device:
     @hookimpl(trylast=True)
     def prepare_model(self, run: Run) -> None:
         """Behind all others, who may load or freeze weights: both must be done before the model is wrapped."""
+        from detkernel_runtime import compiling
         from detkernel_runtime.parallel import ddp
 
-        self._run, run.model = run, ddp.prepare(self, run, self._group, self._undo or ExitStack())
+        self._run, model = run, ddp.placed(self, run, self._group, run.model)
+        how = compiling.chosen(self, run)
+        if how is not None:
+            self._compiling = compiling.compile_modules(how, run, model, self._undo or ExitStack())
+        run.model = ddp.wrapped(self, run, model)
         ddp.place_modules(self, run, self._group)
         many = self._group is not None and run.mode == "train"
         self._trained = ddp.Trained(run.model) if many else None
@@ -177,6 +189,12 @@ class Device:
         with self._explaining(run, batch):
             yield
 
+    @hookimpl
+    def after_backward(self) -> None:
+        """Behind the backward pass, which is compiled when it is first run, and before the line of the log."""
+        if self._compiling is not None:
+            self._compiling.say("training on")
+
     @hookimpl(wrapper=True)
     def val_step(self, run: Run, batch: Batch) -> Generator[None, Sequence[Detections], Sequence[Detections]]:
         # Not inference_mode: a tensor made there and kept (a cached anchor, say) could not be trained with.
@@ -186,7 +204,10 @@ class Device:
         if run.mode == "predict":
             self._receive(run, batch)
         with torch.no_grad(), self._explaining(run, batch), small_maps.explained(run, batch):
-            return (yield)
+            found = yield
+        if self._compiling is not None:
+            self._compiling.say("detecting on")
+        return found
 
     @hookimpl(trylast=True)
     def after_train_iter(self, run: Run) -> None:
@@ -243,6 +264,7 @@ class Device:
             self._group = None
         if self._undo is not None:
             self._undo.close()
+        self._compiling = None
 
     @hookimpl
     def summary(self, run: Run) -> Mapping[str, str]:
@@ -301,6 +323,8 @@ class Device:
         batch.move(run.device, non_blocking=True)
         if not self.channels_last:
             batch.images = batch.images.contiguous()
+        if self._compiling is not None:
+            self._compiling.shape = batch.images.shape
         if self._group is not None:
             self._group.watch.beats += 1
 

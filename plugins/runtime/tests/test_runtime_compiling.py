@@ -3,6 +3,7 @@ behind it are plain functions."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -38,9 +39,17 @@ def dawdle(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
     raise AssertionError("nobody interrupted it")
 
 
+def take_a_while(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
+    """A compiler that takes 0.2 s."""
+    time.sleep(0.2)
+    compiled.append(shapes_of(inputs))
+    made: Callable[..., Any] = graph.forward
+    return made
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compilers() -> None:
-    for compiler in (count, dawdle):
+    for compiler in (count, dawdle, take_a_while):
         torch._dynamo.register_backend(compiler)
 
 
@@ -135,3 +144,96 @@ def test_a_run_that_is_told_to_stop_gives_its_compilation_up(tmp_path: Path, cap
     assert "the compilation of the model is given up, and the iteration runs uncompiled" in caplog.messages
     weights = run.model.state_dict()
     assert all(weights[name].equal(value) for name, value in plain.model.state_dict().items()), "the iteration is whole"
+
+
+# whether it pays off, how long it takes, and where its results are
+
+
+def test_auto_leaves_a_run_on_a_cpu_uncompiled_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "detkernel")
+    run = tiny_run({"device": Device(device="cpu", compile="auto"), "data": SizedData()}, work_dir=tmp_path)
+    assert run.model._compiled_call_impl is None
+    [said] = [message for message in caplog.messages if "device.compile" in message]
+    assert said == (
+        "device.compile: auto leaves the model uncompiled: a CPU compiles for minutes, and is hardly faster then"
+    )
+
+
+@pytest.mark.parametrize(
+    ("iterations", "shapes", "expected"),
+    [
+        (
+            1999,
+            1,
+            "the run has 1,999 iterations, and the compilation for one shape of batches pays off after about 2,0",
+        ),
+        (2000, 1, None),
+        (
+            7000,
+            4,
+            "the run has 7,000 iterations, and the compilation for 4 shapes of batches pays off after about 8,000",
+        ),
+        (8000, 4, None),
+        (10**6, None, "uncompiled: each batch may have a shape of its own"),
+    ],
+)
+def test_auto_goes_by_the_length_of_the_run_and_the_shapes_of_its_batches(
+    iterations: int, shapes: int | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    found = compiling.why_not("cuda", iterations, shapes)
+    assert found is expected is None or str(expected) in str(found)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    assert "Triton" in str(compiling.why_not("cuda", iterations, shapes))
+
+
+def test_auto_compiles_where_it_pays_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """The loader tells how many shapes there are."""
+    asked = []
+    monkeypatch.setattr(compiling, "why_not", lambda *given: asked.append(given))
+    monkeypatch.setattr(Sized, "shape_count", 3, raising=False)
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: count)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    caplog.set_level("INFO", "detkernel")
+    tiny_run(
+        {"device": Device(device="cpu", compile="auto"), "data": SizedData()},
+        until="6 iters",
+        work_dir=tmp_path / "run",
+    )
+    assert asked == [("cpu", 6, 3)]
+    assert len(compiled) == 3
+    assert "device.compile: auto compiles the model, for 3 shapes of batches at most" in caplog.messages
+
+
+def test_the_time_of_a_compilation_is_told_and_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "detkernel")
+    run = run_with(tmp_path, Compile(backend="take_a_while"))
+    said = [message for message in caplog.messages if message.startswith("compiled the model")]
+    assert [message.split(" in ")[0] for message in said] == [
+        f"compiled the model for training on batches of [{count}, 3, 32, 32]" for count in (1, 2, 3)
+    ]
+    seconds = [float(message.split(" in ")[1].split(" s;")[0]) for message in said]
+    assert min(seconds) >= 0.2
+    assert run.aside == pytest.approx(sum(seconds), abs=0.2)
+    assert run_with(tmp_path, None).aside == 0.0
+
+
+def test_what_inductor_compiles_is_kept_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def inductor(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
+        seen.append(os.environ[compiling.CACHE])
+        made: Callable[..., Any] = graph.forward
+        return made
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: inductor)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(compiling.CACHE, raising=False)
+    run_with(tmp_path, Compile(modules=["0"]))
+    assert os.environ.get(compiling.CACHE) not in seen, "as before the run"
+    monkeypatch.setenv(compiling.CACHE, str(tmp_path / "elsewhere"))
+    run_with(tmp_path, Compile(modules=["0"]))
+    assert set(seen[:3]) == {str(tmp_path / "cache/detkernel/torchinductor")}
+    assert set(seen[3:]) == {str(tmp_path / "elsewhere")}

@@ -61,6 +61,13 @@ class Batches:
         return len(self.batch_sampler)
 
     @property
+    def shape_count(self) -> int | None:
+        """How many shapes its batches can have; None: each may have one of its own. It looks at every annotation."""
+        from detkernel_data.loading.batch_shapes import known_shapes
+
+        return known_shapes(self).total if self.samples.shapes else None
+
+    @property
     def smallest_batch(self) -> int:
         """Images in the smallest batch of an epoch: some models cannot take one of a single image."""
         return int(self.batch_sampler.smallest_batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +27,8 @@ _LOCAL_BUFFERS: dict[str, Any] = (
 """torch's wrapper broadcasts all buffers in every forward, else."""
 
 
-def prepare(options: Device, run: Run, group: Group | None, undo: ExitStack) -> nn.Module:
-    """The model as used in training; a test needs no wrapper."""
-    model = placed(options, run, group, run.model)
-    if options.compile is not None:
-        from detkernel_runtime.compiling import compile_modules
-
-        compile_modules(options.compile, run, model, undo)
+def wrapped(options: Device, run: Run, model: nn.Module) -> nn.Module:
+    """The placed model as used in training: behind what exchanges gradients, if there are several processes."""
     if not several(run):
         return model
     share_buffers(model)
