@@ -80,8 +80,15 @@ def keep_cache(undo: ExitStack) -> Path:
     if before in (None, default_cache_dir()):  # torch sets it to its own default when it is first asked
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         os.environ[CACHE] = str((Path(home).expanduser() / "detkernel" / "torchinductor").absolute())
-        undo.callback(os.environ.pop if before is None else os.environ.__setitem__, CACHE, before)
+        undo.callback(_put_back, before)
     return Path(os.environ[CACHE])
+
+
+def _put_back(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(CACHE, None)
+    else:
+        os.environ[CACHE] = folder
 
 
 class CompileClock:
