@@ -122,7 +122,7 @@ class Repeat(Dataset):
         self.dataset.load()
         self.classes, self.notes = self.dataset.classes, self.dataset.notes
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
-        self.fields = dict(self.dataset.fields)
+        self.fields, self.federated = dict(self.dataset.fields), self.dataset.federated
 
     def __len__(self) -> int:
         return len(self.dataset) * self.times
@@ -164,7 +164,7 @@ class Subset(Dataset):
         self.dataset.load()
         self.classes = self.dataset.classes
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
-        self.fields = dict(self.dataset.fields)
+        self.fields, self.federated = dict(self.dataset.fields), self.dataset.federated
         self._chosen = np.array(self._choose(len(self.dataset)), dtype=np.int64)
         self.notes = [*self.dataset.notes, f"{len(self._chosen)} of {len(self.dataset)} images"]
 

@@ -17,10 +17,11 @@ from detkernel_data.formats.coco import Coco
 from detkernel_data.formats.table import Table
 from detkernel_data.formats.voc import Voc
 from detkernel_data.formats.yolo import Yolo
+from detkernel_data.loading.build import matched
 from detkernel_data.loading.loader import Loader
 from detkernel_data.masks import mask_box
 from detkernel_data.report import Note
-from detkernel_data.wrappers import Concat
+from detkernel_data.wrappers import Concat, Subset
 from detkernel_detection import Batch, Dataset
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from PIL import Image
@@ -125,6 +126,25 @@ def test_lvis_lists_of_classes_that_were_not_looked_for(make: Make) -> None:
     dataset = make(BOX, images={"neg_category_ids": [2], "not_exhaustive_category_ids": []})
     assert told(dataset, "LVIS").startswith("`neg_category_ids` and `not_exhaustive_category_ids` of 2 images, as LVIS")
     assert not any("LVIS" in note for note in loaded(make(BOX, images={"neg_category_ids": []})).notes)
+
+
+def test_lvis_lists_are_handed_on_by_name(make: Make, refusal: Refusal) -> None:
+    lists = {"neg_category_ids": [2], "not_exhaustive_category_ids": [1, 2]}
+    categories = [{"id": 1, "name": "a", "frequency": "r"}, {"id": 2, "name": "b", "image_count": 50}]
+
+    def dataset(**options: Any) -> Coco:
+        return make(BOX, images=lists, top={"categories": categories}, **options)
+
+    part = loaded(Subset(dataset=dataset(rename_classes={"b": "c"}), first=1))
+    for known in (part.federated, matched(part, ["c", "a"], "val").federated):
+        assert (known.negatives_of(0), known.not_exhaustive_of(0)) == (["c"], ["a", "c"])
+        assert known.frequency == {"a": "r", "c": "c"}
+    assert loaded(dataset(rename_classes={"b": "a"})).federated.frequency == {"a": "c"}
+    assert loaded(make(BOX)).federated is None
+    wrong = make(BOX, images={"neg_category_ids": [9]})
+    assert "a.json: image 0: `neg_category_ids`: expected a list of category ids, got 9" in refusal(wrong)
+    wrong = make(BOX, images=lists, top={"categories": [{"id": 1, "name": "a", "frequency": "often"}, categories[1]]})
+    assert "category 1: `frequency`: expected r, c or f (rare, common, frequent), got 'often'" in refusal(wrong)
 
 
 def test_duplicates_are_counted_dropped_or_refused(make: Make, refusal: Refusal) -> None:

@@ -14,6 +14,8 @@ from detkernel_detection.structures import Annotations
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from detkernel_detection.federated import Federated
+
 
 class Dataset(Part, ABC):
     """A data set: images with their annotations, by index.
@@ -33,6 +35,9 @@ class Dataset(Part, ABC):
     """The further values of each object (`Annotations.fields`), by name, and how they change with the image: "value":
     not at all (a track id, a weight), "angle": degrees from the x axis towards the y axis. A transform says which kinds
     it can move; another kind of your own needs transforms that know it."""
+    federated: Federated | None = None
+    """Which classes were looked for in which image, where the data says so (LVIS); None: all of them in all. A data set
+    that wraps another hands it on."""
     keypoint_names: Sequence[str] = ()
     """Names of the keypoints in their order, where the data set has some: a flip swaps `left_*` and `right_*`."""
 

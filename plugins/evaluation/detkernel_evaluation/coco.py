@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,18 +18,17 @@ from detkernel_evaluation.coco_backends import Backend, chosen, installed
 from detkernel_evaluation.evaluator import Evaluator, Kind
 
 if TYPE_CHECKING:
-    from detkernel_evaluation.coco_evaluation import Evaluation
+    from detkernel_evaluation.coco_evaluation import Evaluation, Rules
     from detkernel_evaluation.found import Found, ImageResult
 
 PERSON_KEYPOINTS = 17
 """Those that COCO names, from the nose to the ankles."""
 
 
-@plugin(resume_neutral=("save", "backend"))
-class CocoMap(Evaluator):
-    """COCO average precision and recall of boxes, masks and keypoints, by pycocotools."""
+@plugin
+class CocoForm(Evaluator):
+    """What evaluators by COCO's way of matching share: `coco_map` and `lvis_map`."""
 
-    prefix: str = option(default="coco", help="what the names of its metrics begin with, before a slash")
     kinds: list[Kind] = option(factory=lambda: ["bbox"], help="what to evaluate; each has its own metrics")
     iou_thresholds: tuple[float, ...] | None = option(
         default=None,
@@ -42,17 +42,8 @@ class CocoMap(Evaluator):
         help="metrics by size: a name and the range of areas in square pixels, as in "
         "{tiny: [0, 256], rest: [256, null]}; null: COCO's s, m and l, which meet at 32 x 32 and 96 x 96",
     )
-    max_dets: tuple[int, ...] | None = option(
-        default=None,
-        at_least=1,
-        help="detections an image and class for AR@N; AP goes by the largest; "
-        "null: COCO's 1, 10 and 100, for keypoints 20",
-    )
     per_class: bool = option(
         default=False, help="also AP and AP50 of every class: a table in the log, AP in the metrics"
-    )
-    sigmas: tuple[float, ...] | None = option(
-        default=None, above=0, help="the spread of each keypoint, relative to the object's size; null: a person's 17"
     )
     save: Path | None = option(
         default=None,
@@ -74,10 +65,7 @@ class CocoMap(Evaluator):
             )
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds: expected one or more of bbox, segm, keypoints, each once, got {self.kinds}")
-        for name in ("max_dets", "iou_thresholds"):
-            given = getattr(self, name)
-            if given is not None and (not given or len(set(given)) < len(given)):
-                raise ValueError(f"{name}: expected one or more numbers, each once, got {list(given)}")
+        _check_once("iou_thresholds", self.iou_thresholds)
         for name, (low, high) in (self.area_ranges or {}).items():
             if not name.isidentifier() or name == "all":
                 raise ValueError(f"area_ranges: expected names of letters, digits and _, not 'all', got {name!r}")
@@ -93,14 +81,12 @@ class CocoMap(Evaluator):
         self._compare_limits(run)
         for mode in ("val", "test", *run.val_sets):
             if mode in run.loaders and self.measures("" if mode == "test" else mode):
-                dataset = run.loaders[mode].dataset
-                notes = (dataset.truth(index) for index in range(len(dataset)))
-                self._check(next((note for note in notes if len(note)), None))
+                self._check_data(run.loaders[mode].dataset)
 
     def _compare_limits(self, run: Run) -> None:
         """A model says by `max_detections`, an attribute of its module, how many detections an image it gives."""
         most = getattr(run.bare_model, "max_detections", None)
-        beyond = [limit for limit in self.max_dets or () if most is not None and limit > most]
+        beyond = [limit for limit in self._limits() if most is not None and limit > most]
         if beyond and run.is_main:
             run.log.warning(
                 "%s.max_dets: the model gives at most %d detections an image: its metrics at %s are those at %d; "
@@ -108,18 +94,18 @@ class CocoMap(Evaluator):
                 self._name(run), most, *[" and ".join(map(str, beyond)), most, "them" if beyond[1:] else "it"],
             )  # fmt: skip
 
+    @abstractmethod
+    def _limits(self) -> Sequence[int]:
+        """Numbers of detections an image that metrics ask for."""
+
+    def _check_data(self, dataset: Dataset) -> None:
+        """Raises `UserError` for data that lacks what is measured."""
+        notes = (dataset.truth(index) for index in range(len(dataset)))
+        self._check(next((note for note in notes if len(note)), None))
+
     def _check(self, notes: Annotations | None) -> None:
-        if notes is None:
-            return
-        if "segm" in self.kinds and notes.masks is None:
+        if notes is not None and "segm" in self.kinds and notes.masks is None:
             raise self._lacks(f"'segm' needs masks, but the data has none ({notes.path})")
-        if "keypoints" not in self.kinds:
-            return
-        if notes.keypoints is None:
-            raise self._lacks(f"'keypoints' needs keypoints, but the data has none ({notes.path})")
-        many, given = notes.keypoints.shape[1], len(self.sigmas or range(PERSON_KEYPOINTS))
-        if many != given:
-            raise wrong(self, "sigmas", f"the data has {many} keypoints an object, expected {many} sigmas, not {given}")
 
     def _lacks(self, message: str) -> ConfigError:
         return wrong(self, "kinds", f"{message}; leave it out of `kinds`")
@@ -134,7 +120,7 @@ class CocoMap(Evaluator):
         return found
 
     def _evaluate(self, run: Run, images: Sequence[ImageResult]) -> Mapping[str, float]:
-        from detkernel_evaluation.coco_evaluation import Evaluation, Rules, check_sizes
+        from detkernel_evaluation.coco_evaluation import Evaluation, check_sizes
         from detkernel_evaluation.coco_metrics import summary
 
         check_sizes(images)
@@ -142,14 +128,29 @@ class CocoMap(Evaluator):
             self._write(run, images)
         categories = category_ids(run.loader.dataset)
         labels = sorted(range(len(categories)), key=lambda label: categories[label])
-        rules = Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
         backend, metrics = self._backend(run, images), dict[str, float]()
         for kind in self.kinds:
-            evaluation = Evaluation(kind, images, labels, rules, backend)
+            counted, not_exhaustive = self._counted(run, images, kind)
+            evaluation = Evaluation(kind, counted, labels, self._rules(), backend, not_exhaustive)
             metrics |= summary(evaluation)
+            metrics |= self._further(run, evaluation)
             if self.per_class:
                 metrics |= self._classes(run, evaluation)
         return metrics
+
+    @abstractmethod
+    def _rules(self) -> Rules:
+        """What is measured."""
+
+    def _counted(
+        self, run: Run, images: Sequence[ImageResult], kind: Kind
+    ) -> tuple[Sequence[ImageResult], list[set[int]] | None]:
+        """What counts of the images, and the labels of which not all objects in each are annotated."""
+        return images, None
+
+    def _further(self, run: Run, evaluation: Evaluation) -> Mapping[str, float]:
+        """Further metrics of a kind."""
+        return {}
 
     def _backend(self, run: Run, images: Sequence[ImageResult]) -> Backend:
         """Which one computes here: only pycocotools has a place for nan."""
@@ -199,6 +200,52 @@ class CocoMap(Evaluator):
             except (OSError, UserError) as error:
                 why = getattr(error, "strerror", None) or error
                 run.log.error("%s could not be written: %s; the run goes on", relative(path), why)
+
+
+@plugin(resume_neutral=("save", "backend"))
+class CocoMap(CocoForm):
+    """COCO average precision and recall of boxes, masks and keypoints, by pycocotools."""
+
+    prefix: str = option(default="coco", help="what the names of its metrics begin with, before a slash")
+    max_dets: tuple[int, ...] | None = option(
+        default=None,
+        at_least=1,
+        help="detections an image and class for AR@N; AP goes by the largest; "
+        "null: COCO's 1, 10 and 100, for keypoints 20",
+    )
+    sigmas: tuple[float, ...] | None = option(
+        default=None, above=0, help="the spread of each keypoint, relative to the object's size; null: a person's 17"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        _check_once("max_dets", self.max_dets)
+
+    def _limits(self) -> Sequence[int]:
+        return self.max_dets or ()
+
+    def _check(self, notes: Annotations | None) -> None:
+        if notes is None:
+            return
+        super()._check(notes)
+        if "keypoints" not in self.kinds:
+            return
+        if notes.keypoints is None:
+            raise self._lacks(f"'keypoints' needs keypoints, but the data has none ({notes.path})")
+        many, given = notes.keypoints.shape[1], len(self.sigmas or range(PERSON_KEYPOINTS))
+        if many != given:
+            raise wrong(self, "sigmas", f"the data has {many} keypoints an object, expected {many} sigmas, not {given}")
+
+    def _rules(self) -> Rules:
+        from detkernel_evaluation.coco_evaluation import Rules
+
+        return Rules(self.iou_thresholds, self.area_ranges, self.max_dets, self.sigmas)
+
+
+def _check_once(name: str, given: Sequence[float] | None) -> None:
+    """Raise ValueError for an empty list, or one with a number twice."""
+    if given is not None and (not given or len(set(given)) < len(given)):
+        raise ValueError(f"{name}: expected one or more numbers, each once, got {list(given)}")
 
 
 def _finder(detections: Detections) -> str:

@@ -55,16 +55,19 @@ class Evaluation(COCOeval):  # type: ignore[misc]
         labels: Sequence[int],
         rules: Rules,
         backend: Backend = "pycocotools",
+        not_exhaustive: Sequence[set[int]] | None = None,
     ) -> None:
         """`labels`: those of all classes, in the order of their categories' ids: a sum of floats depends on it.
 
-        Raises UserError where `backend` is "both" and their arrays are not the same.
+        `not_exhaustive`: of each image, the labels of which not all objects are annotated (LVIS): a detection of them
+        that matches nothing is ignored. Raises UserError where `backend` is "both" and their arrays are not the same.
         """
         super().__init__(iouType=kind)
         self.kind = kind
         self.images = images
         self.labels = labels
         """The label of each K."""
+        self.not_exhaustive = not_exhaustive
         self.params.imgIds = list(range(len(images)))
         self.params.catIds = list(range(len(labels)))
         self.params.areaRngLbl = [name[0] if name != "all" else name for name in self.params.areaRngLbl]
@@ -102,6 +105,12 @@ class Evaluation(COCOeval):  # type: ignore[misc]
         labels = [notes.labels[~ignored(notes, self.kind)] for notes, _ in self.images]
         counted = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(self.labels))
         return [int(count) for count in counted]
+
+    def evaluateImg(self, number: int, k: int, area: Any, limit: int) -> Any:  # noqa: N802
+        result = super().evaluateImg(number, k, area, limit)
+        if result is not None and self.not_exhaustive and self.labels[k] in self.not_exhaustive[number]:
+            result["dtIgnore"] = np.logical_or(result["dtIgnore"], result["dtMatches"] == 0)
+        return result
 
     def _prepare(self) -> None:
         self._gts: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)

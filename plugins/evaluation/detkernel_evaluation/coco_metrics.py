@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ def summary(evaluation: Evaluation) -> dict[str, float]:
     ar |= {f"_{name}": _mean(recall[..., area, -1]) for area, name in areas}
     named = {f"mAP{key}": value for key, value in ap.items()} | {f"AR{key}": value for key, value in ar.items()}
     return {f"{evaluation.kind}_{key}": value for key, value in named.items()}
+
+
+def ap_of(evaluation: Evaluation, places: Sequence[int]) -> float:
+    """The mean AP of some of the K classes."""
+    return _mean(evaluation.eval["precision"][:, :, list(places), 0, -1])
 
 
 def by_class(evaluation: Evaluation) -> list[tuple[float, float]]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from detkernel_evaluation.coco_evaluation import Evaluation
-    from detkernel_evaluation.evaluator import Kind
     from detkernel_evaluation.found import ImageResult
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -41,8 +40,9 @@ def by_hotcoco(evaluation: Evaluation) -> Arrays:
     """
     from hotcoco import COCOeval
 
-    truth, found = _data(evaluation.kind, evaluation.images, evaluation.labels)
-    other = COCOeval(truth, found, evaluation.kind)
+    federated = evaluation.not_exhaustive is not None
+    truth, found = _data(evaluation)
+    other = COCOeval(truth, found, evaluation.kind, lvis_style=federated)
     ours, theirs = evaluation.params, other.params
     theirs.img_ids, theirs.cat_ids = list(range(len(evaluation.images))), list(range(len(evaluation.labels)))
     theirs.iou_thrs, theirs.rec_thrs = ours.iouThrs.tolist(), ours.recThrs.tolist()
@@ -61,14 +61,20 @@ def by_hotcoco(evaluation: Evaluation) -> Arrays:
     return {name: np.asarray(other.eval[name]).reshape(shapes[name]) for name in NAMES}
 
 
-def _data(kind: Kind, images: Sequence[ImageResult], labels: Sequence[int]) -> tuple[Any, Any]:
+def _data(evaluation: Evaluation) -> tuple[Any, Any]:
     """hotcoco's data sets of what there is and of what was found."""
     from hotcoco import COCO
 
+    kind, images, labels = evaluation.kind, evaluation.images, evaluation.labels
+    sizes: list[dict[str, Any]]
     sizes = [{"id": at, "height": notes.height, "width": notes.width} for at, (notes, _) in enumerate(images)]
-    categories = [{"id": k, "name": str(k)} for k in range(len(labels))]
+    categories = [{"id": k, "name": str(k), "frequency": "f"} for k in range(len(labels))]
     place = np.zeros(len(labels), np.int64)
     place[list(labels)] = range(len(labels))
+    for size, partly in zip(sizes, evaluation.not_exhaustive or (), strict=False):
+        # what was not looked for was left out before, so that all classes can pass for looked for
+        size["neg_category_ids"] = list(range(len(labels)))
+        size["not_exhaustive_category_ids"] = [int(place[label]) for label in partly]
     if kind == "keypoints":
         truths, results = _keypoints(images, place)
         dataset = COCO({"images": sizes, "categories": categories, "annotations": truths})

@@ -21,6 +21,7 @@ from detkernel_detection.images import SUFFIXES, Listing, scan
 
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import Entry, is_number
+from detkernel_data.formats.lvis import read_federated
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.report import Problems, counted, note
@@ -59,6 +60,7 @@ def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], t
     positions = _add_images(table, data, images, form.drop_missing)
     _Objects(table, categories, positions, len(keypoint_names), form).add_all(_annotations(data, len(positions)))
     _report_unused(table, data, form.fields)
+    table.federated = read_federated(data, source, {number: found.name for number, found in categories.items()})
     return table, {categories[number].name: number for number in sorted(categories)}, keypoint_names
 
 
@@ -395,8 +397,8 @@ def _report_unused(table: Table, data: Entry, fields_read: Sequence[str]) -> Non
         table.notes.append(
             note(
                 f"`neg_category_ids` and `not_exhaustive_category_ids` of {counted(lvis, 'image')}, as LVIS has them, "
-                "are not used: a detection of a class that was not annotated in an image counts as wrong, while LVIS's "
-                "own evaluation passes over it"
+                "are what `lvis_map` goes by; with other evaluators, a detection of a class that was not annotated in "
+                "an image counts as wrong"
             )
         )
     if counts:
@@ -448,4 +450,5 @@ class Coco(FileDataset):
         self.category_ids = {}
         for name, number in numbers.items():  # of classes that are merged, the first number
             self.category_ids.setdefault(self.rename_classes.get(name, name), number)
+        self.federated = table.federated and table.federated.renamed(self.rename_classes)
         self._clean(table, self.class_names)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import attrs
 from detkernel_detection import ImageId
+from detkernel_detection.federated import Federated
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -55,6 +56,8 @@ class Table:
     keypoints: list[Sequence[float]] | None = None
     """3K numbers an object."""
     ids: list[int] | None = None
+    federated: Federated | None = None
+    """Which classes were looked for in which image, by the names in the file; None: all of them in all."""
     fields: dict[str, list[Any]] = attrs.field(factory=dict)
     """Further values of each object, by name: numbers, or lists of as many."""
 

@@ -237,7 +237,7 @@ class Relabelled(Dataset):
     def __init__(self, dataset: Dataset, classes: Sequence[str]) -> None:
         self._dataset, self.classes, self.notes = dataset, tuple(classes), dataset.notes
         self.keypoint_names, self.category_ids = dataset.keypoint_names, dict(dataset.category_ids)
-        self.fields = dict(dataset.fields)
+        self.fields, self.federated = dict(dataset.fields), dataset.federated
         self._labels = np.array([self.classes.index(name) for name in dataset.classes], dtype=np.int64)
 
     def load(self) -> None:
