@@ -83,6 +83,8 @@ class Bus:
             name: (priorities or {}).get(name) or declared(plugin).priority for name, plugin in self.plugins.items()
         }
         self._manager = _Manager()
+        self._layers: list[Callable[[str, str, Callable[..., Any]], Callable[..., Any]]] = []
+        self._originals: dict[pluggy.HookImpl, Callable[..., Any]] = {}
         # As an instance: registering the class makes pluggy warn at every call, at 30 us each.
         self._manager.add_hookspecs(cast(type, Events()))
         self._add_published()
@@ -197,7 +199,6 @@ class Bus:
         """Put `event(name, arguments)` around every event, and `implementation(plugin, function)` in place of every
         function; a wrapper's is a generator function, and so must be what takes its place. Returns what undoes it."""
         calls: list[AbstractContextManager[None]] = []
-        originals: list[tuple[Any, Any]] = []
 
         def before(name: str, _impls: Any, arguments: Mapping[str, Any]) -> None:
             calls.append(event(name, arguments))
@@ -207,17 +208,34 @@ class Bus:
             calls.pop().__exit__(None, None, None)
 
         undo_monitoring = self._manager.add_hookcall_monitoring(before, after)
-        for name in self.event_names():
-            for impl in self._caller(name).get_hookimpls():
-                originals.append((impl, impl.function))
-                _replace(impl, implementation(impl.plugin_name, impl.function))
+        unwrap = self.wrap(lambda plugin, _event, function: implementation(plugin, function))
 
         def undo() -> None:
             undo_monitoring()
-            for impl, function in originals:
-                _replace(impl, function)
+            unwrap()
 
         return undo
+
+    def wrap(self, wrapped: Callable[[str, str, Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+        """Put `wrapped(plugin, event, function)` in place of every function, around what others have put there; a
+        wrapper's is a generator function, and so must be what takes its place. Returns what undoes it, in any order."""
+        self._layers.append(wrapped)
+        self._rewrap()
+
+        def undo() -> None:
+            if wrapped in self._layers:
+                self._layers.remove(wrapped)
+                self._rewrap()
+
+        return undo
+
+    def _rewrap(self) -> None:
+        for event in self.event_names():
+            for impl in self._caller(event).get_hookimpls():
+                function = self._originals.setdefault(impl, impl.function)
+                for wrapped in self._layers:
+                    function = wrapped(impl.plugin_name, event, function)
+                _replace(impl, function)
 
     def attribute(self, error: BaseException, place: str = "") -> None:
         """Note on an exception which plugin raised it, in which event. Costs nothing until something fails."""
