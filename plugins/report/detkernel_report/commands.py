@@ -7,12 +7,18 @@ from pathlib import Path
 import click
 from detkernel import UserError
 from detkernel.errors import printable, relative
+from detkernel.terminal import wrapped
 
 SHOWN = 3
 """Next steps that the terminal shows; the page has all."""
 
 
-@click.command()
+EXAMPLE = "\b\nFor example:\n  "
+
+
+@click.command(
+    epilog=f"{EXAMPLE}detkernel report runs/shapes\n  detkernel report runs/first runs/second -o comparison.html"
+)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
 @click.option(
     "-o",
@@ -21,12 +27,9 @@ SHOWN = 3
     help="the page's file; else RUN_DIR/report.html, of several runs comparison.html here",
 )
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
-    """Write a run's report, or the comparison of several runs, as one page without network.
+    """Write a run's report, or compare several runs.
 
-    \b
-    For example:
-      detkernel report runs/shapes
-      detkernel report runs/first runs/second -o comparison.html
+    It is one page without network, and says what to improve first. The run may be over, killed or still going on.
     """
     try:
         if len(runs) > 1:
@@ -45,7 +48,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     except OSError as error:
         raise UserError(f"{relative(output or runs[0])}: cannot be written: {error.strerror}") from None
     for problem in problems:
-        click.echo(f"warning: {printable(problem)}", err=True)
+        click.echo(wrapped(printable(problem), " " * 9, "warning: "), err=True)
     click.echo(f"wrote {relative(output)}")
     for number, one in enumerate(advice[:SHOWN], start=1):
-        click.echo(f"{number}. {printable(one.title)}: {printable(one.evidence)}")
+        click.echo(wrapped(printable(f"{one.title}: {one.evidence}"), "   ", f"{number}. "))

@@ -126,7 +126,7 @@ class Report:
 
         try:
             write_report(run.work_dir)
-            run.log.info("wrote %s", relative(run.work_dir / PAGE))
+            run.results["report"] = relative(run.work_dir / PAGE)
         except (OSError, UserError) as error:
             run.log.error("%s could not be written: %s; the run goes on", relative(run.work_dir / PAGE), _why(error))
 
