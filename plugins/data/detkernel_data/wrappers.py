@@ -5,18 +5,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from detkernel import DataError, option, plugin, state
-from detkernel.errors import did_you_mean
+from detkernel.errors import did_you_mean, relative
+from detkernel.files import read_regular
 from detkernel_detection import Annotations, Dataset, ImageId
 
 from detkernel_data.formats.dataset import check_names
-from detkernel_data.report import Note, first
+from detkernel_data.report import Note, Problems, first
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LONGEST_LIST = 2**28
 
 
 @plugin
@@ -148,13 +152,16 @@ class Subset(Dataset):
     first: int | None = option(default=None, at_least=1, help="the first so many images")
     fraction: float | None = option(default=None, above=0, at_most=1, help="a random part, drawn from `seed`")
     ids: list[int | str] | None = option(default=None, help="the images of these ids")
+    id_list: Path | None = option(default=None, help="a text file with the ids of the images, one a line")
     seed: int = option(default=0, at_least=0, help="what `fraction` draws follows from it")
     _chosen: Any = state()
 
     def __attrs_post_init__(self) -> None:
-        given = [name for name in ("first", "fraction", "ids") if getattr(self, name) is not None]
+        given = [name for name in ("first", "fraction", "ids", "id_list") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected one of `first`, `fraction` and `ids`, got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"expected one of `first`, `fraction`, `ids` and `id_list`, got {' and '.join(given) or 'none'}"
+            )
         if self.ids == []:
             raise ValueError("ids: expected at least one")
 
@@ -194,10 +201,29 @@ class Subset(Dataset):
             count = max(1, round(total * self.fraction))
             order = np.random.default_rng(self.seed).permutation(total)
             return sorted(order[:count].tolist())
-        return self._of_ids(total, self.ids or [])
-
-    def _of_ids(self, total: int, ids: Sequence[ImageId]) -> list[int]:
         there = [self.dataset.annotations(index).image_id for index in range(total)]
+        return self._of_list(there, self.id_list) if self.id_list is not None else self._of_ids(there, self.ids or [])
+
+    @staticmethod
+    def _of_list(there: Sequence[ImageId], path: Path) -> list[int]:
+        """A line says an id as text; whole numbers and texts that look alike cannot both be in a data set."""
+        try:
+            lines = read_regular(path, _LONGEST_LIST).decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{relative(path)}: the list of image ids cannot be read ({reason})") from None
+        wanted = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
+        if not wanted:
+            raise DataError(f"{relative(path)}: there is no id in this list; expected one a line")
+        problems, known = Problems(relative(path)), set(map(str, there))
+        for name, number in wanted.items():
+            if name not in known:
+                examples = ", ".join(map(str, there[:3]))
+                problems.add(f"{relative(path)}:{number}: no image has the id '{name}'; ids are such as {examples}")
+        problems.stop()
+        return [index for index, name in enumerate(there) if str(name) in wanted]
+
+    def _of_ids(self, there: Sequence[ImageId], ids: Sequence[ImageId]) -> list[int]:
         wanted = set(ids)
         missing = sorted(map(repr, wanted.difference(there)))
         if missing:

@@ -204,3 +204,18 @@ def test_category_ids_reach_through_wrappers_and_processes() -> None:
     plain = Repeat(dataset=TinyDataset(), times=2)
     plain.load()
     assert pickle.loads(pickle.dumps(plain)).category_ids == {}
+
+
+def test_a_subset_of_the_ids_in_a_list(here: Path):
+    (here / "ids.txt").write_text("2\n\n0\n")
+    dataset = Subset(dataset=TinyDataset(size=4), id_list=Path("ids.txt"))
+    dataset.load()
+    assert [dataset.annotations(index).image_id for index in range(len(dataset))] == [0, 2]
+    (here / "ids.txt").write_text("2\n9\n")
+    with pytest.raises(DataError, match=r"ids.txt:2: no image has the id '9'; ids are such as 0, 1, 2"):
+        Subset(dataset=TinyDataset(size=4), id_list=Path("ids.txt")).load()
+    (here / "ids.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"ids.txt: there is no id in this list"):
+        Subset(dataset=TinyDataset(size=4), id_list=Path("ids.txt")).load()
+    with pytest.raises(DataError, match=r"none.txt: the list of image ids cannot be read \(No such file"):
+        Subset(dataset=TinyDataset(size=4), id_list=Path("none.txt")).load()

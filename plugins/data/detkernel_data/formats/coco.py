@@ -173,7 +173,7 @@ def _add_images(table: Table, data: Entry, folder: Path, drop_missing: bool) -> 
     for index, value in enumerate(data.list("images")):
         try:
             entry = Entry(f"{table.source}: images[{index}]", value)
-            number, name = entry.identity("id"), entry.text("file_name")
+            number, name = entry.identity("id"), _file_name(entry)
             entry.place = f"{table.source}: image {number}"
             if str(number) in ids:
                 raise DataError(f"{entry.place}: two images have this id; expected each once")
@@ -190,6 +190,14 @@ def _add_images(table: Table, data: Entry, folder: Path, drop_missing: bool) -> 
             problems.add(str(error))
     problems.stop()
     return positions
+
+
+def _file_name(entry: Entry) -> str:
+    """LVIS states no `file_name`: its images are called by the last two parts of their address in COCO."""
+    address = entry.fields.get("coco_url")
+    if "file_name" not in entry.fields and isinstance(address, str):
+        return "/".join(address.split("/")[-2:])
+    return entry.text("file_name")
 
 
 def _size(entry: Entry) -> tuple[int, int]:
@@ -368,7 +376,7 @@ def _flag(entry: Entry, name: str) -> bool:
 
 
 _USED = {
-    "images": {"id", "file_name", "width", "height"},
+    "images": {"id", "file_name", "coco_url", "width", "height"},
     "annotations": {
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "difficult", "segmentation"),
         *("keypoints", "num_keypoints"),
