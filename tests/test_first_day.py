@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -43,23 +42,7 @@ def test_a_folder_becomes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "next: detkernel check mine.yaml && detkernel run mine.yaml" in result.output
     assert "not installed" not in result.output
     lines = _kernel("mine.yaml").check(fast=False)
-    assert "6 images, all decoded" in lines["data: train"]
+    assert "6 images, all decoded" in lines["train"]
     run = _kernel("mine.yaml").run()
     assert "coco/bbox_mAP" in run.metrics
     assert (tmp_path / "runs/mine/checkpoints").is_dir()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("bccd_voc", 0.15), ("bmw_dolly_yolo", 0.15), ("nuclei_coco", 0.1)])
-def test_a_published_folder_is_learned_from(
-    name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole run that `init` proposes; minutes on two cores."""
-    data = Path(os.environ.get("DETKERNEL_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not data.is_dir():
-        pytest.skip("no real data here: set DETKERNEL_DATA")
-    monkeypatch.chdir(tmp_path)
-    CliRunner().invoke(init, [str(data / name)], catch_exceptions=False)
-    loaded = load(f"{name}.yaml", [])
-    run = Kernel(loaded.plugins, loaded.options, priorities=loaded.priorities, config=loaded.plain).run()
-    assert run.metrics["coco/bbox_mAP"] > least

@@ -44,9 +44,12 @@ def loaded(**options: object) -> Labelme:
 
 
 class TestContract(DatasetContract):
-    @pytest.fixture
-    def dataset(self, folder: Path) -> Labelme:
-        return Labelme(root=Path("d"))
+    @pytest.fixture(autouse=True)
+    def _files(self, folder: Path) -> None:
+        self.root = folder / "d"
+
+    def dataset(self) -> Labelme:
+        return Labelme(root=self.root)
 
 
 def test_polygons_and_rectangles(folder: Path):

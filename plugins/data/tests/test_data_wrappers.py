@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from detkernel import option, plugin
+from detkernel import DataError, option, plugin
 from detkernel_data.shapes import Shapes
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection import Dataset
@@ -135,7 +136,7 @@ def test_subset_that_cannot_be(refusal: Refusal) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Subset(dataset=shapes()), "expected one of `first`, `fraction` and `ids`, got none"),
+        (lambda: Subset(dataset=shapes()), "expected one of `first`, `fraction`, `ids` and `id_list`, got none"),
         (lambda: Subset(dataset=shapes(), first=1, ids=[1]), "got first and ids"),
         (lambda: Subset(dataset=shapes(), ids=[]), "ids: expected at least one"),
         (lambda: Subset(dataset=shapes(), fraction=1.5), "fraction: expected at most 1, got 1.5"),
@@ -206,10 +207,9 @@ def test_category_ids_reach_through_wrappers_and_processes() -> None:
     assert pickle.loads(pickle.dumps(plain)).category_ids == {}
 
 
-def test_a_subset_of_the_ids_in_a_list(here: Path):
+def test_a_subset_of_the_ids_in_a_list(here: Path) -> None:
     (here / "ids.txt").write_text("2\n\n0\n")
-    dataset = Subset(dataset=TinyDataset(size=4), id_list=Path("ids.txt"))
-    dataset.load()
+    dataset = loaded(Subset(dataset=TinyDataset(size=4), id_list=Path("ids.txt")))
     assert [dataset.annotations(index).image_id for index in range(len(dataset))] == [0, 2]
     (here / "ids.txt").write_text("2\n9\n")
     with pytest.raises(DataError, match=r"ids.txt:2: no image has the id '9'; ids are such as 0, 1, 2"):

@@ -391,7 +391,9 @@ def _image_folders(tree: _Tree) -> list[Path]:
         images = tree.images if top == tree.top and tree.images else _list(top).images
         if images:
             folders = {Path(image).parent for image in images}
-            above = {parent for folder in folders for parent in folder.parents if parent == top or top in parent.parents}
+            above = {
+                parent for folder in folders for parent in folder.parents if parent == top or top in parent.parents
+            }
             return sorted(folders | above)
     return []
 
