@@ -27,7 +27,7 @@ NONE = np.zeros(0, dtype=np.int64)
 
 def started(*words: str) -> Result:
     """The command, which has succeeded."""
-    result = CliRunner().invoke(init, list(words), catch_exceptions=False)
+    result = CliRunner().invoke(init, list(words), catch_exceptions=False, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     assert max(map(len, result.output.splitlines())) <= 80 or "wrote" in result.output
     return result

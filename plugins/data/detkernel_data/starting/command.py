@@ -13,6 +13,7 @@ import click
 from detkernel import DataError, UserError
 from detkernel.errors import as_typed, printable, relative
 from detkernel.files import write_atomic
+from detkernel.terminal import wrapped
 
 from detkernel_data.report import counted
 
@@ -21,14 +22,15 @@ _EXAMPLES = 8
 _MOST_CLASSES = 30
 
 
-@click.command()
+@click.command(epilog="\b\nFor example:\n  detkernel init data/cells")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="the config to write")
 @click.option("--seed", default=0, show_default=True, help="what a split follows from, where there is none yet")
 @click.option("--force", is_flag=True, help="replace files that this command wrote before")
 def init(path: Path, output: Path | None, seed: int, force: bool) -> None:
-    """Look at a folder of images and write a config that trains on it.
+    """Write a config that trains on a folder of images.
 
+    It says what the folder holds, draws a validation split where there is none, and chooses a small detector.
     PATH is a folder in Pascal VOC, COCO, YOLO or LabelMe form, a data.yaml, or a JSON file of COCO's or LVIS's form.
     """
     from detkernel_data.starting.look import FORMS, look
@@ -60,7 +62,7 @@ def _unannotated(path: Path, images: Sequence[str]) -> str:
 
 
 def _wrapped(text: str, indent: str = "  ") -> str:
-    return click.wrap_text(printable(text), width=80, initial_indent=indent, subsequent_indent=f"{indent}  ")
+    return wrapped(printable(text), f"{indent}  ", indent)
 
 
 @attrs.define
