@@ -14,7 +14,7 @@ WITH_FILES = ("sqlite_dataset", "webhook", "distill", "mean_teacher", "rtdetrv4"
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 12
+    assert len(ROWS) == 13
 
 
 @pytest.mark.parametrize(("name", "row"), [row for row in ROWS if row[0] not in WITH_FILES])
