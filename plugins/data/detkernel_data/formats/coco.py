@@ -19,6 +19,7 @@ from detkernel.files import open_regular
 from detkernel_detection import ImageId
 from detkernel_detection.images import SUFFIXES, Listing, scan
 
+from detkernel_data.download.published import hint as download_hint
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import Entry, is_number
 from detkernel_data.formats.lvis import read_federated
@@ -110,7 +111,8 @@ def _unreadable(path: Path, error: OSError) -> str:
     near = Near(path.parent).hint(path.name) if path.parent.is_dir() else did_you_mean(path.name, there[:2000])
     if "?" in near or near.startswith(";"):
         return f"{relative(path)}: there is no such file{near}"
-    return f"{relative(path)}: there is no such file; {relative(above)} has {', '.join(there[:12]) or 'nothing in it'}"
+    there_is = f"{relative(above)} has {', '.join(there[:12]) or 'nothing in it'}"
+    return f"{relative(path)}: there is no such file; {there_is}{download_hint(path)}"
 
 
 def _categories(data: Entry, source: str) -> dict[int, Category]:

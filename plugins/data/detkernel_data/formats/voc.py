@@ -14,6 +14,7 @@ from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
 from detkernel_detection.images import SUFFIXES, image_files, missing_folder, scan
 
+from detkernel_data.download.published import hint as download_hint
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.missing_files import Near, fold, slip
 from detkernel_data.formats.table import Table
@@ -291,6 +292,8 @@ class Voc(FileDataset):
         check_names(self.class_names, self.ignore_classes)
 
     def load(self) -> None:
+        if not self.root.exists():
+            raise DataError(f"{missing_folder(self.root, 'VOC form')}{download_hint(self.root)}")
         table = read(
             images=self.root / self.image_folder,
             annotations=self.root / self.annotation_folder,
