@@ -7,7 +7,7 @@ event at that place.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,7 +63,7 @@ class Kernel:
             evaluate(run, "test", run.val_sets)
         return self.state
 
-    def predict(self) -> Iterator[tuple[Batch, Sequence[Detections]]]:
+    def predict(self) -> Generator[tuple[Batch, Sequence[Detections]], None, None]:
         """Predict without annotations: each batch of the loader for "predict", and what is found in it.
 
         One that is left early is ended in order when it is closed.

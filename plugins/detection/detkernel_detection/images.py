@@ -11,10 +11,11 @@ import math
 import os
 import stat
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -36,6 +37,10 @@ SUFFIXES = frozenset({
 READERS = 8
 """Threads that read headers: on a network disk it is the waiting that costs."""
 
+HUGE = 2**28
+"""Pixels of an image that is to be cut into tiles, at most: 805 MB once it is decoded."""
+
+_LOCK = threading.Lock()
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _JPEG = ("JPEG", "MPO")
@@ -76,18 +81,19 @@ def read_headers(paths: Sequence[str]) -> list[Header | DataError]:
         return [header for chunk in pool.map(_read_chunk, chunks) for header in chunk]
 
 
-def decode(path: str, apply_exif: bool, bits: int | None = None) -> Tensor:
+def decode(path: str, apply_exif: bool, bits: int | None = None, huge: bool = False) -> Tensor:
     """An image as uint8 [3, H, W] RGB, channels-last in memory. Raises `DataError` naming the file.
 
     Greyscale, palette and CMYK images become RGB; an alpha channel is left out; of an animation the first frame is
     taken. Of files with 16 bits a channel, `bits` are significant: their upper 8 are kept. Where `bits` is None they
-    are all 16, and an image that would become black is an error.
+    are all 16, and an image that would become black is an error. `huge`: up to `HUGE` pixels, for one that is to be
+    cut into tiles.
     """
     try:
         data = read_regular(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    with _opened(path, BytesIO(data)) as opened:
+    with _opened(path, BytesIO(data), huge) as opened:
         header = _header(opened)
         if header.kind in _JPEG:
             image = _decode_with_torchvision(path, data)
@@ -192,22 +198,34 @@ def _file(path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _opened(path: str, file: BinaryIO) -> Iterator[Image.Image]:
+def _opened(path: str, file: BinaryIO, huge: bool = False) -> Iterator[Image.Image]:
     """Pillow's lazy image. Only its header is read; one that would need gigabytes is refused here.
 
     No warning filters are set: they belong to the whole process, and this runs in threads.
     """
     try:
-        image = Image.open(file, formats=_formats())
+        with _unlimited() if huge else nullcontext():
+            image = Image.open(file, formats=_formats())
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _too_large(path) from None
     except Exception as error:  # Pillow's plugins raise all sorts of errors for hostile bytes
         reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(f"{relative(path)}: {reason}; expected a JPEG, PNG or similar; replace the file") from None
     with image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise _too_large(path)
+        if image.width * image.height > (HUGE if huge else Image.MAX_IMAGE_PIXELS or math.inf):
+            raise _too_large(path, HUGE if huge else None)
         yield image
+
+
+@contextmanager
+def _unlimited() -> Iterator[None]:
+    """Pillow's own limit off, for all threads: those that open an image meanwhile look at its size themselves."""
+    with _LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 @cache
@@ -217,8 +235,8 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in _RUN_PROGRAMS)
 
 
-def _too_large(path: str) -> DataError:
-    limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
+def _too_large(path: str, most: int | None = None) -> DataError:
+    limit = f"{most or Image.MAX_IMAGE_PIXELS or 0:,}"
     return DataError(f"{relative(path)}: the image has more than {limit} pixels; cut it into tiles")
 
 

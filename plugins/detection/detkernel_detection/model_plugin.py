@@ -43,10 +43,13 @@ class DetectorPlugin:
     def build_model(self, run: Run) -> Detector:
         import torch
 
+        from detkernel_detection.weights import are_replaced
+
         torch.manual_seed(run.seed)
         model = self.build(run)
         self._check_parts(run, model)
-        self.load(run, model)
+        if not are_replaced():
+            self.load(run, model)
         return model
 
     @hookimpl

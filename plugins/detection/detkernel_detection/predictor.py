@@ -56,7 +56,7 @@ class Predictor:
         """The same for several images, which go through the model at once. One of another size is padded."""
         if not images:
             return []
-        samples = [self._sample(number, image) for number, image in enumerate(images)]
+        samples = [make_sample(image, number, self.transforms) for number, image in enumerate(images)]
         batch = pack_samples(samples).unpack()
         batch.move(self.model.normalize.mean.device)
         training = self.model.training
@@ -68,18 +68,20 @@ class Predictor:
             self.model.train(training)
         return [detections.keep(detections.scores >= min_score) for detections in found]
 
-    def _sample(self, number: int, image: Image) -> Sample:
-        pixels = to_tensor(image)
-        sample = Sample(
-            image=pixels,
-            target=Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
-            index=number,
-            image_id=number if isinstance(image, (np.ndarray, Tensor)) else str(image),
-            original_size=(int(pixels.shape[1]), int(pixels.shape[2])),
-        )
-        for transform in self.transforms:
-            sample = transform(sample)
-        return sample
+
+def make_sample(image: Image, number: int, transforms: Sequence[Transform] = ()) -> Sample:
+    """An image, number `number` of some, on its way into a batch, transformed. Raises `DataError`."""
+    pixels = to_tensor(image)
+    sample = Sample(
+        image=pixels,
+        target=Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        index=number,
+        image_id=number if isinstance(image, (np.ndarray, Tensor)) else str(image),
+        original_size=(int(pixels.shape[1]), int(pixels.shape[2])),
+    )
+    for transform in transforms:
+        sample = transform(sample)
+    return sample
 
 
 def to_tensor(image: Image) -> Tensor:

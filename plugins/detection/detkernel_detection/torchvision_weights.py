@@ -12,7 +12,7 @@ from detkernel.errors import did_you_mean
 from torch import nn
 
 from detkernel_detection.downloads import downloaded
-from detkernel_detection.weights import Weights, load_into, read_weights
+from detkernel_detection.weights import Weights, are_replaced, load_into, read_weights
 
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.")
 """Beginnings of the names of what classifies an image, in the models of torchvision; a detector has no use for it."""
@@ -40,6 +40,8 @@ def load_backbone(module: nn.Module, part: Any, builders: Sequence[str], name: s
 
     What has `new` in its name may be missing from them altogether, and then stays as it is.
     """
+    if are_replaced():
+        return
     weights = find(part, builders, name)
     ignored: tuple[str, ...] = CLASSIFIERS
     if new is not None and not any(new in key for key in weights.tensors):

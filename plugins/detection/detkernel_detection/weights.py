@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +25,25 @@ _HOLDERS = ("model", "state_dict", "model_state_dict", "model_state", "weights",
 _COUNTER = "num_batches_tracked"
 """Frozen batch norm has none."""
 _SHOWN = 8
+
+
+_REPLACED = ContextVar("_REPLACED", default=False)
+
+
+@contextmanager
+def without_pretrained() -> Iterator[None]:
+    """Models that are built meanwhile load no weights that their options name, which may be a download: a checkpoint's
+    will replace them all."""
+    token = _REPLACED.set(True)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(token)
+
+
+def are_replaced() -> bool:
+    """Whether models are being built `without_pretrained` weights."""
+    return _REPLACED.get()
 
 
 @attrs.define

@@ -115,7 +115,7 @@ def style_for(size: tuple[int, int], boxes: NDArray[Any]) -> Style:
 
 def _pixels(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image.convert("RGB") if image.mode != "RGB" else image.copy()
     if not isinstance(image, np.ndarray):  # a tensor, wherever it is
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if image.ndim == 2 or image.shape[2] == 1:
@@ -127,7 +127,7 @@ def _scaled(image: Image.Image, longest: int | None) -> tuple[Image.Image, float
     longer = max(image.size)
     scale = longest / longer if longest is not None else max(1.0, float(math.ceil(SMALLEST / longer)))
     if scale == 1:
-        return image.copy(), scale
+        return image, scale
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     how = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.BILINEAR
     return image.resize(size, how), scale

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from detkernel import wrong
-from detkernel_detection.weights import load_into, read_weights
+from detkernel_detection.weights import are_replaced, load_into, read_weights
 from torch import Tensor, nn
 
 from detkernel_detectors.blocks import BatchNorm, BlockName, ConvNorm, CspLayer, SpatialPyramidPooling
@@ -86,7 +86,7 @@ def cspnext(options: Cspnext) -> CspStages:
 
 
 def _loaded(options: CspDarknet | Cspnext, made: CspStages) -> CspStages:
-    if options.weights is not None:
+    if options.weights is not None and not are_replaced():
         path = Path(options.weights).expanduser()
         if not path.is_file():
             raise wrong(options, "weights", f"there is no file '{options.weights}'")

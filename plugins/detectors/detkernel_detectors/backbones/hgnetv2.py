@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from detkernel import wrong
-from detkernel_detection.weights import load_into, read_weights
+from detkernel_detection.weights import are_replaced, load_into, read_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -232,7 +232,7 @@ class HgNetV2(nn.Module):
 
 def build(options: Hgnetv2) -> HgNetV2:
     model = HgNetV2(options.table, options.norm)
-    if options.weights is not None:
+    if options.weights is not None and not are_replaced():
         path = Path(options.weights).expanduser()
         if not path.is_file():
             raise wrong(options, "weights", f"there is no file '{options.weights}'")

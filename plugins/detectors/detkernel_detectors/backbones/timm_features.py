@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from detkernel import UserError, wrong
 from detkernel.errors import did_you_mean, printable
-from detkernel_detection.weights import Weights, load_into, read_weights
+from detkernel_detection.weights import Weights, are_replaced, load_into, read_weights
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def build(options: Timm) -> TimmFeatures:
     body = _created(
         options,
         out_indices=tuple(last[stride] for stride in options.strides),
-        pretrained=options.weights == "pretrained",
+        pretrained=options.weights == "pretrained" and not are_replaced(),
     )
-    if options.weights not in (None, "pretrained"):
+    if options.weights not in (None, "pretrained") and not are_replaced():
         path = Path(options.weights).expanduser()
         if not path.is_file():
             raise wrong(options, "weights", f"expected 'pretrained' or a file; there is no file '{options.weights}'")
