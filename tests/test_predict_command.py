@@ -126,7 +126,7 @@ class TestLoad:
         ("name", "said"),
         [
             ("none.pt", "there is no such checkpoint"),
-            ("work", r"is a folder; give a checkpoint in it, such as .*iter_2"),
+            ("work", r"is a folder; give a checkpoint in it, such as .*last"),
         ],
     )
     def test_what_is_not_a_checkpoint(self, here: Path, name: str, said: str):
@@ -276,3 +276,11 @@ def test_a_huge_image_is_looked_at_in_tiles(here: Path, model: Model):
         Image.MAX_IMAGE_PIXELS = before
     assert len(found) > 20
     assert found.boxes[:, 2].max() > 64
+
+
+def test_a_high_image_is_converted_in_strips(tmp_path: Path):
+    from detkernel_detection.images import decode
+
+    pixels = np.random.default_rng(0).integers(0, 255, (4200, 3, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "high.png")
+    assert np.array_equal(decode(str(tmp_path / "high.png"), apply_exif=False).permute(1, 2, 0).numpy(), pixels)

@@ -40,6 +40,8 @@ READERS = 8
 HUGE = 2**28
 """Pixels of an image that is to be cut into tiles, at most: 805 MB once it is decoded."""
 
+_ROWS = 2048
+"""Of an image, that are converted at a time."""
 _LOCK = threading.Lock()
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -284,10 +286,21 @@ def _decode_with_pillow(path: str, image: Image.Image, data: bytearray) -> Tenso
         raise DataError(f"{relative(path)}: {image.mode} pixels; expected 8 or 16 bits a channel; convert the image")
     _check_png(path, image, data)
     try:
-        pixels = np.array(image.convert("RGB"))
+        pixels = np.array(image.convert("RGB")) if image.height <= _ROWS else _in_strips(image)
     except Exception as error:
         raise _broken(path, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _in_strips(image: Image.Image) -> NDArray[Any]:
+    """uint8 [H, W, 3]: at once, Pillow would hold three copies of a huge image."""
+    import numpy as np
+
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        box = (0, top, image.width, min(top + _ROWS, image.height))
+        pixels[top : box[3]] = image.crop(box).convert("RGB")
+    return pixels
 
 
 def _check_png(path: str, image: Image.Image, data: bytearray) -> None:
