@@ -299,7 +299,7 @@ def _in_strips(image: Image.Image) -> NDArray[Any]:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _ROWS):
         box = (0, top, image.width, min(top + _ROWS, image.height))
-        pixels[top : box[3]] = image.crop(box).convert("RGB")
+        pixels[top : box[3]] = np.asarray(image.crop(box).convert("RGB"))
     return pixels
 
 
