@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from detkernel import CatalogError, Kernel, Run, RunOptions, Span, UserError, hookimpl, option, plugin, state
 from detkernel.bus import Bus
+from detkernel.loop import load
 from detkernel.testing import PlainData, PlainDataset, PlainLoader, Recorder, plain_kernel, plain_run
 from detkernel.testing.hook import HookContract
 
@@ -787,3 +788,30 @@ class TestAFurtherLoaderResumes(HookContract):
                 return {"loss": type(losses["loss"])(losses["loss"] + sum(self.drawn[-1]))}
 
         return Learns()
+
+
+def test_loaders_are_made_without_a_model_and_closed_and_nothing_is_left(tmp_path):
+    closed = []
+
+    class Closing(PlainLoader):
+        def close(self):
+            closed.append(len(self))
+
+    @plugin
+    class Data(PlainData):
+        """Loaders that tell when they are closed."""
+
+        @hookimpl
+        def build_loader(self, run, mode):
+            return None if mode == "test" else Closing(PlainDataset([1.0, 2.0]), 1, 0)
+
+    kernel = plain_kernel({"data": Data()}, work_dir=tmp_path / "work")
+    with kernel.loading() as run:
+        assert load(run, "train") is run.loaders["train"]
+        assert load(run, "test") is None
+        (run.work_dir / "written").touch()
+        assert run.work_dir != tmp_path / "work"
+    assert closed == [2]
+    assert run.model is None
+    assert run.work_dir == tmp_path / "work"
+    assert not (tmp_path / "work").exists()

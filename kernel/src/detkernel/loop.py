@@ -7,7 +7,7 @@ event at that place.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,11 +114,28 @@ class Kernel:
             run.log.setLevel(level)
 
     @contextmanager
-    def _session(self, mode: Literal["train", "test", "predict"]) -> Iterator[Run]:
+    def loading(self) -> Iterator[Run]:
+        """A run that has been set up, and that `load` makes the loaders of, without a model: to look at data.
+
+        The work dir is an empty folder meanwhile, which is removed.
+        """
+        run, options = self.state, self.state.options
+        with TemporaryDirectory(prefix="detkernel-data-") as folder:
+            run.options = attrs.evolve(options, work_dir=Path(folder))  # type: ignore[misc]
+            try:
+                with self._session("train", lambda run: run.hook.setup(run=run)):
+                    yield run
+            finally:
+                run.options = options
+
+    @contextmanager
+    def _session(
+        self, mode: Literal["train", "test", "predict"], begin: Callable[[Run], object] | None = None
+    ) -> Iterator[Run]:
         run = self.state
         run.mode = mode
         try:
-            prepare(run)
+            (begin or prepare)(run)
             yield run
         except BaseException as error:
             run.error = error
@@ -181,6 +198,14 @@ def prepare(run: Run) -> None:
         remove_leftovers(run.work_dir)
         write_config(run)  # not sooner: a plugin may refuse the run, and the folder has the config of one before
     run.hook.before_run(run=run)
+
+
+def load(run: Run, mode: Mode) -> Loader | None:
+    """Make the loader of a mode, and keep it with the run's; None where no plugin makes one."""
+    loader = build_loader(run, mode)
+    if loader is not None:
+        run.loaders[mode] = loader
+    return loader
 
 
 def build_loader(run: Run, mode: Mode) -> Loader | None:

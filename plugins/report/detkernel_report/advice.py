@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -198,12 +198,12 @@ def _mistakes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:
         for kind in cost
     }
     total = int(analysis.matches.positives[0].sum())
-    only = {kind: analysis.mistakes.only(analysis.matches, kind) for kind in ("location", "class")}
+    only = analysis.mistakes.only(analysis.matches, "location")
     if cost["location"] >= WORTH:
         low, high = analysis.ap(threshold=0), analysis.ap(threshold=5)
         yield Advice(
             "Boxes are not exact",
-            f"{len(only['location'])} of {total} objects are found by boxes alone that overlap them by less than half; "
+            f"{len(only)} of {total} objects are found by boxes alone that overlap them by less than half; "
             f"AP is {low:.3f} at an overlap of 0.5 and {high:.3f} at 0.75",
             "Train longer with a learning rate that falls to nothing, on larger images, or with a detector that "
             "refines its boxes (cascade_rcnn, rtdetr); and see below whether the annotated boxes are exact themselves",
@@ -211,7 +211,9 @@ def _mistakes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:
         )  # fmt: skip
     if cost["class"] >= WORTH:
         yield Advice(
-            "Classes are taken for one another", _confused(analysis, only["class"], total),
+            "Classes are taken for one another",
+            f"{counts['class']} are at the right place with a wrong class"
+            f"{_confused(analysis, kinds == 'class', strong)}",
             "Look whether the annotations tell these classes apart; then add images of them, and augment less of what "
             "tells them apart (colour, say)", cost["class"],
         )  # fmt: skip
@@ -222,25 +224,38 @@ def _mistakes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:
             f"Lower the model's nms_thresh (now {_option(run, 'nms_thresh')})", cost["duplicate"],
         )  # fmt: skip
     if cost["background"] >= WORTH:
-        label = _most_invented(analysis, kinds == "background", strong)
+        label, where = _most_invented(analysis, (kinds == "background") & strong)
         yield Advice(
             "Things are found that nobody annotated",
-            f"{counts['background']} lie where nothing is annotated{label}",
+            f"{counts['background']} lie where nothing is annotated{label}{where}",
             "Look at the worst images below: where objects are there and were not annotated, complete the annotations; "
             "where not, add images without objects and train on them (data.skip_empty: false)", cost["background"],
         )  # fmt: skip
 
 
-def _confused(analysis: Analysis, only: Mapping[tuple[int, int], int], total: int) -> str:
+def _confused(analysis: Analysis, chosen: Any, strong: Any) -> str:
+    """Which classes are taken for which, by the detections that count most."""
     names, images = analysis.results.classes, analysis.results.images
-    pairs = Counter((int(images[at].labels[number]), label) for (at, number), label in only.items()).most_common(3)
-    listed = ", ".join(f"{names[truth]} as {names[label]} {many} times" for (truth, label), many in pairs)
-    return f"{len(only)} of {total} objects are found with a wrong class alone{f' ({listed})' if listed else ''}"
+    chosen = chosen & strong if (chosen & strong).any() else chosen
+    pairs = Counter(
+        (
+            int(images[int(analysis.matches.image[at])].labels[analysis.mistakes.other[at]]),
+            int(analysis.matches.label[at]),
+        )
+        for at in np.flatnonzero(chosen)
+    )
+    listed = [f"{names[truth]} as {names[label]}: {many}" for (truth, label), many in pairs.most_common(3)]
+    return f" ({', '.join(listed)})" if listed else ""
 
 
-def _most_invented(analysis: Analysis, background: Any, strong: Any) -> str:
-    labels = Counter(analysis.matches.label[background & strong].tolist()).most_common(1)
-    return f", {labels[0][1]} of them as {analysis.results.classes[labels[0][0]]}" if labels else ""
+def _most_invented(analysis: Analysis, chosen: Any) -> tuple[str, str]:
+    """Which class is invented most, and in which image, in words."""
+    labels = Counter(analysis.matches.label[chosen].tolist()).most_common(1)
+    images = Counter(analysis.matches.image[chosen].tolist()).most_common(1)
+    if not labels:
+        return "", ""
+    name = analysis.results.images[images[0][0]].path.rpartition("/")[2]
+    return f", {labels[0][1]} of them as {analysis.results.classes[labels[0][0]]}", f"; {name} alone has {images[0][1]}"
 
 
 def _classes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:

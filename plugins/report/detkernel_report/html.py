@@ -133,17 +133,20 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def page(title: str, header: Markup, main: Markup, *, scripts: Sequence[str] = ("page.js",)) -> str:
-    """A whole page. `scripts`: assets; `live.js` asks the server that the page came from what is new."""
+def page(title: str, header: Markup, main: Markup, *, scripts: Sequence[str] = ("page.js",), version: str = "") -> str:
+    """A whole page. `scripts`: assets; `live.js` asks the server that the page came from whether there is another
+    `version`."""
     style, sources = asset("page.css"), [asset(name) for name in scripts]
-    return html(
+    made = html(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body data-version=\"{version}\">\n"
         '<a class="skip" href="#main">Skip to the content</a>\n<header>{header}</header>\n'
         '<main id="main" tabindex="-1">{main}</main>\n{scripts}\n</body>\n</html>\n',
-        policy=policy(style, sources, live="live.js" in scripts), title=title, style=Markup(style), header=header,
+        policy=policy(style, sources, live="live.js" in scripts), title=title, version=version, style=Markup(style),
+        header=header,
         main=main, scripts=joined(Markup(f"<script>{source}</script>") for source in sources),
     )  # fmt: skip
+    return str(made)

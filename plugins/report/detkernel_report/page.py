@@ -31,11 +31,11 @@ def write_report(path: Path, output: Path | None = None) -> RunFolder:
     return run
 
 
-def report(run: RunFolder, *, live: bool = False) -> str:
-    """`live`: the page of `detkernel monitor`, which asks for what is new."""
+def report(run: RunFolder, version: str = "") -> str:
+    """`version`: of the page of `detkernel monitor`, which asks whether there is another one."""
     header, main = report_parts(run)
-    scripts = ("page.js", "live.js") if live else ("page.js",)
-    return page(f"{run.name} – detkernel report", header, main, scripts=scripts)
+    scripts = ("page.js", "live.js") if version else ("page.js",)
+    return page(f"{run.name} – detkernel report", header, main, scripts=scripts, version=version)
 
 
 def report_parts(run: RunFolder) -> tuple[Markup, Markup]:

@@ -22,6 +22,8 @@ CLASSES = 24
 """Of a confusion matrix; of more classes, those that are confused most."""
 LINES = 12
 """Classes whose precision is drawn at first."""
+FEW = 5
+"""Mistakes of an image up to which their kinds are written beside them; else a pointer over a box says it."""
 LABELS = 14
 """Boxes of an image up to which each has its label; of more, only those with a mistake."""
 
@@ -193,7 +195,7 @@ def _figure(run: RunFolder, analysis: Analysis, one: mistakes.ImageScore) -> Mar
         'preserveAspectRatio="none"/></defs></svg>',
         name, jpeg_source(run.images[results.name, image.index]), image.width, image.height,
     )  # fmt: skip
-    missed = sum(verdict == "missed" for _, _, verdict in truth)
+    missed = sum(verdict == "missed" for _, _, verdict, _ in truth)
     return html(
         "<figure><figcaption><b>{}</b>: {} right, {} wrong, {} missed</figcaption>{}"
         '<div class="pair"><div><span>annotated</span>{}</div><div><span>found</span>{}</div></div></figure>',
@@ -203,15 +205,16 @@ def _figure(run: RunFolder, analysis: Analysis, one: mistakes.ImageScore) -> Mar
     )  # fmt: skip
 
 
-Box = tuple[Sequence[float], str, str]
-"""xyxy, a label, and "right", "wrong", "missed" or "other"."""
+Box = tuple[Sequence[float], str, str, str]
+"""xyxy, a label, "right", "wrong", "missed" or "other", and what a pointer over it says."""
 
 
 def _truth(analysis: Analysis, image: ImageResult, mine: Any) -> list[Box]:
     hit = set(analysis.matches.truth[mine].tolist())
     verdicts = ["other" if ignored else "right" if at in hit else "missed" for at, ignored in enumerate(image.ignore)]
     names = [cut(analysis.results.classes[label], 24) for label in image.labels.tolist()]
-    return list(zip(image.boxes.tolist(), names, verdicts, strict=True))
+    said = [f"{name}: {verdict}" for name, verdict in zip(names, verdicts, strict=True)]
+    return list(zip(image.boxes.tolist(), names, verdicts, said, strict=True))
 
 
 def _found(analysis: Analysis, at: int, mine: Any) -> list[Box]:
@@ -221,12 +224,13 @@ def _found(analysis: Analysis, at: int, mine: Any) -> list[Box]:
     boxes = image.found_boxes[counted_detections(image)]
     first = int(np.searchsorted(analysis.matches.image, at))
     found = []
+    few = sum(analysis.mistakes.kinds[one] not in ("right", "ignored") for one in mine.tolist()) <= FEW
     for number_ in mine.tolist():
         kind = analysis.mistakes.kinds[number_]
         verdict = {"right": "right", "ignored": "other"}.get(kind, "wrong")
         name = cut(analysis.results.classes[int(analysis.matches.label[number_])], 24)
-        text = f"{name} {analysis.matches.score[number_]:.2f}" + (f", {kind}" if verdict == "wrong" else "")
-        found.append((boxes[number_ - first].tolist(), text, verdict))
+        text = f"{name} {analysis.matches.score[number_]:.2f}" + (f", {kind}" if verdict == "wrong" and few else "")
+        found.append((boxes[number_ - first].tolist(), text, verdict, f"{name}: {kind}"))
     return found
 
 
@@ -243,19 +247,19 @@ def _drawn(name: Markup, image: ImageResult, boxes: Sequence[Box], said: str) ->
 
 
 def _box(box: Box) -> Markup:
-    (x1, y1, x2, y2), text, verdict = box
+    (x1, y1, x2, y2), _, verdict, said = box
     return html(
-        '<g class="box v-{v}"><title>{t}: {v}</title><rect class="halo" x="{x}" y="{y}" width="{w}" height="{h}"/>'
+        '<g class="box v-{v}"><title>{t}</title><rect class="halo" x="{x}" y="{y}" width="{w}" height="{h}"/>'
         '<rect class="edge" x="{x}" y="{y}" width="{w}" height="{h}"/></g>',
-        v=verdict, t=text, x=f"{x1:.1f}", y=f"{y1:.1f}", w=f"{max(x2 - x1, 0):.1f}", h=f"{max(y2 - y1, 0):.1f}",
+        v=verdict, t=said, x=f"{x1:.1f}", y=f"{y1:.1f}", w=f"{max(x2 - x1, 0):.1f}", h=f"{max(y2 - y1, 0):.1f}",
     )  # fmt: skip
 
 
 def _labels(boxes: Sequence[Box], size: float, image: ImageResult) -> Iterator[Markup]:
     """A text above each box, or inside at its top; further down where another text stands already."""
     taken: list[tuple[float, float, float]] = []
-    for (x1, y1, _, _), text, _ in boxes:
-        wide = 0.58 * size * len(text)
+    for (x1, y1, _, _), text, _, _ in boxes:
+        wide = 0.62 * size * len(text)
         left = min(max(x1, 2.0), max(image.width - wide - 2, 2.0))
         low = y1 - size / 5 if y1 > 1.2 * size else y1 + size
         while any(abs(low - other) < size and left < end and start < left + wide for other, start, end in taken):

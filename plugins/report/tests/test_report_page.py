@@ -23,7 +23,7 @@ from detkernel_report.results import rows
 from detkernel_report.run_folder import read_run
 from report_cases import image, random_results, results
 
-VOID = {"meta", "input", "br", "link", "rect", "path", "use", "image"}
+VOID = {"meta", "input", "img", "br", "link", "rect", "path", "use", "image"}
 
 
 class Parsed(HTMLParser):
@@ -400,8 +400,9 @@ GOOD = [(*BOX, 0.9, 0)]
         (([BOX, FAR], [0, 0], [*GOOD, (230, 200, 290, 260, 0.8, 0)]), "Boxes are not exact",
          "1 of 2 objects are found by boxes alone that overlap them by less than half"),
         (([BOX, FAR], [0, 1], [*GOOD, (*FAR, 0.8, 0)]), "Classes are taken for one another",
-         "1 of 2 objects are found with a wrong class alone (dog as cat 1 times)"),
-        (([BOX], [0], [(*FAR, 0.95, 0), *GOOD]), "Things are found that nobody annotated", "1 of them as cat"),
+         "are at the right place with a wrong class (dog as cat: 1)"),
+        (([BOX], [0], [(*FAR, 0.95, 0), *GOOD]), "Things are found that nobody annotated",
+         "1 of them as cat; image-0.png alone has 1"),
         (([BOX, FAR], [0, 0], [(*BOX, 0.95, 0), *GOOD, (*FAR, 0.5, 0)]), "One object is found several times",
          "1 detections (1 of them"),
     ],
