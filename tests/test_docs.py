@@ -185,6 +185,8 @@ def test_commands_run(text: str, tmp_path: Path) -> None:
             }[program.removeprefix(".venv/bin/")]
             if words[2:3] in (["check"], ["run"], ["test"]) and words[1] == "detkernel":
                 words += SMALL
+            if words[2:3] == ["profile"]:
+                words += [*SMALL, "run.until=3 iters", "--iterations", "1", "--warmup", "1"]
             result = subprocess.run(
                 [sys.executable, *words],
                 cwd=folder,

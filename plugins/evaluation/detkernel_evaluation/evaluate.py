@@ -27,7 +27,7 @@ CHUNK = 64
 """Images at a time."""
 
 
-@click.command()
+@click.command(epilog="\b\nFor example:\n  detkernel evaluate detections.json config.yaml")
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS.json")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -40,11 +40,11 @@ CHUNK = 64
 )
 @click.option("--json", "as_json", is_flag=True, help="print the metrics as JSON, nan as null")
 def evaluate(results: Path, config: str, overrides: tuple[str, ...], categories: str, as_json: bool) -> None:
-    """Measure saved detections on a config's test data (or else validation data), without a model.
+    """Measure saved detections, without a model.
 
-    RESULTS.json is in COCO's form of results, as `coco_map` with `save` writes it and other tools do: a list of
-    {"image_id", "category_id", "score" and "bbox", "segmentation" or "keypoints"}. All evaluators of CONFIG measure;
-    nothing is written.
+    They are put to CONFIG's test data, or else its validation data, and all of its evaluators measure; nothing is
+    written. RESULTS.json is in COCO's form of results, as `coco_map` with `save` writes it and other tools do: a list
+    of {"image_id", "category_id", "score" and "bbox", "segmentation" or "keypoints"}.
     """
     from detkernel.config import load
 

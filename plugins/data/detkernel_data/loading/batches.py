@@ -77,6 +77,11 @@ class Batches:
         """Images a batch on each process, where there are enough."""
         return int(self.batch_sampler.batch_size)
 
+    @property
+    def workers(self) -> int:
+        """Loading processes; 0: the main one loads."""
+        return self._workers
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the one at `start` on."""
         if not self._endless:
