@@ -1,34 +1,181 @@
-"""mkdocs hook: the reference pages, generated from the installed plugins, so that they cannot fall behind the code."""
+"""mkdocs hook: the reference, the model zoo and the pages of the roles, made of what is installed and of the recipes,
+so that they cannot fall behind the code."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import pkgutil
+import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
+import yaml
 from detkernel.bus import Bus
 from detkernel.catalog import Catalog
+from detkernel.cli import cli
+from detkernel.listing import words
 from detkernel.plugin import Part
 from detkernel.reference import option_rows, usage
+from detkernel.run import RunOptions
+
+ROOT = Path(__file__).parent.parent
+ROLES = {
+    "hook": "A hook answers events of the loop: it logs, stops, changes weights, or does anything at its time.",
+    "model": "A model plugin builds a `torch.nn.Module` and says what a step of training and of validation is.",
+    "dataset": "A data set says how many images there are, and has the pixels and annotations of each.",
+    "transform": "A transform changes a sample (image, boxes, masks, keypoints) in the loader's workers.",
+    "evaluator": "An evaluator hears detections, and publishes metrics, each with the direction that is better.",
+    "command": "A command is a click command that `detkernel NAME` runs. It is imported only when it is called.",
+}
+STATUSES = {
+    0: "all went well",
+    1: "a bug: a traceback that names the plugin, the event and the iteration",
+    2: "a mistake that you can fix: one message that says where, what was found, what was expected, and what to do",
+    75: "the run was told to stop (a signal, `max_time`) and is saved: the same command goes on",
+    130: "interrupted at once, by a second Ctrl-C or where nothing was running",
+    141: "who read the output went away, such as `head`",
+}
+"""What `detkernel` ends with."""
+API = [
+    "run",
+    "loop",
+    "plugin",
+    "span",
+    "metrics",
+    "errors",
+    "processes",
+    "files",
+    "launchers",
+    "scaffold",
+    "testing",
+    "terminal",
+]
+"""The kernel's modules that plugins and programs use."""
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to the site."""
     from mkdocs.structure.files import File
 
-    for path, lines in (
-        ("reference/events.md", events()),
-        ("reference/plugins.md", catalog_page(parts=False)),
-        ("reference/parts.md", catalog_page(parts=True)),
-        ("reference/detection.md", library_page("detkernel_detection")),
-        ("reference/detectors.md", library_page("detkernel_detectors")),
-    ):
+    pages = {
+        "reference/events.md": events(),
+        "reference/cli.md": cli_page(),
+        "reference/run.md": run_page(),
+        "reference/plugins.md": catalog_page(parts=False),
+        "reference/parts.md": catalog_page(parts=True),
+        "reference/api.md": library_page("detkernel", API),
+        "reference/detection.md": library_page("detkernel_detection"),
+        "reference/detectors.md": library_page("detkernel_detectors"),
+        "zoo.md": zoo_page(),
+        "catalogue.md": catalogue_page(),
+        **{f"extend/{kind}.md": role_page(kind, what) for kind, what in ROLES.items()},
+        **{f"packages/{path.parent.name}.md": [readme(path)] for path in sorted(ROOT.glob("plugins/*/README.md"))},
+    }
+    for path, lines in pages.items():
         files.append(File.generated(config, path, content="\n".join(lines) + "\n"))
     return files
+
+
+def on_config(config: Any) -> Any:
+    """Where the repository is published, the pages link to it."""
+    config.extra["version"] = version("detkernel-kernel")
+    if address := os.environ.get("DETKERNEL_REPOSITORY"):
+        config.repo_url = address
+    return config
+
+
+def cli_page() -> Iterator[str]:
+    """The help of every command, and what the exit statuses mean."""
+    yield "# The command line\n\n| exit status | what it means |\n|---|---|"
+    yield from (f"| `{status}` | {what} |" for status, what in STATUSES.items())
+    yield "\nOutput has 80 columns, or the terminal's; `COLUMNS=120` sets them, `NO_COLOR=1` takes colours off.\n"
+    top = click.Context(cli, info_name="detkernel", max_content_width=80, terminal_width=80)
+    yield f"```text\n{cli.get_help(top)}\n```\n"
+    for name in cli.list_commands(top):
+        command = cli.get_command(top, name)
+        assert command is not None
+        page = click.Context(command, parent=top, info_name=name, max_content_width=80, terminal_width=80)
+        yield f"## detkernel {name}\n\n```text\n{command.get_help(page)}\n```\n"
+
+
+def run_page() -> Iterator[str]:
+    """The options of `run:`."""
+    yield "# The options of `run:`\n\nThe only key of a config that is not a plugin, beside `base`.\n"
+    yield from _options(RunOptions)
+
+
+def zoo_page() -> Iterator[str]:
+    """Every recipe, by the comment at its head."""
+    yield "# Model zoo\n"
+    yield (
+        "Every recipe, with the average precision that its authors or MMDetection published for it, and what was "
+        "measured with detkernel. `detkernel recipes NAME` copies one, and `detkernel run` takes the copy.\n"
+    )
+    yield "| recipe | what it trains | published box AP | measured AP |\n|---|---|---|---|"
+    measured = yaml.safe_load((ROOT / "docs/measured.yaml").read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        text, published = recipe(path)
+        yield f"| `{path.stem}` | {_cell(text)} | {published or '-'} | {measured.get(path.stem, '-')} |"
+    yield (
+        "\nNative detectors are held against MMDetection's or their authors' numbers in the tests: equal feature maps, "
+        "losses, gradients and detections for equal weights (see [the package](packages/detectors.md)). A whole "
+        "COCO training has not been run with them yet; where it has, the AP is in the last column.\n"
+    )
+
+
+def recipe(path: Path) -> tuple[str, str]:
+    """What the comment at the head of a recipe says, and what was published, in it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[:6] if line.startswith("#") and "yaml-language" not in line)
+    what, _, published = comment.partition("Published by ")
+    found = re.findall(r"(box|mask) AP (\d+\.\d)", published)
+    return what.strip().rstrip("."), ", ".join(ap if kind == "box" else f"masks {ap}" for kind, ap in found)
+
+
+def catalogue_page() -> Iterator[str]:
+    """Plugins outside of the tree, from `catalogue.yaml`."""
+    known = yaml.safe_load((ROOT / "docs/catalogue.yaml").read_text(encoding="utf-8"))
+    yield "# Plugins outside of the tree\n"
+    yield (
+        "Distributions that others maintain, and the examples of the documentation, which are distributions as yours "
+        "would be. The status says which contracts of `detkernel.testing` its tests run, "
+        "and with which version they passed last. To be listed, add three lines to `docs/catalogue.yaml`.\n"
+    )
+    yield "| distribution | what it does | contract status |\n|---|---|---|"
+    for entry in known:
+        name = f"[`{entry['name']}`]({entry['link']})" if entry.get("link") else f"`{entry['name']}`"
+        yield f"| {name} | {_cell(entry['what'])} | {_cell(entry['status'])} |"
+    yield ""
+
+
+def role_page(kind: str, what: str) -> Iterator[str]:
+    """A plugin of a kind and its test, as `detkernel new-plugin` writes them; the tests install and run each."""
+    template = Catalog("template").load_object(kind)
+    module, test = template.files()
+    yield f"# Write a {kind if kind != 'dataset' else 'data set'}\n\n{what}\n"
+    yield f"```sh\ndetkernel new-plugin my-plugin --kind {kind}\n```\n"
+    yield "writes a project that is complete, with this module:\n"
+    yield f'```python title="my_plugin.py"\n{module.rstrip()}\n```\n\nand this test:\n'
+    yield f'```python title="test_my_plugin.py"\n{test.rstrip()}\n```\n'
+    if template.config:
+        yield f"In a config:\n\n```yaml\n{template.config}\n```\n"
+    yield (
+        "`cd my-plugin && pip install -e .[test] && pytest` installs it and runs the test. What all plugins share "
+        "(options, events, state, several processes) is in [Write a plugin](../plugins.md), how to give it away in "
+        "[Ship a plugin](../shipping.md).\n"
+    )
+
+
+def readme(path: Path) -> str:
+    """The README of a package; links to files of the repository become plain text."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", text)
 
 
 def events() -> Iterator[str]:
@@ -48,29 +195,40 @@ def events() -> Iterator[str]:
 
 
 def catalog_page(*, parts: bool) -> Iterator[str]:
-    """Every installed plugin (or part) with its options."""
+    """Every installed plugin (or part) with its options, by kind."""
     yield "# Parts\n" if parts else "# Plugins\n"
     catalog = Catalog()
+    kinds: dict[str, list[str]] = {}
     for name in catalog.entries:
-        cls = catalog.load(name)
-        if issubclass(cls, Part) != parts:
-            continue
-        what, _, example = usage(name, cls).partition(": ")
-        yield f"## {name}\n\n{inspect.getdoc(cls)}\n\n{what[0].upper()}{what[1:]}: `{example}`\n"
-        rows = [[_cell(text) for text in row] for row in option_rows(cls)]
-        if rows:
-            yield "| option | type | default | meaning |\n|---|---|---|---|"
-            for option, kind, default, meaning in rows:
-                yield f"| `{option}` | `{kind}` | `{default}` | {meaning} |"
-            yield ""
-        yield f"From `{catalog.find(name).distribution}`.\n"
+        if issubclass(catalog.load(name), Part) == parts:
+            kinds.setdefault(words(catalog.find(name).describe()[0]), []).append(name)
+    yield " · ".join(f"[{kind}](#{kind.replace(' ', '-')})" for kind in sorted(kinds)) + "\n"
+    for kind, names in sorted(kinds.items()):
+        yield f"## {kind}\n"
+        for name in names:
+            cls = catalog.load(name)
+            what, _, example = usage(name, cls).partition(": ")
+            yield f"### {name}\n\n{inspect.getdoc(cls)}\n\n{what[0].upper()}{what[1:]}: `{example}`\n"
+            yield from _options(cls)
+            yield f"From `{catalog.find(name).distribution}`.\n"
 
 
-def library_page(package: str) -> Iterator[str]:
-    """The public classes, functions and constants of every module of a package, read from its source."""
+def _options(cls: type[Any]) -> Iterator[str]:
+    """A table of options, where there are any."""
+    rows = [[_cell(text) for text in row] for row in option_rows(cls)]
+    if rows:
+        yield "| option | type | default | meaning |\n|---|---|---|---|"
+        yield from (f"| `{option}` | `{kind}` | `{default}` | {meaning} |" for option, kind, default, meaning in rows)
+        yield ""
+
+
+def library_page(package: str, only: list[str] | None = None) -> Iterator[str]:
+    """The public classes, functions and constants of every module of a package, or of some, read from its source."""
     yield f"# The library `{package}`\n"
     yield "What plugins import beside the kernel. Names that begin with an underscore may change without notice.\n"
     for name in sorted(module.name for module in pkgutil.walk_packages(_paths(package), f"{package}.")):
+        if only is not None and name.removeprefix(f"{package}.").partition(".")[0] not in only:
+            continue
         found = find_spec(name)
         tree = ast.parse(Path(str(found and found.origin)).read_text(encoding="utf-8"))
         entries = [line for node, doc in _documented(tree.body) for line in _entry(node, doc)]
