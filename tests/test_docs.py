@@ -268,5 +268,7 @@ def _my_plugin() -> str:
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            made = re.match(r"(\.\./)*(reference/|extend/|packages/|families/|zoo|catalogue)", target)  # by docs/generate.py
+            made = re.match(
+                r"(\.\./)*(reference/|extend/|packages/|families/|zoo|catalogue)", target
+            )  # by docs/generate.py
             assert made or (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
