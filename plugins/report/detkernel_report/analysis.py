@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -43,8 +44,10 @@ class Analysis:
         return metrics.mean(np.atleast_1d(chosen[..., slice(None) if label is None else label]))
 
 
+@lru_cache(maxsize=4)
 def analyse(results: Results) -> Analysis:
-    """Everything is computed of the detections; there is no model and no image."""
+    """Everything is computed of the detections; there is no model and no image. What was analysed last is remembered,
+    for a page that is made again (`Results` are told apart by identity)."""
     matches = metrics.matched(results)
     best = metrics.best_threshold(matches)
     score = DEFAULT_SCORE if math.isnan(best.score) else best.score

@@ -76,6 +76,8 @@ def _match_image(image: ImageResult, thresholds: Floats, ranges: Floats) -> tupl
     """Label, score, hit [T, A, D], ignored [T, A, D] and hit object of the detections of an image."""
     kept = counted_detections(image)
     labels, scores, boxes = image.found_labels[kept], image.scores[kept], image.found_boxes[kept]
+    if len(thresholds) == len(ranges) == 1 and not ranges[0, 0]:
+        return labels, scores, *_match_once(image, kept, float(thresholds[0]))
     shape = (len(thresholds), len(ranges), len(kept))
     hit, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     truth = np.full(len(kept), -1)
@@ -98,6 +100,29 @@ def _match_image(image: ImageResult, thresholds: Floats, ranges: Floats) -> tupl
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     ignored |= ~hit & ~ignored & ~_inside(area, ranges)[None]
     return labels, scores, hit, ignored, truth
+
+
+def _match_once(image: ImageResult, kept: Labels, threshold: float) -> tuple[Bools, Bools, Labels]:
+    """The same for one overlap and all sizes, as a validation asks for it: in plain Python, some times faster."""
+    hit, ignored, truth = np.zeros((1, 1, len(kept)), bool), np.zeros((1, 1, len(kept)), bool), np.full(len(kept), -1)
+    if not len(image.boxes):
+        return hit, ignored, truth
+    labels = image.found_labels[kept]
+    overlaps = image.iou()[kept] * (labels[:, None] == image.labels[None])
+    order = np.argsort(image.ignore, kind="stable").tolist()  # what counts goes before what does not
+    taken, ignore, crowd = [False] * len(order), image.ignore.tolist(), image.crowd.tolist()
+    for at in np.flatnonzero((overlaps >= threshold).any(1)).tolist():
+        overlap, best, most = overlaps[at].tolist(), -1, threshold
+        for number in order:
+            if best >= 0 and ignore[number] and not ignore[best]:
+                break
+            if overlap[number] >= most and (not taken[number] or crowd[number]):
+                best, most = number, overlap[number]
+        if best >= 0:
+            taken[best] = True
+            hit[0, 0, at], ignored[0, 0, at] = not ignore[best], ignore[best]
+            truth[at] = -1 if ignore[best] else best
+    return hit, ignored, truth
 
 
 def _best(allowed: Bools, overlap: Floats) -> tuple[Bools, Labels]:

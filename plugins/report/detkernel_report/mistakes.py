@@ -47,7 +47,7 @@ class Mistakes:
 
     def only(self, matches: Matches, kind: str) -> dict[tuple[int, int], int]:
         """(image, object) of those that were found by a mistake of a kind alone, and its label, of the best one."""
-        hit = {(at, number) for at, number in zip(matches.image.tolist(), matches.truth.tolist(), strict=True)}
+        hit = _hit(matches)
         found: dict[tuple[int, int], int] = {}
         for at in (one for one, made in enumerate(self.kinds) if made == kind):
             aim = (int(matches.image[at]), int(self.other[at]))
@@ -78,24 +78,15 @@ def _of_image(image: ImageResult, matches: Matches, mine: Labels) -> tuple[list[
     overlap = image.iou()[counted_detections(image)] * ~image.ignore[None]
     same = labels[:, None] == image.labels[None]
     right, wrong = _most(np.where(same, overlap, 0.0)), _most(np.where(same, 0.0, overlap))
-    meant = np.full(len(mine), -1)
-    kinds: list[Kind] = []
-    for at, number in enumerate(mine.tolist()):
-        if matches.ignored[0, 0, number]:
-            kinds.append("ignored")
-        elif matches.hit[0, 0, number]:
-            kinds.append("right")
-        elif right[0][at] >= FOUND:
-            kinds.append("duplicate")
-        elif right[0][at] >= NEAR:
-            kinds.append("location")
-            meant[at] = right[1][at]
-        elif wrong[0][at] >= FOUND:
-            kinds.append("class")
-            meant[at] = wrong[1][at]
-        else:
-            kinds.append("both" if wrong[0][at] >= NEAR else "background")
-    return kinds, meant
+    hit, ignored = matches.hit[0, 0, mine], matches.ignored[0, 0, mine]
+    rules: list[tuple[Bools, Kind]] = [
+        (ignored, "ignored"), (hit, "right"), (right[0] >= FOUND, "duplicate"), (right[0] >= NEAR, "location"),
+        (wrong[0] >= FOUND, "class"), (wrong[0] >= NEAR, "both"),
+    ]  # fmt: skip
+    names: list[Kind] = [*(kind for _, kind in rules), "background"]
+    which = np.select([rule for rule, _ in rules], list(range(len(rules))), len(rules))
+    meant = np.where(which == names.index("location"), right[1], np.where(which == names.index("class"), wrong[1], -1))
+    return [names[place] for place in which.tolist()], meant
 
 
 def _most(overlap: Floats) -> tuple[Floats, Labels]:
@@ -131,7 +122,7 @@ def _repaired(results: Results, matches: Matches, chosen: Bools, other: Labels) 
     """Which detections become right once they are what they meant to be: the best one of each object that no other
     detection hit; the others would be duplicates, and vanish. And the labels that they then have."""
     repaired, labels = np.zeros(len(chosen), bool), matches.label.copy()
-    taken = {(at, number) for at, number in zip(matches.image.tolist(), matches.truth.tolist(), strict=True)}
+    taken = _hit(matches)
     for at in np.flatnonzero(chosen)[np.argsort(-matches.score[chosen], kind="stable")].tolist():
         aim = (int(matches.image[at]), int(other[at]))
         if aim not in taken:
@@ -139,6 +130,12 @@ def _repaired(results: Results, matches: Matches, chosen: Bools, other: Labels) 
             repaired[at] = True
             labels[at] = results.images[aim[0]].labels[aim[1]]
     return repaired, labels
+
+
+def _hit(matches: Matches) -> set[tuple[int, int]]:
+    """(image, object) of every object that was found."""
+    hit = matches.truth >= 0
+    return set(zip(matches.image[hit].tolist(), matches.truth[hit].tolist(), strict=True))
 
 
 def _mean_ap(hit: Bools, label: Labels, score: Floats, counted: Bools, positives: NDArray[np.int64]) -> float:

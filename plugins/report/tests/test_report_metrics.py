@@ -56,6 +56,15 @@ def test_precision_and_recall_are_those_of_pycocotools(seed):
     np.testing.assert_allclose(found.recall, recall.transpose(0, 2, 1), atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_overlap_and_all_sizes_are_matched_alike(seed):
+    given = random_results(seed)
+    every, once = matched(given), matched(given, (0.5,), ("all",))
+    assert (once.hit[0, 0] == every.hit[0, 0]).all()
+    assert (once.ignored[0, 0] == every.ignored[0, 0]).all()
+    assert (once.truth == every.truth).all()
+
+
 def test_a_crowd_is_matched_often_and_counts_for_nothing():
     given = results(
         image(0, [(0, 0, 50, 50), (60, 60, 80, 80)], [0, 0],
