@@ -32,7 +32,7 @@ from detkernel_detectors.models.fcos import Fcos
 from detkernel_detectors.models.gfl import Gfl
 from detkernel_detectors.models.mask_rcnn import MaskRcnn
 from detkernel_detectors.models.network import Network
-from detkernel_detectors.models.rcnn import drawn
+from detkernel_detectors.models.rcnn import drawn, needed
 from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
@@ -431,6 +431,22 @@ def test_two_stages_ask_for_the_nms_of_proposals_alone(name: str):
         losses = of_family(name)(batch.images, batch.targets, batch.image_sizes)
         sum(losses.values()).backward()
     assert asked.found == ["detkernel::nms"]
+
+
+def test_on_a_cpu_masks_are_computed_for_no_more_boxes_than_are_positive(monkeypatch: pytest.MonkeyPatch):
+    batch, model, counts = batch_of(ONE, TWO), of_family("mask_rcnn"), []
+    few = needed
+
+    def kept(positive: torch.Tensor, most: int) -> int:
+        counts.append((few(positive, most), most))
+        return counts[-1][0]
+
+    monkeypatch.setattr("detkernel_detectors.models.rcnn.needed", kept)
+    found = model(batch.images, batch.targets, batch.image_sizes)
+    monkeypatch.setattr("detkernel_detectors.models.rcnn.needed", lambda positive, most: most)
+    expected = model(batch.images, batch.targets, batch.image_sizes)
+    assert 0 < counts[0][0] < counts[0][1]
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", [*DETRS, *RTDETRS])

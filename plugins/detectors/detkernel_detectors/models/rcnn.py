@@ -241,6 +241,7 @@ class MaskedRcnn(Rcnn):
         """The mean cross-entropy of the pixels of positive boxes."""
         assert targets.masks is not None
         most = min(int(self.sampled * self.positive), found.labels.shape[1])  # the first ones; no others are positive
+        most = needed(found.positive, most)
         found = Drawn(*(value[:, :most] for value in found))
         logits = self._masks(maps, found.boxes, found.labels, head)
         truth = _masks_of(found, targets.masks, sizes, head.side).to(logits.dtype)
@@ -257,6 +258,15 @@ class MaskedRcnn(Rcnn):
         logits: Tensor = head(self.pool(maps, boxes, self.mask_head.pooled)).float()
         own = labels.flatten().clamp(max=logits.shape[1] - 1)[:, None, None, None].expand(-1, 1, *logits.shape[2:])
         return logits.gather(1, own).view(*labels.shape, *logits.shape[2:])
+
+
+def needed(positive: Tensor, most: int) -> int:
+    """How many of the first `most` places of each image are worth computing, of those that are `positive` [B, S], which
+    come first: all, since shapes must not depend on the data; on a CPU, which is not asked but looked at, and where
+    every place costs as much, as many as the image with the most of them has, unless the model is being compiled."""
+    if positive.device.type != "cpu" or torch.compiler.is_compiling():
+        return most
+    return min(max(int(positive.sum(1).numpy().max(initial=0)), 1), most)
 
 
 def _masks_of(found: Drawn, masks: Tensor, sizes: Tensor | None, side: int) -> Tensor:
