@@ -1,5 +1,5 @@
-"""Families learn eight images by heart on the CPU: they find all of their objects. One by default; under `tox -e torture`
-(DETKERNEL_LONG) more, in some minutes."""
+"""Families learn eight images by heart on the CPU: they find all of their objects. One by default; under
+`tox -e torture` (DETKERNEL_LONG) more, in some minutes."""
 
 from __future__ import annotations
 
