@@ -272,3 +272,13 @@ def test_links_between_pages_lead_somewhere() -> None:
                 r"(\.\./)*(reference/|extend/|packages/|families/|zoo|catalogue)", target
             )  # by docs/generate.py
             assert made or (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_catalogue_says_of_the_examples_what_their_tests_run() -> None:
+    import yaml
+
+    listed = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "docs/catalogue.yaml").read_text())}
+    for folder in (path.parent for path in ROOT.glob("docs/examples/*/pyproject.toml")):
+        tests = (folder / f"test_{folder.name}.py").read_text(encoding="utf-8")
+        run = set(re.findall(r"\b(?!Test)[A-Z]\w+Contract\b", tests))
+        assert run == set(re.findall(r"[A-Z]\w+Contract", listed[folder.name]["status"])), folder.name
