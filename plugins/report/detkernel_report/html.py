@@ -31,6 +31,14 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, (Markup, int, float)) else printable(str(value), keep="\n\t")
 
 
+def coded(text: str) -> Markup:
+    """Text in which what stands between backticks is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return html("{}", text)
+    return joined(html("<code>{}</code>" if at % 2 else "{}", part) for at, part in enumerate(parts))
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a reader; a dash for what is not known."""
     if value is None or math.isnan(value):

@@ -14,7 +14,7 @@ from detkernel_report import page_data, page_results
 from detkernel_report.advice import Advice, advise
 from detkernel_report.analysis import Analysis, analyse, at, numbers, primary
 from detkernel_report.charts import Series, chart
-from detkernel_report.html import duration, html, joined, number, page, section
+from detkernel_report.html import coded, duration, html, joined, number, page, section
 from detkernel_report.record import PAGE
 from detkernel_report.run_folder import Metric, RunFolder, read_run
 
@@ -77,7 +77,7 @@ def _title(run: RunFolder) -> Markup:
 def _problems(run: RunFolder) -> Markup:
     if not run.problems:
         return Markup("")
-    lines = joined(html("<li>{}</li>", problem) for problem in run.problems)
+    lines = joined(html("<li>{}</li>", coded(problem)) for problem in run.problems)
     return html('<div class="notice" role="note">Not everything could be read:<ul>{}</ul></div>', lines)
 
 
@@ -158,7 +158,7 @@ def _next(run: RunFolder, found: Sequence[Advice]) -> Markup:
             "<li><strong>{}</strong>{}<p><b>Why:</b> {}.</p><p><b>Do:</b> {}.</p></li>",
             one.title,
             html('<span class="gain">up to +{:.1f} points of AP</span>', 100 * one.gain) if one.gain else Markup(""),
-            one.evidence.rstrip("."), one.action.rstrip("."),
+            coded(one.evidence.rstrip(".")), coded(one.action.rstrip(".")),
         )
         for one in found
     )  # fmt: skip

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 from contextlib import contextmanager
 
@@ -94,9 +95,13 @@ def chromium(folder):
     pipes = "--remote-debugging-pipe 3<&0 4>&1 0</dev/null 1>/dev/null"  # it reads from 3 and writes to 4
     command = f'exec "{program}" {options} --user-data-dir="{folder}" {pipes}'
     with subprocess.Popen(
-        ["bash", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ["bash", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         try:
             yield Browser(process)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started

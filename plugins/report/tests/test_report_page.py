@@ -307,7 +307,7 @@ def check_problems(folder, names):
     page = Parsed(report(run))
     for problem in run.problems:
         assert "\n" not in problem
-        assert problem in page.text
+        assert " ".join(problem.replace("`", " ").split()) in page.text  # what stands between backticks is code
     for name in names:
         if name not in ("report/data.jsonl", "report/times.jsonl"):  # a line that says nothing is not shown
             assert sum(problem.startswith(name) for problem in run.problems) == 1, (name, run.problems)
