@@ -36,7 +36,7 @@ class Log:
     )
     sinks: list[Sink] = option(
         factory=lambda: [Console(), TextLog(), JsonLines()],
-        help="where the log goes: console, text_log, json_lines, tensorboard",
+        help="where the log goes: console, text_log, json_lines, tensorboard, wandb, mlflow",
     )
 
     _meter: Meter = state()
