@@ -5,7 +5,7 @@
     clock.stop()
     clock.seconds["optimizer", "after_train_iter"]
 
-A call costs less than a microsecond more. Where work is queued on a device, its time is found where somebody waits.
+A call costs about a microsecond more. Where work is queued on a device, its time is found where somebody waits.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from detkernel import Run, UserError, hookimpl, option, plugin, state
 from detkernel.clock import Clock
 from detkernel.errors import as_typed, relative
 from detkernel.files import refuse_links, write_atomic
-from detkernel_detection import Batch, Detections
+from detkernel_detection import Batch, Dataset, Detections
 
 if TYPE_CHECKING:
     from detkernel_report.results import ImageResult, Results
@@ -68,7 +68,8 @@ class Report:
             self._write(run, "run.json", [self._said(run, "running")])
             from detkernel_report.statistics import statistics
 
-            self._write(run, "data.jsonl", [statistics(mode, each.dataset) for mode, each in run.loaders.items()])
+            sets = {mode: each.dataset for mode, each in run.loaders.items() if isinstance(each.dataset, Dataset)}
+            self._write(run, "data.jsonl", [statistics(mode, dataset) for mode, dataset in sets.items()])
 
     @hookimpl
     def before_val_set(self) -> None:
@@ -77,7 +78,7 @@ class Report:
 
     @hookimpl
     def after_val_iter(self, run: Run, batch: Batch, detections: Sequence[Detections]) -> None:
-        if run.checking or not hasattr(run.loader.dataset, "truth"):
+        if run.checking or not isinstance(run.loader.dataset, Dataset):
             return
         self._scales += [(y * x) ** 0.5 for y, x in batch.scales]
         for one in detections:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from detkernel import UserError, hookimpl, plugin
-from detkernel.loop import Kernel
 from detkernel_detection.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 from detkernel_report.advice import advise
 from detkernel_report.analysis import analyse
@@ -522,5 +521,29 @@ def test_a_chart_breaks_its_line_where_a_value_is_missing():
     assert "there are no values" in chart("x", [Series("a", [(0, math.nan)])])
 
 
-def test_a_kernel_without_a_data_set_of_images_is_no_trouble(tmp_path):
-    assert isinstance(tiny_kernel({"report": Report()}, work_dir=tmp_path), Kernel)
+def test_a_loader_with_a_data_set_of_its_own_kind_is_no_trouble(tmp_path):
+    class Other:
+        """Knows its classes and its length, as the kernel asks."""
+
+        def __init__(self, loader):
+            self._loader, self.classes, self.dataset = loader, loader.dataset.classes, self
+
+        def __len__(self):
+            return len(self._loader)
+
+        def batches(self, epoch, start=0):
+            return self._loader.batches(epoch, start)
+
+    @plugin
+    class Data(TinyData):
+        """Hides its data set."""
+
+        @hookimpl
+        def build_loader(self, run, mode):
+            return Other(super().build_loader(run, mode))
+
+    tiny_run({"report": Report(), "data": Data()}, validate="every 4 iters", work_dir=tmp_path)
+    run = read_run(tmp_path)
+    assert run.run["state"] == "complete"
+    assert run.results == run.data == []
+    assert "complete" in Parsed((tmp_path / "report.html").read_text()).text
