@@ -28,6 +28,7 @@ VIEWS = [
     ["hooks", "before_optimizer_step"],
     ["hooks", SHAPES],
     ["hooks", "after_val_epoch", SHAPES],
+    ["config", "configs/coco_atss_r50_1x.yaml"],
 ]
 WIDE = ("http", "/", "`", "'")
 """What a word that does not fit begins with, or has in it: a path, an address, something to type."""

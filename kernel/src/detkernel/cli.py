@@ -409,9 +409,15 @@ def _value_places(config: Config) -> dict[str, str]:
     from detkernel.config.structure import places
 
     return {
-        path: printable(f"{where.file}:{where.line}" if where.text else where.file)
+        path: printable(f"{_brief_path(where.file)}:{where.line}" if where.text else where.file)
         for path, where in places(config.root)
     }
+
+
+def _brief_path(file: str) -> str:
+    """A file of an installed package, say, by its last two folders."""
+    parts = Path(file).parts
+    return file if len(file) <= 32 or len(parts) < 4 else str(Path("...", *parts[-3:]))
 
 
 @contextmanager

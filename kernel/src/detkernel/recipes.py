@@ -62,7 +62,7 @@ def _named(base: str, place: str, path: Path) -> str:
     """A base as a config elsewhere may name it."""
     if ":" in base:
         return base
-    if find_spec(place) is None:
+    if path.parent == Path(place):  # of a checkout
         return as_typed(path.parent / base)
     return f"{place}:{base}"
 

@@ -45,8 +45,15 @@ def dump(value: Plain, note: Callable[[str], str] = lambda _path: "") -> str:
     if not isinstance(value, dict):
         return inline(value) + "\n"
     rows = [row for key, item in value.items() for row in _rows(key, item, 0, key, note)]
-    width = min(max((len(text) for text, _ in rows), default=0), 48)
-    return "".join(f"{text:<{width}}  # {comment}\n" if comment else f"{text}\n" for text, comment in rows)
+    width = min(max((len(text) for text, _ in rows), default=0), 44)
+    return "".join(_line(text, comment, width) for text, comment in rows)
+
+
+def _line(text: str, comment: str, width: int) -> str:
+    """A line with its comment behind it, or above it where both do not fit."""
+    line = f"{text:<{width}}  # {comment}" if comment else text
+    above = f"{text[: len(text) - len(text.lstrip())]}# {comment}\n{text}"
+    return f"{line if len(line) <= WIDTH + 4 or not comment else above}\n"
 
 
 def _rows(head: str, value: Plain, indent: int, path: str, note: Callable[[str], str]) -> list[tuple[str, str]]:
