@@ -42,7 +42,9 @@ class _Manager(pluggy.PluginManager):
         firstresult: bool,
     ) -> object:
         if hook_name not in EACH:
-            return self._multicall(hook_name, hook_impls, caller_kwargs, firstresult)
+            if hook_impls and (hook_impls[-1].wrapper or hook_impls[-1].hookwrapper):  # they come last
+                return self._multicall(hook_name, hook_impls, caller_kwargs, firstresult)
+            return _call_each(hook_impls, caller_kwargs, firstresult)
         failures: list[BaseException] = []
         for impl in reversed(hook_impls):
             try:
@@ -55,6 +57,26 @@ class _Manager(pluggy.PluginManager):
         if not inspect.isroutine(inspect.getattr_static(type(plugin), name, None)):
             return None
         return super().parse_hookimpl_opts(plugin, name)
+
+
+def _call_each(hook_impls: Sequence[pluggy.HookImpl], arguments: Mapping[str, object], firstresult: bool) -> object:
+    """What pluggy does where no implementation is a wrapper, without what wrappers need: half of its time."""
+    results: list[object] = []
+    names, values = tuple(arguments), tuple(arguments.values())
+    for impl in reversed(hook_impls):
+        if impl.argnames == names:
+            result = impl.function(*values)
+        else:
+            try:
+                given = [arguments[name] for name in impl.argnames]
+            except KeyError as error:
+                raise pluggy.HookCallError(f"hook call must provide argument {error}") from None
+            result = impl.function(*given)
+        if result is not None:
+            if firstresult:
+                return result
+            results.append(result)
+    return None if firstresult else results
 
 
 @attrs.frozen
