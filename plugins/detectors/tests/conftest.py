@@ -11,6 +11,27 @@ import torch
 from detkernel_detectors.transformers import denoising
 
 HERE = Path(__file__).resolve()
+LEARNING = ("test_finds_what_it_learned", "test_overfits_two_images")
+TRAINED = ("TestRetinanet", "TestFasterRcnn", "TestDino", "TestRtDetr", "TestResnet")
+COMPILED = ("retinanet", "fcos", "cascade_mask_rcnn", "yolox", "rtmdet_ins", "tood", "dino", "dfine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Families made of the same parts are compiled, and trained until they find what they learned, by one of them; all
+    of them with DETKERNEL_LONG, as in `tox -e torture`. What else is promised is tested of every family.
+    """
+    if "DETKERNEL_LONG" in os.environ or config.option.keyword:
+        return
+    long = [item for item in items if _is_long(item)]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def _is_long(item: pytest.Item) -> bool:
+    name, _, family = item.name.rstrip("]").partition("[")
+    if name == "test_it_compiles_as_one_graph":
+        return family not in COMPILED
+    return name in LEARNING and item.parent is not None and item.parent.name not in TRAINED
 
 
 @pytest.fixture(scope="session")
