@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
-import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,10 +107,7 @@ class DatasetContract:
                 "arrays, and open files, connections and the like in each call"
             ) from error
         here = loaded.classes, _content(loaded)
-        with _hash_seed(_other_order(loaded.classes)), multiprocessing.get_context("spawn").Pool(1) as pool:
-            from_fresh, from_loaded = pool.apply(_contents, (sent, Path.cwd()))
-            pool.close()
-            pool.join()
+        from_fresh, from_loaded = _other_process(_other_order(loaded.classes)).contents(sent)
         assert from_fresh == here, (
             f"loaded in another process, its classes are {from_fresh[0]} and here {here[0]}, or its images or "
             "annotations differ: a set's order changes from process to process; sort what came out of one"
@@ -173,12 +172,47 @@ def _content(dataset: Dataset) -> tuple[str, list[str]]:
     return dataset.fingerprint(), [_hash(dataset, index) for index in range(min(len(dataset), LOOKED_AT))]
 
 
-def _contents(pickled: Iterable[bytes], folder: Path) -> list[tuple[tuple[str, ...], tuple[str, list[str]]]]:
-    """In another process: what is in the data set when it is loaded there, and when it came loaded."""
-    os.chdir(folder)  # a spawned process is where this one was at its start
-    fresh, loaded = map(pickle.loads, pickled)  # made by the test itself
-    fresh.load()
-    return [(dataset.classes, _content(dataset)) for dataset in (fresh, loaded)]
+class _Process:
+    """Another Python with a hash seed of its own, for as long as this one lives: its imports take seconds."""
+
+    def __init__(self, seed: int) -> None:
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        atexit.register(self._process.communicate)
+
+    def contents(self, pickled: Sequence[bytes]) -> Any:
+        """What is in the data set when it is loaded there, and when it came loaded."""
+        pipe = self._process
+        assert pipe.stdin is not None
+        assert pipe.stdout is not None
+        pickle.dump((str(Path.cwd()), pickled), pipe.stdin)
+        pipe.stdin.flush()
+        answer = pickle.load(pipe.stdout)  # of a process that this one started
+        assert not isinstance(answer, str), f"in another process the data set failed:\n{answer}"
+        return answer
+
+
+_other_process = functools.cache(_Process)
+
+
+def serve() -> None:
+    """What the other process does: load each data set that it is sent, and answer with its content or a traceback."""
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr
+    while True:
+        try:
+            folder, pickled = pickle.load(sys.stdin.buffer)
+        except EOFError:  # the first process has ended
+            return
+        os.chdir(folder)
+        try:
+            fresh, loaded = map(pickle.loads, pickled)
+            fresh.load()
+            answer: Any = [(dataset.classes, _content(dataset)) for dataset in (fresh, loaded)]
+        except Exception:
+            answer = traceback.format_exc()
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 def _other_order(names: tuple[str, ...]) -> int:
@@ -189,17 +223,3 @@ def _other_order(names: tuple[str, ...]) -> int:
         if subprocess.run([sys.executable, "-S", "-c", code], env=environment, check=False).returncode == 0:
             return seed
     return 1  # a single class has one order
-
-
-@contextmanager
-def _hash_seed(seed: int) -> Iterator[None]:
-    """Processes started in here have this seed; the environment is all that they take it from."""
-    before = os.environ.get("PYTHONHASHSEED")
-    os.environ["PYTHONHASHSEED"] = str(seed)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONHASHSEED"]
-        else:
-            os.environ["PYTHONHASHSEED"] = before
