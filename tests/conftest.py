@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 
 ROOT = Path(__file__).parents[1]
+long = pytest.mark.skipif("DETKERNEL_LONG" not in os.environ, reason="takes long: in `tox -e torture`")
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -23,20 +26,48 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+class Warm:
+    """Commands of a Python that has imported torch (`warm.py`), one after the other, each a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-P", str(ROOT / "tests/warm.py")]
+        self._python = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._out, self._err = folder / "out.txt", folder / "err.txt"
+
+    def __call__(self, *argv: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        for path in (self._out, self._err):
+            path.unlink(missing_ok=True)
+        given, files = [str(part) for part in argv], {"out": str(self._out), "err": str(self._err)}
+        asked = {"argv": given, "cwd": str(cwd), "env": {**os.environ, **(env or {})}, **files}
+        self._python.stdin.write(json.dumps(asked) + "\n")
+        self._python.stdin.flush()
+        timer = threading.Timer(300, self._python.kill)
+        timer.start()
+        status = self._python.stdout.readline()
+        timer.cancel()
+        assert status, f"{given} took more than 300 s"
+        return subprocess.CompletedProcess(given, int(status), self._out.read_text(), self._err.read_text())
+
+    def close(self) -> None:
+        self._python.communicate()
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Run a script or a module in a process of its own: `python("script.py", cwd=tmp_path)`."""
+    warm = Warm(tmp_path_factory.mktemp("warm"))
+    yield warm
+    warm.close()
+
+
 @pytest.fixture
-def detkernel(tmp_path: Path) -> Detkernel:
+def detkernel(tmp_path: Path, python: Warm) -> Detkernel:
     """Run the command in `tmp_path`, as a user would: `detkernel("run", "config.yaml", env={...})`."""
 
     def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "detkernel", *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "NO_COLOR": "1", **(env or {})},
-            timeout=300,
-        )
+        return python("-m", "detkernel", *arguments, cwd=tmp_path, env={"NO_COLOR": "1", **(env or {})})
 
     return run
 

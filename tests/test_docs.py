@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from detkernel import declared
 
+from .conftest import Warm
+
 ROOT = Path(__file__).parents[1]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
@@ -32,10 +34,9 @@ def blocks(language: str) -> list[object]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, tmp_path: Path) -> None:
+def test_python_runs(code: str, tmp_path: Path, python: Warm) -> None:
     (tmp_path / "block.py").write_text(code)
-    command = [sys.executable, "-W", "error::DeprecationWarning", "block.py"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ)
+    result = python("block.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

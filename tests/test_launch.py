@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .conftest import long
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, as on Linux")
 
 CONFIG = """
@@ -160,6 +162,7 @@ def test_a_signal_stops_all_processes_and_saves(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "work/checkpoints").glob("*.pt")] == [f"iter_{stopped}.pt"]
 
 
+@long
 def test_a_second_interrupt_leaves_at_once_even_processes_that_hear_none(tmp_path: Path) -> None:
     process = start(tmp_path, "--nproc-per-node", "2", "act.what=nothing", "deaf.use=./hooks.py:Deaf")
     reach(tmp_path, process)
@@ -173,6 +176,7 @@ def test_a_second_interrupt_leaves_at_once_even_processes_that_hear_none(tmp_pat
     assert (tmp_path / "work/checkpoints/iter_4.pt").exists()
 
 
+@long
 def test_torchrun_restarts_alike_and_tells_the_cause(tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
     status, told = end(start(tmp_path, "act.what=bug", "act.once=false", command=(*torchrun, *RUN[1:])))
@@ -182,6 +186,7 @@ def test_torchrun_restarts_alike_and_tells_the_cause(tmp_path: Path) -> None:
     assert "OSError: the lights went out" in summary
 
 
+@long
 def test_a_machine_that_cannot_resolve_its_own_name_runs_several_processes(tmp_path: Path) -> None:
     nowhere = ("unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh")
     if not shutil.which("unshare") or subprocess.run([*nowhere, "true"], capture_output=True).returncode:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Detkernel = Callable[..., subprocess.CompletedProcess[str]]
+from .conftest import Detkernel, Warm
 
 PYPROJECT = """
 [build-system]
@@ -106,16 +105,18 @@ LISTED = {
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "transform", "evaluator", "hook", "command"])
-def test_a_new_plugin_installs_and_passes_its_tests(kind: str, tmp_path: Path, detkernel: Detkernel) -> None:
+def test_a_new_plugin_installs_and_passes_its_tests(
+    kind: str, tmp_path: Path, detkernel: Detkernel, python: Warm
+) -> None:
     """Also in the folder of a project with settings for pytest of its own, such as this one's."""
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--import-mode=importlib"\n')
     assert detkernel("new-plugin", f"my{kind}", "--kind", kind).returncode == 0
     project = tmp_path / f"my{kind}"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
-    subprocess.run([*pip, tmp_path / "site", project], check=True, capture_output=True)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
-    tests = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=env)
+    pip = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    installed = python(*pip, tmp_path / "site", project, cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    tests = python("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", cwd=project, env=env)
     assert tests.returncode == 0, tests.stdout
     listing = detkernel("--help" if kind == "command" else "plugins", env=env).stdout
     assert " ".join(f"my{kind} {LISTED.get(kind, '')}".split()) in " ".join(listing.split())
