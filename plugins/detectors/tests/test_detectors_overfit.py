@@ -12,7 +12,10 @@ import attrs
 import pytest
 
 LONG = "DETKERNEL_LONG" in os.environ
-MORE = ("TestRetinanet", "TestFasterRcnn", "TestCascadeRcnn", "TestCascadeMaskRcnn", "TestConditionalDetr")
+MORE = (
+    *("TestRetinanet", "TestFasterRcnn", "TestCascadeRcnn", "TestCascadeMaskRcnn"),
+    *("TestConditionalDetr", "TestDabDetr", "TestDeformableDetr"),
+)
 
 
 def contract(name: str) -> Any:
