@@ -233,7 +233,11 @@ def library_page(package: str, only: list[str] | None = None) -> Iterator[str]:
         tree = ast.parse(Path(str(found and found.origin)).read_text(encoding="utf-8"))
         entries = [line for node, doc in _documented(tree.body) for line in _entry(node, doc)]
         if entries:
-            yield f"## {name}\n\n{inspect.cleandoc(ast.get_docstring(tree) or '')}\n"
+            paragraphs = inspect.cleandoc(ast.get_docstring(tree) or "").split("\n\n")
+            drawn = [
+                f"```text\n{text}\n```" if "└──" in text else text for text in paragraphs
+            ]  # a tree keeps its lines
+            yield f"## {name}\n\n" + "\n\n".join(drawn) + "\n"
             yield from entries
 
 
