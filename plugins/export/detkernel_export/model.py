@@ -108,9 +108,11 @@ class Model:
     """A detector ready to predict; `load` makes one. `with load(...) as model:` gives its memory back in the end."""
 
     def __init__(self, config: Any, name: str) -> None:
-        self.name = name
+        self.name, self.config = name, config
         self._work_dir = config.options.work_dir
         data = next((part for part in config.plugins.values() if declared(part).key == "data"), None)
+        self.data: Any = data
+        """The plugin with its data sets, if there is one; they are not loaded."""
         self.transforms: list[Transform] = list(getattr(data, "val_transforms", ()))
         """Those of the validation that it was measured with."""
         moving = [type(transform).__name__ for transform in self.transforms if not transform.scales_only]
@@ -122,8 +124,8 @@ class Model:
             (bits for one in ("val", "train") if (bits := getattr(getattr(data, one, None), "bit_depth", None))), None
         )
         """Significant bits of images with 16 bits a channel, where its data says so."""
-        bus = Bus(config.plugins)
-        names = {impl.name for event in _KEPT for impl in bus.implementations(event)}
+        self._bus = Bus(config.plugins)
+        names = {name for event in _KEPT for name in self.answering(event)}
         plugins: dict[str, Any] = {key: part for key, part in config.plugins.items() if key in names}
         self._images = _Images()
         self._kernel = Kernel(
@@ -137,6 +139,10 @@ class Model:
         """Build the model and load its weights, by predicting on one grey image of no interest."""
         grey = torch.full((3, 256, 256), 128, dtype=torch.uint8)
         self._run_batch([make_sample(grey, 0, self.transforms)])
+
+    def answering(self, event: str) -> list[str]:
+        """The keys of all plugins of the config that answer an event, also of those that stay out of a prediction."""
+        return [impl.name for impl in self._bus.implementations(event)]
 
     @property
     def run(self) -> Run:

@@ -1,0 +1,103 @@
+"""A detector as one graph of tensors: what `torch.export` and ONNX are given, and how NMS is said there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detkernel import UserError
+from detkernel_detection import nms as _nms  # noqa: F401 - registers the operator
+from detkernel_detection.predictions import Predictions
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from detkernel_detection.detector import Detector
+    from torch.export import ExportedProgram
+
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "scores", "labels", "valid", "masks", "keypoints")
+OPSET = 20
+
+
+class Graph(nn.Module):
+    """Images (uint8 [B, 3, H, W]) and their sizes without padding (int64 [B, 2]) to the arrays of `Predictions`."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        found: Any = self.model(images, None, sizes)
+        return tuple(value for value in found[: len(OUTPUTS)] if value is not None)
+
+
+def outputs_of(found: Predictions) -> list[str]:
+    """The names of what a model predicts, in the order of a graph's outputs."""
+    return [name for name, value in zip(OUTPUTS, found, strict=False) if value is not None]
+
+
+def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> ExportedProgram:
+    """The graph for batches of any number of images of a size; `dynamic`: of any multiple of this number of pixels.
+
+    Raises `UserError` where the model is no such graph.
+    """
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    image: dict[int, Any] = {0: batch}
+    if dynamic is not None:
+        most = max(2, 4096 // dynamic)
+        image |= {2: dynamic * torch.export.Dim("rows", min=1, max=most)}
+        image |= {3: dynamic * torch.export.Dim("columns", min=1, max=most)}
+    images = torch.zeros((2, 3, *size), dtype=torch.uint8)
+    sizes = torch.tensor([size, size])
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                graph, (images, sizes), dynamic_shapes={"images": image, "sizes": {0: batch}}, strict=True
+            )
+    except Exception as error:  # torch has no type for what it cannot trace
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"{type(graph.model).__name__} cannot be exported{' for images of any size' * (dynamic is not None)}: "
+            f"torch cannot make one graph of it ({said[:200]}){_advice(dynamic)}"
+        ) from error
+
+
+def _advice(dynamic: int | None) -> str:
+    if dynamic is not None:
+        return "; leave out --dynamic-size"
+    return "; native detectors of the same family can be, such as fcos, retinanet, faster_rcnn, mask_rcnn"
+
+
+def onnx_file(exported: ExportedProgram, path: str, outputs: Sequence[str], metadata: dict[str, str]) -> None:
+    """Write an ONNX file with all weights in it."""
+    import onnx
+
+    torch_onnx: Any = torch.onnx
+    made = torch_onnx.export(
+        exported,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(outputs),
+        custom_translation_table={torch.ops.detkernel.nms.default: _suppression},
+        verbose=False,
+    )
+    model: Any = made.model_proto
+    for name, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, value
+    onnx.save_model(model, path)
+
+
+def _suppression(boxes: Any, scores: Any, iou: float) -> Any:
+    """`detkernel::nms` in ONNX's words: bool [B, K], from (image, class, box) of each that NonMaxSuppression keeps."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+    most = op.Shape(scores, start=1, end=2)
+    one_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))
+    kept = op.NonMaxSuppression(boxes, one_class, most, op.Constant(value_floats=[iou]))
+    places = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
+    ones = op.Add(op.ConstantOfShape(op.Shape(places, start=0, end=1)), op.Constant(value_float=1.0))
+    return op.Cast(op.ScatterND(op.ConstantOfShape(op.Shape(scores)), places, ones), to=9)

@@ -1,0 +1,104 @@
+"""A small detector of tensors through both forms of files: NMS is said in ONNX as torch has it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detkernel import UserError
+from detkernel_detection.detector import Detector
+from detkernel_detection.nms import suppressed
+from detkernel_detection.normalize import Normalize
+from detkernel_detection.predictions import Predictions
+from detkernel_export import graph
+from detkernel_export.export import differences, write
+
+
+class Pixels(Detector):
+    """Each pixel of the upper left corner is a box: R, G its centre, B its score. Images of some multiple of 8."""
+
+    def __init__(self):
+        super().__init__(["dark", "bright"], Normalize((0, 0, 0), (1, 1, 1), 8))
+        self.max_detections = 30
+
+    def forward_outputs(self, images, sizes=None):
+        return images[:, :, :8, :8].flatten(2)
+
+    def predictions(self, outputs, sizes=None):
+        centres = outputs[:, :2].transpose(1, 2) * 60
+        boxes = torch.cat([centres - 12, centres + 12], -1)
+        scores = outputs[:, 2]
+        return suppressed(boxes, scores, (scores > 0.5).long(), scores > 0.1, 0.4, 30)
+
+
+class Asks(Pixels):
+    """Asks its tensors, so that it is no graph."""
+
+    def predictions(self, outputs, sizes=None):
+        if outputs.sum() > 3:
+            outputs = outputs * 2
+        return super().predictions(outputs, sizes)
+
+
+def model(network):
+    config = SimpleNamespace(plain={"run": {}, "model": {"use": "pixels"}, "data": {"use": "d"}, "ema": {"use": "ema"}})
+    answers = {"build_model": ["model"], "build_loader": ["data"]}
+    return SimpleNamespace(
+        name="x.pt", module=network, transforms=[], classes=network.classes, keypoint_names=(), data=None,
+        config=config, answering=lambda event: answers.get(event, []),
+    )  # fmt: skip
+
+
+def images(count, height=64, width=64):
+    draw = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, height, width), generator=draw, dtype=torch.uint8)
+
+
+def test_onnx_suppresses_as_torch_does_for_any_batch_and_size(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    lines = list(write(model(Pixels()), tmp_path / "a.onnx", "onnx", size="64x64", dynamic=True))
+    assert lines[0].endswith("any number of images of any size (multiples of 8)")
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
+    for batch in (images(1), images(5), images(2, 128, 72)):
+        sizes = torch.tensor([batch.shape[-2:]] * len(batch))
+        arrays = session.run(None, {"images": batch.numpy(), "sizes": sizes.numpy()})
+        found = Predictions(*map(torch.from_numpy, arrays))
+        with torch.no_grad():
+            wanted = Pixels()(batch, None, sizes)
+        assert 5 < int(wanted.valid.sum()) / len(batch) < 30, "some are suppressed and some are not"
+        assert torch.equal(found.valid, wanted.valid)
+        assert torch.equal(found.scores, wanted.scores)
+        assert max(differences(found, wanted, 64).values()) < 1e-5
+
+
+def test_a_torch_export_file_says_what_it_is_and_finds_the_same(tmp_path):
+    network = model(Pixels())
+    lines = list(write(network, tmp_path / "a.pt2", "torch-export", size="60x64"))
+    assert lines[0].endswith("any number of images of 64x64"), "rounded up to a multiple of 8"
+    assert lines[1].startswith("checked with torch.export: ")
+    assert "in 4 made-up images" in lines[1]
+    extra = {"detkernel.json": ""}
+    module = torch.export.load(tmp_path / "a.pt2", extra_files=extra).module()
+    held = json.loads(extra["detkernel.json"])
+    assert (held["classes"], held["outputs"]) == (["dark", "bright"], ["boxes", "scores", "labels", "valid"])
+    assert set(held["config"]) == {"run", "data"}, "what has a part in a test"
+    batch = images(3)
+    sizes = torch.tensor([[64, 64]] * 3)
+    found = Predictions(*module(batch, sizes))
+    assert torch.equal(found.scores, network.module(batch, None, sizes).scores)
+
+
+def test_what_is_no_graph_is_told_and_leaves_no_file(tmp_path):
+    with pytest.raises(UserError, match="Asks cannot be exported: torch cannot make one graph of it"):
+        list(write(model(Asks()), tmp_path / "a.pt2", "torch-export", size="64x64"))
+    with pytest.raises(UserError, match="is not a detector of detkernel's"):
+        list(write(model(SimpleNamespace(classes=("a",))), tmp_path / "a.pt2", "torch-export"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_outputs_go_by_what_there_is():
+    found = Predictions(*[torch.zeros(1, 1)] * 4, None, torch.zeros(1, 1))
+    assert graph.outputs_of(found) == ["boxes", "scores", "labels", "valid", "keypoints"]
