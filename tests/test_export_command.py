@@ -133,7 +133,7 @@ def test_labels_go_by_the_names_of_the_data(here: Path):
 def test_larger_images_are_refused_and_so_is_training(here: Path):
     done = ran("test", "work/best.onnx", "data.val_transforms=[]", "data.val.side=128")
     assert "takes images of up to 96x64" in str(done.exception)
-    done = ran("run", "work/best.onnx", "optimizer.use=adamw")
+    done = ran("run", "work/best.onnx", "optimizer={use: adamw, lr: 0.1}")
     assert isinstance(done.exception, UserError)
     assert "an exported file cannot be trained" in str(done.exception)
 
