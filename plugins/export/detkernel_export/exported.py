@@ -22,7 +22,7 @@ FORMAT = 1
 class Exported(DetectorPlugin):
     """A detector in an ONNX file of `detkernel export`, run by ONNX Runtime. It cannot be trained."""
 
-    file: Path = option(help="the file")
+    file: Path = option(help="an ONNX file of `detkernel export`")
 
     @property
     def loads_weights(self) -> bool:

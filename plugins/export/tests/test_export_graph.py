@@ -68,7 +68,7 @@ def test_onnx_suppresses_as_torch_does_for_any_batch_and_size(tmp_path):
         found = Predictions(*map(torch.from_numpy, arrays))
         with torch.no_grad():
             wanted = Pixels()(batch, None, sizes)
-        assert 5 < int(wanted.valid.sum()) / len(batch) < 30, "some are suppressed and some are not"
+        assert 5 * len(batch) < int(wanted.valid.sum()) < 50 * len(batch), "some are suppressed, some are not"
         assert torch.equal(found.valid, wanted.valid)
         assert torch.equal(found.scores, wanted.scores)
         assert max(differences(found, wanted, 64).values()) < 1e-5
