@@ -85,7 +85,7 @@ MISTAKES = {
     ),
     "a missing folder": (
         lambda p: shutil.rmtree(p / "data"),
-        "data/",
+        "data: there is no such folder",
     ),
     "a missing list": (
         lambda p: (p / "data/ImageSets/Main/train.txt").unlink(),
