@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -41,6 +42,35 @@ class Texts:
         start, end = self.offsets[index], self.offsets[index + 1]
         return self.data[start:end].tobytes().decode("utf-8", "surrogatepass")
 
+    def tolist(self) -> list[str]:
+        """All of them."""
+        data = self.data.tobytes()
+        return [data[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise(self.offsets.tolist())]
+
+    def take(self, chosen: NDArray[np.int64]) -> Texts:
+        """Some of them, in that order."""
+        return self.packed(*_gathered(self.data, self.offsets, chosen))
+
+    @classmethod
+    def sparse(cls, count: int, texts: Mapping[int, str]) -> Texts:
+        """So many, all of them empty but for some, by their places in rising order."""
+        made, lengths = cls(texts.values()), np.zeros(count, dtype=np.int64)
+        lengths[list(texts)] = np.diff(made.offsets)
+        return cls.packed(made.data, offsets_of(lengths))
+
+    @classmethod
+    def packed(cls, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Texts:
+        """From what they are made of (`arrays`)."""
+        made = cls.__new__(cls)
+        made.data, made.offsets = data, offsets
+        return made
+
+    @classmethod
+    def joined(cls, several: Sequence[Texts]) -> Texts:
+        """Those of several, one behind the other."""
+        data = np.concatenate([one.data for one in several])
+        return cls.packed(data, _joined_offsets([one.offsets for one in several]))
+
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What it is made of."""
         return self.data, self.offsets
@@ -55,14 +85,67 @@ class Masks:
         self.numbers = np.concatenate(parts) if parts else np.zeros(0)
         self.parts = offsets_of([len(part) for part in parts])
         self.objects = offsets_of([len(polygon) for polygon in polygons])
-        runs = ([mask["size"], mask["counts"]] if isinstance(mask, dict) else None for mask in masks)
-        self.runs = Texts(json.dumps(found) if found else "" for found in runs)
+        self.runs = Texts(self.text_of(mask if isinstance(mask, dict) else None) for mask in masks)
+
+    @staticmethod
+    def text_of(runs: Mapping[str, Any] | None) -> str:
+        """Run lengths as they are kept; empty for none."""
+        return json.dumps([runs["size"], runs["counts"]]) if runs else ""
+
+    @classmethod
+    def packed(
+        cls, numbers: NDArray[np.float64], parts: NDArray[np.int64], objects: NDArray[np.int64], runs: Texts
+    ) -> Masks:
+        """From what they are made of (`arrays`): numbers, where each polygon's begin, where each object's polygons
+        begin, run lengths."""
+        made = cls.__new__(cls)
+        made.numbers, made.parts, made.objects, made.runs = numbers, parts, objects, runs
+        return made
+
+    @classmethod
+    def joined(cls, several: Sequence[Masks]) -> Masks:
+        """Those of several, one behind the other."""
+        return cls.packed(
+            np.concatenate([one.numbers for one in several]),
+            _joined_offsets([one.parts for one in several]),
+            _joined_offsets([one.objects for one in several]),
+            Texts.joined([one.runs for one in several]),
+        )
+
+    def take(self, chosen: NDArray[np.int64]) -> Masks:
+        """Those of some objects, in that order."""
+        if len(chosen) == len(self) and (chosen == np.arange(len(self))).all():
+            return self
+        parts, objects = ragged(self.objects, chosen)
+        numbers, offsets = _gathered(self.numbers, self.parts, parts)
+        return self.packed(numbers, offsets, objects, self.runs.take(chosen))
+
+    def __len__(self) -> int:
+        return len(self.objects) - 1
 
     def __getitem__(self, index: int) -> Any:
+        index = range(len(self))[index]
         if runs := self.runs[index]:
             return dict(zip(("size", "counts"), json.loads(runs), strict=True))
         numbers = range(self.objects[index], self.objects[index + 1])
         return [self.numbers[self.parts[part] : self.parts[part + 1]].tolist() for part in numbers]
+
+    def any(self) -> bool:
+        """Whether an object has one."""
+        return bool(self.objects[-1] or self.runs.offsets[-1])
+
+    def suspects(self, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The objects in whose masks something may be wrong, given the sizes of their images: all with run lengths,
+        and those with a polygon that `mask_problem` refuses."""
+        lengths, values = np.diff(self.parts), self.numbers
+        part_of = np.repeat(np.arange(len(self)), np.diff(self.objects))
+        bad = (lengths % 2 != 0) | (lengths < 6)
+        if len(values) and (lengths > 0).all():  # what `reduceat` gives for an empty part is another's
+            low, high = np.minimum.reduceat(values, self.parts[:-1]), np.maximum.reduceat(values, self.parts[:-1])
+            side = np.maximum(heights, widths)[part_of]
+            bad |= ~((low >= -side) & (high <= 2 * side))  # a number that is none is in neither
+        wrong = np.bincount(part_of[bad], minlength=len(self)) > 0
+        return np.flatnonzero(wrong | (np.diff(self.runs.offsets) > 0))
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:
@@ -134,9 +217,26 @@ class FlatAnnotations:
     keypoints: NDArray[np.float32] | None = None
     ids: NDArray[np.int64] | None = None
     fields: Mapping[str, NDArray[Any]] = attrs.field(factory=dict)
+    known_digest: str = ""
+    """What `digest` gives, where the arrays come from the cache."""
+    stored: tuple[str, int] | None = None
+    """The file of the cache that the arrays lie in, and its checksum: another process opens it, in place of getting
+    copies of them."""
 
     def __len__(self) -> int:
         return len(self.heights)
+
+    def __reduce__(self) -> Any:
+        if self.stored is not None:
+            from detkernel_data.formats.kept import reopened
+
+            return reopened, self.stored
+        return FlatAnnotations, attrs.astuple(self, recurse=False)
+
+    def objects_to_train_on(self) -> NDArray[np.int64]:
+        """[n] how many each image has: those that are usable, neither crowds nor difficult."""
+        image = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return np.bincount(image[self.usable & ~self.crowd & ~self.difficult], minlength=len(self))
 
     def __getitem__(self, index: int) -> Annotations:
         """What may be trained on in an image."""
@@ -179,10 +279,14 @@ class FlatAnnotations:
 
     def digest(self, classes: Sequence[str]) -> str:
         """A short hash of the images' ids, names and sizes, and of their objects; folders may move."""
+        if self.known_digest:
+            return self.known_digest
         digest = sha256(repr((tuple(classes), len(self))).encode())
-        names = Texts(os.path.basename(self.files[index]) for index in range(len(self)))  # noqa: PTH119
-        for column in attrs.astuple(attrs.evolve(self, files=names), recurse=False):
-            for values in _arrays(column):
+        names = Texts(map(os.path.basename, self.files.tolist()))
+        for field in attrs.fields(FlatAnnotations):
+            if field.name in ("known_digest", "stored"):
+                continue
+            for values in _arrays(names if field.name == "files" else getattr(self, field.name)):
                 digest.update(repr(np.shape(values)).encode())
                 digest.update(b"" if values is None else values.tobytes())
         return digest.hexdigest()[:16]
@@ -204,3 +308,30 @@ def pack_ids(ids: Sequence[ImageId]) -> NDArray[np.int64] | Texts:
 def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """[n + 1] where each of n consecutive runs begins, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def ragged(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(positions of the items of some runs, [n + 1] where each of these runs begins among them)."""
+    lengths = np.diff(offsets)[chosen]
+    starts = offsets_of(lengths)
+    return np.arange(starts[-1]) + np.repeat(offsets[chosen] - starts[:-1], lengths), starts
+
+
+_AT_ONCE = 100_000
+"""Runs that are gathered at a time: their positions take as much memory as they do."""
+
+
+def _gathered(
+    values: NDArray[Any], offsets: NDArray[np.int64], chosen: NDArray[np.int64]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The items of some runs, and where each of them begins."""
+    starts = offsets_of(np.diff(offsets)[chosen])
+    found = np.empty(starts[-1], dtype=values.dtype)
+    for first in range(0, len(chosen), _AT_ONCE):
+        last = min(first + _AT_ONCE, len(chosen))
+        found[starts[first] : starts[last]] = values[ragged(offsets, chosen[first:last])[0]]
+    return found, starts
+
+
+def _joined_offsets(several: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return offsets_of(np.concatenate([np.diff(one) for one in several]))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 from detkernel import DataError, option, plugin, state
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
 from detkernel_detection import Annotations, Dataset, ImageId
 
 from detkernel_data.formats.dataset import check_names
+from detkernel_data.formats.overview import Overview, overview
 from detkernel_data.report import Note, Problems, first
 
 if TYPE_CHECKING:
@@ -45,8 +47,6 @@ class Concat(Dataset):
         check_names(self.class_names, [])
 
     def load(self) -> None:
-        import numpy as np
-
         for dataset in self.datasets:
             dataset.load()
         self.classes = self._joined_classes()
@@ -81,6 +81,9 @@ class Concat(Dataset):
     def _joined(self, number: int, found: Annotations) -> Annotations:
         image_id = f"{number}/{found.image_id}" if self._prefixed else found.image_id
         return attrs.evolve(found, image_id=image_id, labels=self._labels[number][found.labels], ids=None)
+
+    def overview(self) -> Overview:
+        return Overview(*(np.concatenate(column) for column in zip(*map(overview, self.datasets), strict=True)))
 
     def fingerprint(self) -> str:
         return _join([*self.classes, *(part.fingerprint() for part in self.datasets)])
@@ -140,6 +143,9 @@ class Repeat(Dataset):
     def truth(self, index: int) -> Annotations:
         return self.dataset.truth(_position(index, len(self)) % len(self.dataset))
 
+    def overview(self) -> Overview:
+        return Overview(*(np.tile(column, self.times) for column in overview(self.dataset)))
+
     def fingerprint(self) -> str:
         return _join([str(self.times), self.dataset.fingerprint()])
 
@@ -166,8 +172,6 @@ class Subset(Dataset):
             raise ValueError("ids: expected at least one")
 
     def load(self) -> None:
-        import numpy as np
-
         self.dataset.load()
         self.classes = self.dataset.classes
         self.keypoint_names, self.category_ids = self.dataset.keypoint_names, dict(self.dataset.category_ids)
@@ -187,6 +191,9 @@ class Subset(Dataset):
     def truth(self, index: int) -> Annotations:
         return self.dataset.truth(int(self._chosen[_position(index, len(self))]))
 
+    def overview(self) -> Overview:
+        return overview(self.dataset).take(self._chosen)
+
     def fingerprint(self) -> str:
         return _join([self.dataset.fingerprint(), *map(str, self._chosen.tolist())])
 
@@ -196,8 +203,6 @@ class Subset(Dataset):
                 raise DataError(f"subset: `first` is {self.first}, but the data set has {total} images")
             return range(self.first)
         if self.fraction is not None:
-            import numpy as np
-
             count = max(1, round(total * self.fraction))
             order = np.random.default_rng(self.seed).permutation(total)
             return sorted(order[:count].tolist())

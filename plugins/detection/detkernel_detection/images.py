@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import struct
 import sys
 import threading
 import zlib
@@ -182,11 +183,50 @@ def _read_chunk(paths: Sequence[str]) -> list[Header | DataError]:
     found: list[Header | DataError] = []
     for path in paths:
         try:
-            with _file(path) as file, _opened(path, file) as image:
-                found.append(_header(image)._replace(animated=_is_animated(image)))
+            with _file(path) as file:
+                if (plain := _plain_jpeg(file.read(_HEAD))) is not None:
+                    found.append(plain)
+                    continue
+                file.seek(0)
+                with _opened(path, file) as image:
+                    found.append(_header(image)._replace(animated=_is_animated(image)))
         except DataError as error:
             found.append(error)
     return found
+
+
+_HEAD = 4096
+"""Bytes in which most JPEGs have all that comes before the pixels."""
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Baseline, extended and progressive, which Pillow and torchvision decode."""
+_PASSED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE3, 0xF0)})
+"""Tables, comments, and data of applications; APP1 may have an orientation, APP2 further images."""
+
+
+def _plain_jpeg(head: bytes) -> Header | None:
+    """The header of a JPEG of which nothing is special, in a fifth of the time that Pillow takes; None: ask Pillow."""
+    if head[:2] != b"\xff\xd8":
+        return None
+    size, start = None, 2
+    while start + 4 <= len(head) and head[start] == 0xFF:
+        marker, length = head[start + 1], int.from_bytes(head[start + 2 : start + 4], "big")
+        if marker == 0xDA:
+            return None if size is None else Header(size[0], size[1], kind="JPEG")
+        if marker in _FRAMES and size is None and start + 10 <= len(head):
+            size = struct.unpack(">HH", head[start + 5 : start + 9])
+            if head[start + 4] != 8 or head[start + 9] not in (1, 3, 4) or 0 in size:
+                return None
+            if size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+                return None
+        elif marker == 0xE2:
+            if head[start + 4 : start + 16] != b"ICC_PROFILE\0":
+                return None
+        elif marker not in _PASSED:
+            return None
+        if length < 2:
+            return None
+        start += 2 + length
+    return None
 
 
 @contextmanager

@@ -5,7 +5,8 @@ Whatever is left out on the way is reported in the notes, one line a reason, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
 def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:
     """Raises `DataError` for segmentations that do not fit their images."""
     problems = Problems(table.source)
-    for number, mask in enumerate(table.masks or ()):
+    for number, mask in _checked_masks(table):
         image = table.image[number]
         if dropped[image]:
             continue
@@ -149,6 +150,23 @@ def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:
                 "" if problems.full else f"{table.where(number)}: its segmentation: {problem}{table.masks_advice}"
             )
     problems.stop()
+
+
+def _checked_masks(table: Table) -> Iterator[tuple[int, Any]]:
+    """The masks that `mask_problem` is to look at, one by one, each with its object."""
+    masks: list[Any] | Masks | None = table.masks
+    if not isinstance(masks, Masks):
+        yield from enumerate(masks or ())
+        return
+    image = np.asarray(table.image, dtype=np.int64)
+    heights, widths = np.asarray(table.heights)[image], np.asarray(table.widths)[image]
+    for number in masks.suspects(heights, widths).tolist():
+        yield number, _as_arrays(masks[number])
+
+
+def _as_arrays(mask: Any) -> Any:
+    """A mask as the readers of files give it."""
+    return [array("d", part) for part in mask] if isinstance(mask, list) else mask
 
 
 def choose_images(
@@ -205,11 +223,17 @@ def flat(
         area=_areas(table, raw, order),
         crowd=flags(table.crowd),
         difficult=flags(table.difficult),
-        masks=None if table.masks is None else Masks(picked(table.masks)),
+        masks=_masks(table.masks, order),
         keypoints=None if table.keypoints is None else _keypoints(picked(table.keypoints)),
         ids=None if table.ids is None else np.asarray(table.ids, dtype=np.int64)[order],
         fields={name: np.asarray(values)[order] for name, values in table.fields.items()},
     )
+
+
+def _masks(masks: list[Any] | Masks | None, order: NDArray[np.int64]) -> Masks | None:
+    if masks is None or isinstance(masks, Masks):
+        return None if masks is None else masks.take(order)
+    return Masks([masks[number] for number in order.tolist()])
 
 
 def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -218,7 +242,7 @@ def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -
     stated = np.full(len(order), np.nan) if table.area is None else np.asarray(table.area, dtype=np.float64)[order]
     for position in np.flatnonzero(np.isnan(stated)):
         if table.masks and (mask := table.masks[int(order[position])]):
-            areas[position] = mask_area(mask)
+            areas[position] = mask_area(_as_arrays(mask))
     return np.where(np.isnan(stated), areas, stated)
 
 

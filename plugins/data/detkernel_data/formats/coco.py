@@ -8,11 +8,13 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 from detkernel import DataError, option, plugin
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import open_regular
@@ -22,10 +24,16 @@ from detkernel_detection.images import SUFFIXES, Listing, scan
 from detkernel_data.download.published import hint as download_hint
 from detkernel_data.formats.dataset import FileDataset, check_names
 from detkernel_data.formats.entry import Entry, is_number
+from detkernel_data.formats.kept import Kept
 from detkernel_data.formats.lvis import read_federated
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.report import Problems, counted, note
+
+if TYPE_CHECKING:
+    from detkernel_data.formats.coco_quick import Columns, Split
+
+    pass
 
 _LARGEST = 2**34
 """Bytes: several times the largest published annotations. They are read into memory."""
@@ -54,15 +62,59 @@ def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], t
     Raises `DataError` with all problems found.
     """
     source = relative(path)
+    found = None if form.fractions or form.fields else _split(path)
+    ordinary = _read_quickly(source, found, images, form) if found is not None else None
+    if ordinary is not None:
+        return ordinary
     data = Entry(source, _parse(path, form.masks))
     categories = _categories(data, source)
     keypoint_names = _keypoint_names(categories, source)
     table = _empty_table(source, [categories[number].name for number in sorted(categories)], form)
     positions = _add_images(table, data, images, form.drop_missing)
     _Objects(table, categories, positions, len(keypoint_names), form).add_all(_annotations(data, len(positions)))
-    _report_unused(table, data, form.fields)
+    _report_unused(table, data, _count_unused(data.fields["annotations"], "annotations", form.fields))
     table.federated = read_federated(data, source, {number: found.name for number, found in categories.items()})
     return table, {categories[number].name: number for number in sorted(categories)}, keypoint_names
+
+
+def _split(path: Path) -> Split | None:
+    if find_spec("msgspec") is None:
+        return None  # it only saves time and memory
+    from detkernel_data.formats.coco_quick import split
+
+    try:
+        return split(path, _LARGEST)
+    except OSError:
+        return None  # the careful reader says why
+
+
+def _read_quickly(
+    source: str, found: Split, images: Path, form: Form
+) -> tuple[Table, dict[str, int], tuple[str, ...]] | None:
+    """What `read` gives, in blocks of a thousand annotations; None where one of them wants a closer look."""
+    from detkernel_data.formats import coco_quick
+
+    data = Entry(source, found.fields)
+    categories = _categories(data, source)
+    if any(category.keypoints for category in categories.values()):
+        return None
+    table = _empty_table(source, [categories[number].name for number in sorted(categories)], form)
+    seen = coco_quick.images(found.fields.get("images"), images)
+    if seen is None:
+        positions = _add_images(table, data, images, form.drop_missing)
+    else:
+        table.image_ids, table.files, table.heights, table.widths = seen
+        positions = {number: place for place, number in enumerate(table.image_ids)}
+    names = {number: category.name for number, category in categories.items()}
+    used = frozenset(_USED["annotations"] | _MEAN_NOTHING)
+    columns = coco_quick.columns(found.annotations, names, positions, used, masks=form.masks)
+    if columns is None:
+        return None
+    objects = _Objects(table, categories, positions, 0, form)
+    objects.take_columns(columns)
+    _report_unused(table, data, columns.unused)
+    table.federated = read_federated(data, source, names)
+    return table, {categories[number].name: number for number in sorted(categories)}, ()
 
 
 def _annotations(data: Entry, images: int) -> list[Any]:
@@ -247,6 +299,20 @@ class _Objects:
         self.table.masks = self.masks if self.masks and any(self.masks) else None
         self._report()
 
+    def take_columns(self, found: Columns) -> None:
+        """All annotations of a file at once, none of which has a mistake."""
+        table: Any = self.table  # arrays in the place of lists
+        boxes = found.boxes
+        if self.form.bbox != "xyxy":
+            corner = boxes[:, :2] - boxes[:, 2:] / 2 if self.form.bbox == "cxcywh" else boxes[:, :2]
+            boxes = np.concatenate([corner, corner + boxes[:, 2:]], axis=1)
+        table.image, table.names, table.boxes = found.image, found.names, boxes
+        table.area, table.crowd, table.ids = found.area, found.crowd, found.ids
+        self.ids = {0} if (found.ids == 0).any() else set()  # of which `_report` asks for nothing else
+        self.ignored, self.difficult = found.ignore.tolist(), found.difficult.tolist()
+        table.masks = found.masks if found.masks is not None and found.masks.any() else None
+        self._report()
+
     def _report(self) -> None:
         """Flags that change what an object counts for are used, and said to be."""
         table = self.table
@@ -256,14 +322,15 @@ class _Objects:
             )
         if any(self.difficult):
             table.difficult = self.difficult
-        if table.ids and 0 in self.ids:
+        if 0 in self.ids:
             what = (
                 "an annotation has the id 0, by which pycocotools marks what was not found: there it counts as missed, "
                 "whatever is detected, here as any other"
             )
             remedy = "number annotations from 1 to have pycocotools' metrics agree"
-            table.notes.append(note(what, [table.where(table.ids.index(0))], remedy))
-        places = [table.where(number) for number, flag in enumerate(self.ignored) if flag]
+            first = np.flatnonzero(np.asarray(table.ids) == 0)[0]
+            table.notes.append(note(what, [table.where(int(first))], remedy))
+        places = [table.where(int(number)) for number in np.flatnonzero(self.ignored)]
         if not places:
             return
         if self.form.evaluate_ignored:
@@ -391,17 +458,25 @@ _MEAN_NOTHING = {
     *("supercategory", "skeleton", "color", "synset", "def", "synonyms", "frequency", "image_count", "instance_count"),
 }
 """Where images come from, and what COCO and LVIS say of categories for people."""
+_Field: TypeAlias = tuple[str, str]
+"""(part of the file, name)."""
 _LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-def _report_unused(table: Table, data: Entry, fields_read: Sequence[str]) -> None:
-    """Fields that are not read, since one of them may change what the others mean."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for part, used in _USED.items():
-        known = used | _MEAN_NOTHING | (set(fields_read) if part == "annotations" else set())
-        for fields in data.fields[part] if part else [data.fields]:
-            if not known.issuperset(fields):
-                counts.update((part, name) for name in set(fields) - known if fields[name] not in (None, "", [], {}))
+def _count_unused(entries: Iterable[Mapping[str, Any]], part: str, fields_read: Sequence[str]) -> Counter[_Field]:
+    """How many entries have a value under a name that nothing reads."""
+    known = _USED[part] | _MEAN_NOTHING | set(fields_read)
+    counts: Counter[_Field] = Counter()
+    for fields in entries:
+        if not known.issuperset(fields):
+            counts.update((part, name) for name in set(fields) - known if fields[name] not in (None, "", [], {}))
+    return counts
+
+
+def _report_unused(table: Table, data: Entry, counts: Counter[_Field]) -> None:
+    """Fields that are not read, since one of them may change what the others mean. `counts`: of the annotations."""
+    for part in ("images", "categories", ""):
+        counts.update(_count_unused(data.fields[part] if part else [data.fields], part, ()))
     lvis = max((counts.pop(("images", name), 0) for name in _LVIS), default=0)
     if lvis:
         table.notes.append(
@@ -443,11 +518,19 @@ class Coco(FileDataset):
         help="count objects with `ignore: 1` in evaluation, as pycocotools does; false: they are neither missed nor is "
         "what is found there wrong. They are never trained on",
     )
+    cache: bool = option(
+        default=True,
+        help="keep the annotations of a file of more than 4 MB, cleaned, below ~/.cache/detkernel: the next run, and "
+        "each loader worker, map them into memory; they are read again as soon as a file or an option is another",
+    )
 
     def __attrs_post_init__(self) -> None:
         check_names(self.class_names, self.ignore_classes)
 
     def load(self) -> None:
+        kept = Kept.of(self) if self.cache else None
+        if kept is not None and kept.take(self):
+            return
         form = Form(
             masks=self.masks,
             bbox=self.bbox_format,
@@ -462,3 +545,5 @@ class Coco(FileDataset):
             self.category_ids.setdefault(self.rename_classes.get(name, name), number)
         self.federated = table.federated and table.federated.renamed(self.rename_classes)
         self._clean(table, self.class_names)
+        if kept is not None and self.federated is None:
+            kept.put(self)

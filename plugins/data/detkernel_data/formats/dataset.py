@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from detkernel import DataError, option, plugin, state
 from detkernel.errors import relative
 from detkernel_detection import Annotations, Dataset
 
+from detkernel_data.formats.overview import Overview
 from detkernel_data.report import with_advice
 
 if TYPE_CHECKING:
@@ -101,6 +103,25 @@ class FileDataset(Dataset):
     def fingerprint(self) -> str:
         return self._loaded().digest(self.classes)
 
+    @property
+    def flat(self) -> FlatAnnotations:
+        """All annotations, once they are loaded."""
+        return self._loaded()
+
+    @property
+    def found_bits(self) -> int | None:
+        """The significant bits that were found in images with 16 bits a channel."""
+        return self._bits
+
+    def fill(self, flat: FlatAnnotations, classes: Sequence[str], notes: Sequence[str], bits: int | None) -> None:
+        """Take what was loaded before, in place of loading it."""
+        self._flat, self.classes, self.notes, self._bits = flat, tuple(classes), list(notes), bits
+
+    def overview(self) -> Overview:
+        """What is asked of all images at once, without looking at each."""
+        flat = self._loaded()
+        return Overview(flat.objects_to_train_on(), np.asarray(flat.heights), np.asarray(flat.widths))
+
     def _loaded(self) -> FlatAnnotations:
         if self._flat is None:
             raise RuntimeError(f"{type(self).__name__}.load() has not been called")
@@ -117,8 +138,7 @@ class FileDataset(Dataset):
     def _find_depth(self) -> None:
         from detkernel_detection.images import find_depth
 
-        files = self._loaded().files
-        self._bits, largest = find_depth([files[index] for index in range(len(files))])
+        self._bits, largest = find_depth(self._loaded().files.tolist())
         if self._bits is not None and self._bits < 16:
             self.notes = [
                 *self.notes,

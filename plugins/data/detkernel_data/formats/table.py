@@ -14,7 +14,10 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 @attrs.define(eq=False, kw_only=True)
 class Table:
-    """Lists of one entry an image, and of one entry an object; plain Python, since that is fast to append to."""
+    """Lists of one entry an image, and of one entry an object; plain Python, since that is fast to append to.
+
+    A reader of large files has the columns of objects as arrays, and masks as `Masks`, and puts those in their places.
+    """
 
     source: str
     """The file or folder that messages about the whole data set name."""

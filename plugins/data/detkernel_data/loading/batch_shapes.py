@@ -9,7 +9,7 @@ from detkernel import UserError, wrong
 from detkernel_detection import Dataset, Sample, Transform
 from detkernel_detection.batching import places
 
-from detkernel_data.masks import trainable
+from detkernel_data.formats.overview import overview
 
 if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
@@ -46,8 +46,8 @@ def choose_shapes(options: Loader, transforms: Sequence[Transform], dataset: Dat
     if options.batch_shapes != "auto":
         return by_area(options.batch_shapes)
     largest: dict[bool, Size] = {}
-    notes = map(dataset.annotations, range(len(dataset)))
-    for height, width in {(one.height, one.width) for one in notes}:
+    seen = overview(dataset)
+    for height, width in set(zip(seen.heights.tolist(), seen.widths.tolist(), strict=True)):
         found = _output_size(options, transforms, (height, width))
         group = options.group_by_aspect and options.sampler is None and width >= height
         before = largest.get(group, (0, 0))
@@ -99,7 +99,7 @@ def fitting(samples: Sequence[Sample], shapes: Sequence[Size]) -> Size | None:
 def known_shapes(loader: Batches) -> Known:
     """What the batches of a loader can be. It looks at every annotation."""
     dataset = loader.dataset
-    another = max((int(trainable(dataset.annotations(index)).sum()) for index in range(len(dataset))), default=0)
+    another = int(overview(dataset).objects.max(initial=0))
     most = another
     for transform in loader.samples.transforms:
         most = transform.most_objects(most, another)

@@ -15,6 +15,7 @@ from detkernel_detection import Annotations, BatchTransform, Dataset, Transform
 from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
+from detkernel_data.formats.overview import Overview, overview
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
 from detkernel_data.loading.batch_shapes import Size, choose_shapes
 from detkernel_data.loading.batches import Batches
@@ -163,7 +164,8 @@ def _groups(
     labelled = mode == "train"
     if not labelled and len(shapes) < 2:
         return [everything]
-    objects, wide = _survey(dataset)
+    seen = overview(dataset)
+    objects, wide = seen.objects, seen.widths >= seen.heights
     if not labelled:
         return by_aspect(everything, wide) if options.group_by_aspect else [everything]
     if masks:
@@ -186,14 +188,6 @@ def by_aspect(chosen: NDArray[np.int64], wide: NDArray[np.bool_]) -> list[NDArra
     """Landscape images and portrait ones, of each kind that there is."""
     groups = [chosen[wide[chosen]], chosen[~wide[chosen]]]
     return [group for group in groups if len(group)]
-
-
-def _survey(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Of every image, the number of objects to train on, and whether it is at least as wide as high."""
-    notes = map(dataset.annotations, range(len(dataset)))
-    found = [(int(trainable(one).sum()), one.width >= one.height) for one in notes]
-    objects, wide = zip(*found, strict=True)
-    return np.array(objects), np.array(wide)
 
 
 def _missing_masks(options: Loader, run: Run, dataset: Dataset, objects: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -257,6 +251,9 @@ class Relabelled(Dataset):
 
     def _relabelled(self, notes: Annotations) -> Annotations:
         return attrs.evolve(notes, labels=self._labels[notes.labels])
+
+    def overview(self) -> Overview:
+        return overview(self._dataset)
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()
