@@ -24,7 +24,7 @@ from detkernel.config.dump import plain
 
 from detkernel_data.annotations import FlatAnnotations, Masks, Texts
 from detkernel_data.loading.check_images import cache_folder
-from detkernel_data.report import Note
+from detkernel_data.report import Finding, Note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SMALLEST = 2**22
 """Bytes of an annotation file from which on it is worth it: smaller ones are read in a moment."""
-VERSION = 1
+VERSION = 2
 """To be raised with every change of what is kept, and of what a reader or the cleaning makes of a file."""
 _MAGIC = b"detkernel annotations\n"
 _ALIGNED = 64
@@ -95,7 +95,7 @@ class Kept:
                 "folders": folders,
                 "images": self._images,
                 "classes": list(dataset.classes),
-                "notes": [[str(one), list(getattr(one, "places", ()))] for one in dataset.notes],
+                "notes": [_plain(one) for one in dataset.notes],
                 "bits": dataset.found_bits,
                 "keypoint_names": list(dataset.keypoint_names),
                 "category_ids": dict(dataset.category_ids),
@@ -109,8 +109,12 @@ class Kept:
         self.take(dataset)
 
 
+def _plain(one: str) -> list[Any]:
+    return [str(one), list(one.places), attrs.asdict(one.finding)] if isinstance(one, Note) else [one]
+
+
 def _note(one: Sequence[Any]) -> str:
-    return Note(one[0], one[1])
+    return Note(one[0], one[1], Finding(**one[2])) if len(one) > 1 else str(one[0])
 
 
 def _signature(folders: Sequence[str]) -> str:

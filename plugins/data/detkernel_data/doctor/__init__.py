@@ -1,0 +1,1 @@
+"""What is odd about the data of a config, found before it is trained on."""
