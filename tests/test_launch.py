@@ -159,7 +159,7 @@ def test_a_signal_stops_all_processes_and_saves(tmp_path: Path) -> None:
     assert told.count("SIGUSR1: stopping after this iteration") == 1
     stopped = int(told.split("stopped at iteration ")[1].split(",")[0])
     assert 5 < stopped < 40
-    assert [path.name for path in (tmp_path / "work/checkpoints").glob("*.pt")] == [f"iter_{stopped}.pt"]
+    assert [path.name for path in (tmp_path / "work/checkpoints").glob("iter_*.pt")] == [f"iter_{stopped}.pt"]
 
 
 @long

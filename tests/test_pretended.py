@@ -33,7 +33,7 @@ ema: {}
 evaluation: {use: coco_map}
 log: {}
 checkpoint: {every: 3 iters, best: coco/bbox_mAP}
-draw_predictions: {score: 0}
+draw_predictions: {score: 0, training: 2}  # samples are drawn in the first iterations, not in the watched one
 signals: {}
 check_invalid_loss: {}
 check_classes: {}

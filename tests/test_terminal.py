@@ -144,8 +144,8 @@ TINY = [
 
 def test_a_run_ends_with_what_it_left_and_what_comes_next(detkernel_here: Detkernel, tmp_path: Path) -> None:
     first = detkernel_here("run", SHAPES, *TINY, "run.work_dir=work", "checkpoint.best=coco/bbox_mAP")
-    rows = dict(re.split(r" {2,}", line) for line in first.stderr.splitlines()[-4:])
     assert first.returncode == 0, first.stderr
+    rows = dict(row for line in first.stderr.splitlines() if len(row := re.split(r" {2,}", line)) == 2)
     assert re.fullmatch(r"coco/bbox_mAP \d\.\d{4} at iteration 2", rows["best"])
     assert rows["checkpoint"] == "work/checkpoints/last.pt"
     assert rows["best checkpoint"] == "work/checkpoints/best.pt"

@@ -65,7 +65,7 @@ model: {use: torchvision_fcos, backbone: {use: ./backbone.py:Tiny}, neck_channel
 optimizer: {use: adamw, lr: 1e-3, accumulate: 3, clip_norm: 5}
 schedule: {use: cosine, warmup: 5 iters}
 ema: {decay: 0.9, ramp: 10}
-evaluation: {use: coco_map}
+evaluation: {use: coco_map, backend: pycocotools}  # hotcoco has threads, which a fork leaves behind
 log: {interval: 3}
 checkpoint: {every: 2 iters, keep: 3, best: coco/bbox_mAP}
 check_invalid_loss: {interval: 1}
