@@ -18,7 +18,7 @@ from PIL import Image
 Box = tuple[int, int, int, int]
 
 
-def picture(seed: int) -> Image.Image:
+def noise_image(seed: int) -> Image.Image:
     """A smooth pattern of its own."""
     draw = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(draw).resize((160, 120), Image.Resampling.BICUBIC)
@@ -65,7 +65,7 @@ class Data:
 def data(here: Path) -> Data:
     made = Data(here / "d")
     for number in range(4):
-        made.add("train" if number < 3 else "val", f"n{number}", picture(number), ("cat", (10, 10, 90, 90)))
+        made.add("train" if number < 3 else "val", f"n{number}", noise_image(number), ("cat", (10, 10, 90, 90)))
     return made
 
 
@@ -75,8 +75,8 @@ def test_nothing_odd(data: Data):
 
 
 def test_copies_across_the_splits(data: Data):
-    data.add("val", "copy", picture(0), ("cat", (10, 10, 90, 90)))
-    data.add("val", "smaller", picture(1).resize((120, 90)), ("cat", (10, 10, 60, 60)), suffix=".jpg", quality=60)
+    data.add("val", "copy", noise_image(0), ("cat", (10, 10, 90, 90)))
+    data.add("val", "smaller", noise_image(1).resize((120, 90)), ("cat", (10, 10, 60, 60)), suffix=".jpg", quality=60)
     found = data.findings()
     same, near = (found[f"train and val: {kind} images in train and val"] for kind in ("identical", "near-identical"))
     assert same["count"] == near["count"] == 1
@@ -88,13 +88,13 @@ def test_copies_across_the_splits(data: Data):
 
 
 def test_copies_within_a_split(data: Data):
-    data.add("train", "copy", picture(2), ("cat", (10, 10, 90, 90)))
+    data.add("train", "copy", noise_image(2), ("cat", (10, 10, 90, 90)))
     assert data.findings()["train: identical images within train"]["count"] == 1
 
 
 def test_classes_in_one_split(data: Data):
-    data.add("train", "t", picture(10), ("ant", (10, 10, 90, 90)))
-    data.add("val", "v", picture(11), ("bee", (10, 10, 90, 90)))
+    data.add("train", "t", noise_image(10), ("ant", (10, 10, 90, 90)))
+    data.add("val", "v", noise_image(11), ("bee", (10, 10, 90, 90)))
     found = data.findings()
     assert found["train: classes with objects in train alone"]["places"] == ["ant"]
     assert found["val: classes with objects in val alone"]["places"] == ["bee"]
@@ -102,11 +102,11 @@ def test_classes_in_one_split(data: Data):
 
 
 def test_odd_boxes(data: Data):
-    data.add("val", "tiny", picture(10), ("cat", (10, 10, 16, 17)))
-    data.add("train", "tiny2", picture(12), ("cat", (10, 10, 16, 17)))
-    data.add("train", "huge", picture(11), ("cat", (1, 1, 160, 120)))
-    data.add("train", "two", picture(13), ("cat", (10, 10, 50, 50)), ("dog", (10, 10, 50, 50)))
-    data.add("val", "dog", picture(14), ("dog", (10, 10, 50, 50)))
+    data.add("val", "tiny", noise_image(10), ("cat", (10, 10, 16, 17)))
+    data.add("train", "tiny2", noise_image(12), ("cat", (10, 10, 16, 17)))
+    data.add("train", "huge", noise_image(11), ("cat", (1, 1, 160, 120)))
+    data.add("train", "two", noise_image(13), ("cat", (10, 10, 50, 50)), ("dog", (10, 10, 50, 50)))
+    data.add("val", "dog", noise_image(14), ("dog", (10, 10, 50, 50)))
     found = data.findings()
     tiny = found["val: boxes with a side below 4 pixels once the image is resized"]
     assert "tiny.png: x 9..15, y 9..16" in tiny["places"][0]
@@ -117,10 +117,10 @@ def test_odd_boxes(data: Data):
 
 
 def test_odd_files(data: Data):
-    data.add("train", "alpha", picture(20).convert("RGBA"), ("cat", (10, 10, 90, 90)))
-    data.add("train", "wrong", picture(21), ("cat", (10, 10, 90, 90)), suffix=".jpg", format="PNG")
-    data.add("train", "long", picture(22).resize((300, 40)), ("cat", (10, 10, 90, 30)))
-    data.add("val", "jpeg", picture(23), ("cat", (10, 10, 90, 90)), suffix=".jpg")
+    data.add("train", "alpha", noise_image(20).convert("RGBA"), ("cat", (10, 10, 90, 90)))
+    data.add("train", "wrong", noise_image(21), ("cat", (10, 10, 90, 90)), suffix=".jpg", format="PNG")
+    data.add("train", "long", noise_image(22).resize((300, 40)), ("cat", (10, 10, 90, 30)))
+    data.add("val", "jpeg", noise_image(23), ("cat", (10, 10, 90, 90)), suffix=".jpg")
     found = data.findings()
     assert found["train: images of other colour modes than the rest (RGB 5x, RGBA 1x)"]["count"] == 1
     assert "wrong.jpg is PNG" in found["train: images that are not what their suffix says"]["places"][0]
@@ -130,8 +130,8 @@ def test_odd_files(data: Data):
 
 def test_what_the_readers_report_is_told_in_parts(data: Data):
     square = ("cat", (10, 10, 60, 60))
-    data.add("train", "flat", picture(30), ("cat", (10, 10, 10, 40)), square, square)
-    data.add("train", "none", picture(31))
+    data.add("train", "flat", noise_image(30), ("cat", (10, 10, 10, 40)), square, square)
+    data.add("train", "none", noise_image(31))
     found = data.findings()
     flat = found["train: box without area dropped"]
     assert (flat["count"], flat["option"]) == (1, "bad_boxes")
@@ -142,7 +142,7 @@ def test_what_the_readers_report_is_told_in_parts(data: Data):
 
 def test_the_table_and_the_status(data: Data):
     for number in range(5):
-        data.add("val", f"copy{number}", picture(0), ("cat", (10, 10, 90, 90)))
+        data.add("val", f"copy{number}", noise_image(0), ("cat", (10, 10, 90, 90)))
     output = data.run().output
     assert max(map(len, output.splitlines())) <= 80
     assert output.startswith("count  split          finding\n    5  train and val  identical images in train and val\n")
@@ -160,14 +160,14 @@ def test_data_that_cannot_be_read_is_an_error(data: Data):
 
 
 def test_images_are_opened_once(data: Data, monkeypatch: pytest.MonkeyPatch):
-    data.add("val", "copy", picture(0), ("cat", (10, 10, 90, 90)))
+    data.add("val", "copy", noise_image(0), ("cat", (10, 10, 90, 90)))
     before = data.run("--json").output
     opened: list[str] = []
     look = images._look
     monkeypatch.setattr(images, "_look", lambda path: opened.append(path) or look(path))
     assert data.run("--json").output == before
     assert opened == []
-    picture(50).save("d/JPEGImages/copy.png")
+    noise_image(50).save("d/JPEGImages/copy.png")
     data.run("--json")
     assert [Path(path).name for path in opened] == ["copy.png"]
 

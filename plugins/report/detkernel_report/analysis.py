@@ -35,7 +35,7 @@ class Analysis:
 
     @property
     def score(self) -> float:
-        """The threshold that pictures and counts go by."""
+        """The threshold that images and counts go by."""
         return DEFAULT_SCORE if math.isnan(self.best.score) else self.best.score
 
     def ap(self, label: int | None = None, threshold: int | None = None, size: int = 0) -> float:

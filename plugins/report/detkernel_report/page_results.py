@@ -190,7 +190,7 @@ def _figure(run: RunFolder, analysis: Analysis, one: mistakes.ImageScore) -> Mar
     mine = np.flatnonzero(analysis.matches.image == one.at)
     mine = mine[analysis.matches.score[mine] >= analysis.score]
     truth, found = _truth(analysis, image, mine), _found(analysis, one.at, mine)
-    picture = html(
+    drawn = html(
         '<svg class="hidden" aria-hidden="true"><defs><image id="{}" href="{}" width="{}" height="{}" '
         'preserveAspectRatio="none"/></defs></svg>',
         name, jpeg_source(run.images[results.name, image.index]), image.width, image.height,
@@ -199,7 +199,7 @@ def _figure(run: RunFolder, analysis: Analysis, one: mistakes.ImageScore) -> Mar
     return html(
         "<figure><figcaption><b>{}</b>: {} right, {} wrong, {} missed</figcaption>{}"
         '<div class="pair"><div><span>annotated</span>{}</div><div><span>found</span>{}</div></div></figure>',
-        image.path.rpartition("/")[2], one.right, one.wrong, one.missed, picture,
+        image.path.rpartition("/")[2], one.right, one.wrong, one.missed, drawn,
         _drawn(name, image, truth, f"Annotated: {len(truth)} objects, {missed} of them missed"),
         _drawn(name, image, found, f"Found: {one.right} right and {one.wrong} wrong detections"),
     )  # fmt: skip

@@ -77,28 +77,28 @@ def draw(
     image and of its objects; a label for which there is no room is shortened, and then left out. Objects whose boxes
     are not finite are left out.
     """
-    picture, scale = _scaled(_pixels(image), longest)
+    canvas, scale = _scaled(_pixels(image), longest)
     found = None if objects is None else _taken(objects)
     boxes = np.zeros((0, 4)) if found is None else found.boxes * scale
-    style = style_for(picture.size, boxes)
+    style = style_for(canvas.size, boxes)
     if found is not None and found.masks is not None:
-        picture = _with_masks(picture, found, scale)
-    pen = ImageDraw.Draw(picture)
+        canvas = _with_masks(canvas, found, scale)
+    pen = ImageDraw.Draw(canvas)
     order = (
         range(len(boxes)) if found is None or found.scores is None else np.argsort(found.scores, kind="stable").tolist()
     )
     if found is not None:
         for number in order:
-            _box(pen, boxes[number], colour(found.labels[number]), style, picture.size)
+            _box(pen, boxes[number], colour(found.labels[number]), style, canvas.size)
     if truth is not None:
         for box in _taken(truth).boxes * scale:
-            _dashed(pen, box, style, picture.size)
+            _dashed(pen, box, style, canvas.size)
     if found is not None and found.keypoints is not None:
         for number in order:
             _keypoints(pen, found.keypoints[number], scale, colour(found.labels[number]), style, keypoint_names)
     if found is not None:
-        _labels(pen, found, boxes, list(reversed(order)), classes, style, picture.size)
-    return picture
+        _labels(pen, found, boxes, list(reversed(order)), classes, style, canvas.size)
+    return canvas
 
 
 def style_for(size: tuple[int, int], boxes: NDArray[Any]) -> Style:
