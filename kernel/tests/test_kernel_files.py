@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,17 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path):
         read_regular(tmp_path / "a", 4)
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "b", 4)
+
+
+def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path):
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    tracemalloc.start()
+    with pytest.raises(OSError, match="more than 16,777,216 bytes"):
+        read_regular(tmp_path / "sparse", 2**24)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
 
 
 DIES = """

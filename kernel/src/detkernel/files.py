@@ -129,8 +129,9 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(path: Path, limit: int) -> bytes:
     """The whole content of a regular file. Raises OSError as `open_regular`, and for more than `limit` bytes."""
     with open_regular(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        too_long = os.fstat(file.fileno()).st_size > limit  # known before any memory is taken
+        content = b"" if too_long else file.read(limit + 1)
+    if too_long or len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content
 
