@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,7 +159,10 @@ def test_configs_train(
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-SMALL = ["run.until=2 iters", "run.validate=null", "data.train.size=16", "data.val.size=4", "data.workers=0"]
+SMALL = [
+    *("run.until=2 iters", "run.validate=null", "data.workers=0", "data.train.size=16", "data.val.size=4"),
+    *(f"data.{split}.{value}" for split in ("train", "val") for value in ("side=64", "sizes=[12, 40]")),
+]
 MADE_ELSEWHERE = [  # by .ci/run and the tox environment `install`, in fresh environments
     "git clone ... detkernel",
     "cd detkernel",
@@ -172,16 +173,23 @@ MADE_ELSEWHERE = [  # by .ci/run and the tox environment `install`, in fresh env
 ]
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """The folder in which all pages' commands run, and those that ran: what two pages show runs once."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "config.yaml").write_text("base: configs/shapes.yaml")
+    (folder / "found.json").write_text("[]")
+    return folder, set()
+
+
 @pytest.mark.parametrize("text", blocks("sh"))
-def test_commands_run(text: str, tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "config.yaml").write_text("base: configs/shapes.yaml")
-    (tmp_path / "found.json").write_text("[]")
-    folder = tmp_path
+def test_commands_run(text: str, ran: tuple[Path, set[str]], python: Warm) -> None:
+    folder, already = ran
     for line in text.splitlines():
         for command in line.partition("#")[0].strip().split(" && "):
-            program, _, arguments = command.partition(" ")
-            if command in MADE_ELSEWHERE:
+            program, _, arguments = command.removeprefix(".venv/bin/").partition(" ")
+            if command in MADE_ELSEWHERE or f"{folder}: {program} {arguments}" in already:
                 continue
             if program == "cd":
                 folder /= arguments
@@ -190,20 +198,14 @@ def test_commands_run(text: str, tmp_path: Path) -> None:
                 "detkernel": ["-m", "detkernel", *arguments.split()],
                 "pytest": ["-m", "pytest", "-q", *arguments.split()],
                 "pip": ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."],
-            }[program.removeprefix(".venv/bin/")]
+            }[program]
             if words[2:3] in (["check"], ["run"], ["test"]) and words[1] == "detkernel":
                 words += SMALL
             if words[2:3] == ["profile"]:
                 words += [*SMALL, "run.until=3 iters", "--iterations", "1", "--warmup", "1"]
-            result = subprocess.run(
-                [sys.executable, *words],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "PYTHONPATH": str(folder / "site")},
-            )
+            result = python(*words, cwd=folder, env={"PYTHONPATH": str(folder / "site")})
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+            already.add(f"{folder}: {program} {arguments}")
 
 
 def test_continuous_integration_runs_what_the_readme_says() -> None:
