@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,9 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("a")
     assert read_regular(tmp_path / "link", 5) == b"12345"
+    assert read_regular(tmp_path / "link", 2**60) == b"12345"  # the memory for the limit is not asked for
+    with suppress(FileNotFoundError):  # of a file whose size the system does not say
+        assert read_regular(Path("/proc/version"), 10_000).startswith(b"Linux")
     with pytest.raises(OSError, match="more than 4 bytes"):
         read_regular(tmp_path / "a", 4)
     with pytest.raises(FileNotFoundError):

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from detkernel.errors import UserError, printable, relative
 
 _SAFE = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))  # some are of one system only
+_MORE = 2**20
 _LEFTOVER = re.compile(r"\..+\.([0-9]+)\.[a-z0-9_]{8}\.tmp")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -129,8 +130,11 @@ def open_regular(path: Path) -> BinaryIO:
 def read_regular(path: Path, limit: int) -> bytes:
     """The whole content of a regular file. Raises OSError as `open_regular`, and for more than `limit` bytes."""
     with open_regular(path) as file:
-        too_long = os.fstat(file.fileno()).st_size > limit  # known before any memory is taken
-        content = b"" if too_long else file.read(limit + 1)
+        size = os.fstat(file.fileno()).st_size
+        too_long = size > limit  # known before any memory is taken
+        content = b"" if too_long else file.read(size + 1)  # as much as `limit` the system may not have
+        while size < len(content) <= limit and (more := file.read(min(_MORE, limit + 1 - len(content)))):
+            content += more  # the file grows, or is one whose size the system does not say
     if too_long or len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content

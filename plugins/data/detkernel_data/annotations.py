@@ -134,6 +134,16 @@ class Masks:
         """Whether an object has one."""
         return bool(self.objects[-1] or self.runs.offsets[-1])
 
+    def scale(self, sizes: NDArray[np.float64]) -> None:
+        """Multiply the polygons of each object by its [M, 2] width and height; not one with an odd number of
+        coordinates, which `mask_problem` refuses."""
+        lengths = np.diff(self.parts)
+        part_of = np.repeat(np.arange(len(self)), np.diff(self.objects))
+        factors = np.where((lengths % 2 == 0)[:, None], sizes[part_of], 1.0)
+        of_number = np.repeat(np.arange(len(lengths)), lengths)
+        odd = (np.arange(len(self.numbers)) - self.parts[of_number]) % 2
+        self.numbers = self.numbers * factors[of_number, odd]
+
     def suspects(self, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
         """The objects in whose masks something may be wrong, given the sizes of their images: all with run lengths,
         and those with a polygon that `mask_problem` refuses."""
@@ -235,8 +245,16 @@ class FlatAnnotations:
 
     def objects_to_train_on(self) -> NDArray[np.int64]:
         """[n] how many each image has: those that are usable, neither crowds nor difficult."""
+        return self._by_image(self.usable & ~self.crowd & ~self.difficult)
+
+    def maskless(self) -> NDArray[np.int64]:
+        """[n] how many of these have no mask."""
+        trained = self.usable & ~self.crowd & ~self.difficult
+        return self._by_image(trained if self.masks is None else trained & self.masks.missing)
+
+    def _by_image(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         image = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        return np.bincount(image[self.usable & ~self.crowd & ~self.difficult], minlength=len(self))
+        return np.bincount(image[chosen], minlength=len(self))
 
     def __getitem__(self, index: int) -> Annotations:
         """What may be trained on in an image."""
@@ -288,7 +306,7 @@ class FlatAnnotations:
                 continue
             for values in _arrays(names if field.name == "files" else getattr(self, field.name)):
                 digest.update(repr(np.shape(values)).encode())
-                digest.update(b"" if values is None else values.tobytes())
+                digest.update(b"" if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()[:16]
 
 
@@ -318,18 +336,23 @@ def ragged(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[NDArr
 
 
 _AT_ONCE = 100_000
-"""Runs that are gathered at a time: their positions take as much memory as they do."""
+"""Runs that are gathered at a time: they are copied twice."""
 
 
 def _gathered(
     values: NDArray[Any], offsets: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The items of some runs, and where each of them begins."""
+    """The items of some runs, and where each of them begins. To join slices of bytes takes a fifth of the time that
+    NumPy takes for as many positions."""
     starts = offsets_of(np.diff(offsets)[chosen])
     found = np.empty(starts[-1], dtype=values.dtype)
+    data, filled, size = values.view(np.uint8).data, found.view(np.uint8), values.itemsize
     for first in range(0, len(chosen), _AT_ONCE):
-        last = min(first + _AT_ONCE, len(chosen))
-        found[starts[first] : starts[last]] = values[ragged(offsets, chosen[first:last])[0]]
+        some = chosen[first : first + _AT_ONCE]
+        ends = zip((offsets[some] * size).tolist(), (offsets[some + 1] * size).tolist(), strict=True)
+        piece = b"".join([data[start:end] for start, end in ends])
+        begin = int(starts[first]) * size
+        filled[begin : begin + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
     return found, starts
 
 

@@ -16,10 +16,11 @@ from detkernel.files import read_regular
 from detkernel_detection import Annotations, Dataset, ImageId
 
 from detkernel_data.formats.dataset import check_names
-from detkernel_data.formats.overview import Overview, overview
+from detkernel_data.formats.overview import Overview, maskless, overview
 from detkernel_data.report import Note, Problems, first
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _LONGEST_LIST = 2**28
@@ -85,6 +86,9 @@ class Concat(Dataset):
     def overview(self) -> Overview:
         return Overview(*(np.concatenate(column) for column in zip(*map(overview, self.datasets), strict=True)))
 
+    def maskless(self) -> NDArray[np.int64]:
+        return np.concatenate([maskless(dataset) for dataset in self.datasets])
+
     def fingerprint(self) -> str:
         return _join([*self.classes, *(part.fingerprint() for part in self.datasets)])
 
@@ -146,6 +150,9 @@ class Repeat(Dataset):
     def overview(self) -> Overview:
         return Overview(*(np.tile(column, self.times) for column in overview(self.dataset)))
 
+    def maskless(self) -> NDArray[np.int64]:
+        return np.tile(maskless(self.dataset), self.times)
+
     def fingerprint(self) -> str:
         return _join([str(self.times), self.dataset.fingerprint()])
 
@@ -193,6 +200,10 @@ class Subset(Dataset):
 
     def overview(self) -> Overview:
         return overview(self.dataset).take(self._chosen)
+
+    def maskless(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = maskless(self.dataset)[self._chosen]
+        return found
 
     def fingerprint(self) -> str:
         return _join([self.dataset.fingerprint(), *map(str, self._chosen.tolist())])

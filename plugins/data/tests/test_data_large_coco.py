@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detkernel import DataError
 from detkernel_data.annotations import Masks, Texts
-from detkernel_data.formats import coco as careful
-from detkernel_data.formats import kept
+from detkernel_data.formats import coco, coco_entries, kept
 from detkernel_data.formats.coco import Coco
-from detkernel_data.formats.overview import overview
+from detkernel_data.formats.overview import maskless, overview
 from detkernel_data.loading.check_images import cache_folder
+from detkernel_data.masks import trainable, without_mask
 from detkernel_data.wrappers import Concat, Repeat, Subset
 from detkernel_detection.images import Header, read_headers
 from PIL import Image
@@ -67,7 +69,7 @@ def read(**options: Any) -> Coco:
 
 def read_carefully(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Coco:
     with monkeypatch.context() as patch:
-        patch.setattr(careful, "_split", lambda _: None)
+        patch.setattr(coco, "split", lambda _: None)
         return read(cache=False, **options)
 
 
@@ -93,7 +95,53 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "default")
 def test_blocks_and_entries_give_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]):
     entries = read_carefully(monkeypatch, **options)
-    monkeypatch.setattr(careful, "_parse", None)
+    monkeypatch.setattr(coco_entries, "parse", None)
+    monkeypatch.setattr(coco_quick, "_BLOCK", 2)
+    same(read(**options), entries)
+
+
+POINTS = [5, 6, 2, 7.5, 8, 1]
+
+
+def with_keypoints(it: Any) -> None:
+    it["categories"][1].update(keypoints=["nose", "tail"], skeleton=[[1, 2]])
+    for row in it["annotations"]:
+        if row["category_id"] == 3 and row["id"] != 99:  # of 99 there are none
+            row.update(keypoints=POINTS, num_keypoints=2)
+
+
+def in_fractions(it: Any) -> None:
+    for row in it["annotations"]:
+        row["bbox"] = [value / 64 for value in row["bbox"]]
+        if isinstance(row.get("segmentation"), list):
+            row["segmentation"] = [[value / 64 for value in part] for part in row["segmentation"]]
+
+
+def numbered(it: Any) -> None:
+    for number, row in enumerate(it["annotations"]):
+        row.update(track_id=number, depth=number / 4 if number > 2 else number)
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (with_keypoints, {}),
+        (in_fractions, {"bbox_unit": "fractions"}),
+        (numbered, {"fields": {"track_id": "value", "depth": "angle"}}),
+        (lambda it: it.update(remark="a part of another name"), {}),
+        (lambda it: [image.update(id=f"{image['id']}") for image in it["images"]]
+         + [row.update(image_id=str(row["image_id"])) for row in it["annotations"]], {}),
+    ],
+    ids=["keypoints", "fractions", "fields", "part", "ids of text"],
+)  # fmt: skip
+def test_keypoints_fractions_and_fields_are_read_in_blocks_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object], options: dict[str, Any]
+):
+    changed = content()
+    change(changed)
+    write(changed)
+    entries = read_carefully(monkeypatch, **options)
+    monkeypatch.setattr(coco_entries, "parse", None)
     monkeypatch.setattr(coco_quick, "_BLOCK", 2)
     same(read(**options), entries)
 
@@ -136,6 +184,10 @@ def test_odd_files_give_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch, 
         lambda it: it["annotations"][1].update(segmentation=[[1, 2, 3, 4, 5, None]]),
         lambda it: it["annotations"][2].update(segmentation={"size": [30, 40], "counts": [7]}),
         lambda it: it["annotations"].append(7),
+        lambda it: (with_keypoints(it), it["annotations"][0].update(keypoints=[5, 6, 3, 7.5, 8, 1])),
+        lambda it: (with_keypoints(it), it["annotations"][0].update(keypoints=[5, 6, 2])),
+        lambda it: (with_keypoints(it), it["annotations"][3].update(keypoints=POINTS)),
+        lambda it: (with_keypoints(it), it["annotations"][0].update(keypoints=None)),
         lambda it: it["annotations"][1].update(bbox=[float("nan"), 2, 3, 4]),
         lambda it: it["images"].append(it["images"][0]),
         lambda it: it["images"][0].update(file_name="8.jpg"),
@@ -153,7 +205,7 @@ def test_mistakes_have_the_words_of_the_careful_reader(
     dataset = Coco(annotation_file=Path("a.json"), image_folder=Path("images"))
     message = refusal(dataset)
     with monkeypatch.context() as patch:
-        patch.setattr(careful, "_split", lambda _: None)
+        patch.setattr(coco, "split", lambda _: None)
         assert message == refusal(dataset)
 
 
@@ -181,7 +233,7 @@ def was_kept(dataset: Coco) -> bool:
 def test_what_is_kept_is_the_same(kept_always: Path, monkeypatch: pytest.MonkeyPatch):
     entries = read_carefully(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(careful, "read", None)
+        patch.setattr(coco, "read", None)
         again = read()
     same(again, entries)
     assert [one.places for one in again.notes] == [one.places for one in entries.notes]  # type: ignore[attr-defined]
@@ -261,6 +313,31 @@ def test_texts_and_masks_of_some():
     masks = Masks([SQUARE, [], RUNS, [SQUARE[0], SQUARE[0]]])
     some = Masks.joined([masks, masks]).take(np.array([6, 3, 1]))
     assert [some[index] for index in range(3)] == [RUNS, [SQUARE[0], SQUARE[0]], []]
+
+
+def test_polygons_of_each_object_are_scaled_by_its_image():
+    masks = Masks([[[0.5, 0.5, 1.0, 0.5, 1.0, 1.0], [0.25, 0.5, 0.75]], [], RUNS, [[0.5, 1.0, 0.5, 0.5, 0.0, 0.0]]])
+    masks.scale(np.array([[40.0, 20.0], [1, 1], [1, 1], [8.0, 4.0]]))
+    assert masks[0] == [[20, 10, 40, 10, 40, 20], [0.25, 0.5, 0.75]]  # the second is refused later
+    assert (masks[2], masks[3]) == (RUNS, [[4, 4, 4, 2, 0, 0]])
+
+
+def test_objects_without_masks_are_counted_at_once(folder: Path):
+    dataset = read()
+    joined = Subset(dataset=Repeat(dataset=Concat(datasets=[dataset, dataset]), times=2), first=8)
+    joined.load()
+    assert maskless(joined).tolist() == [1, 0, 0, 1, 0, 0, 1, 0]
+    one_by_one = [(trainable(one) & without_mask(one)).sum() for one in map(joined.annotations, range(8))]
+    assert maskless(joined).tolist() == one_by_one
+
+
+def test_the_collector_of_cycles_goes_on_after_the_reading(folder: Path):
+    assert gc.isenabled()
+    read(cache=False)
+    Path("a.json").write_text("[")
+    with pytest.raises(DataError):
+        read()
+    assert gc.isenabled()
 
 
 def test_an_overview_is_that_of_each_image(folder: Path):

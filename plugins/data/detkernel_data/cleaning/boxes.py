@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detkernel import DataError
 from detkernel_detection.images import size_text
 
+from detkernel_data.annotations import Masks
 from detkernel_data.report import Problems, counted, note
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ def find_duplicates(table: Table, boxes: NDArray[np.float64], labels: NDArray[np
 def _hashes(rows: NDArray[np.float64]) -> NDArray[np.uint64]:
     """[M] one number a row: to sort those takes a tenth of sorting rows."""
     odd = np.random.default_rng(0).integers(1, 2**63, (2, rows.shape[1]), dtype=np.uint64) | np.uint64(1)
-    bits = rows.view(np.uint64)
-    bits = (bits ^ (bits >> np.uint64(32))) * odd[0]  # of whole numbers, only the upper bits differ
-    hashes: NDArray[np.uint64] = ((bits ^ (bits >> np.uint64(29))) * odd[1]).sum(1, dtype=np.uint64)
+    hashes = np.zeros(len(rows), dtype=np.uint64)
+    for column, (first, second) in zip(rows.T, odd.T, strict=True):
+        bits = np.ascontiguousarray(column).view(np.uint64)
+        bits = (bits ^ (bits >> np.uint64(32))) * first  # of whole numbers, only the upper bits differ
+        hashes += (bits ^ (bits >> np.uint64(29))) * second
     return hashes
 
 
@@ -146,7 +149,11 @@ def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _scale_masks(table: Table, sizes: NDArray[np.float64]) -> None:
-    for polygons, size in zip(table.masks or (), sizes, strict=False):
+    masks: list[Any] | Masks | None = table.masks
+    if isinstance(masks, Masks):
+        masks.scale(sizes)
+        return
+    for polygons, size in zip(masks or (), sizes, strict=False):
         for polygon in polygons if isinstance(polygons, list) else ():
             if isinstance(polygon, array) and len(polygon) % 2 == 0:  # others are reported when masks are checked
                 polygon[:] = array("d", np.frombuffer(polygon) * np.tile(size, len(polygon) // 2))

@@ -207,9 +207,6 @@ def flat(
     def flags(column: list[bool] | None) -> NDArray[np.bool_]:
         return np.zeros(len(order), dtype=bool) if column is None else np.asarray(column, dtype=bool)[order]
 
-    def picked(column: Sequence[Any]) -> list[Any]:
-        return [column[number] for number in order.tolist()]
-
     return FlatAnnotations(
         image_ids=pack_ids([table.image_ids[number] for number in images]),
         files=Texts(table.files[number] for number in images),
@@ -224,7 +221,7 @@ def flat(
         crowd=flags(table.crowd),
         difficult=flags(table.difficult),
         masks=_masks(table.masks, order),
-        keypoints=None if table.keypoints is None else _keypoints(picked(table.keypoints)),
+        keypoints=_keypoints(table.keypoints, order),
         ids=None if table.ids is None else np.asarray(table.ids, dtype=np.int64)[order],
         fields={name: np.asarray(values)[order] for name, values in table.fields.items()},
     )
@@ -246,8 +243,14 @@ def _areas(table: Table, boxes: NDArray[np.float64], order: NDArray[np.int64]) -
     return np.where(np.isnan(stated), areas, stated)
 
 
-def _keypoints(rows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
-    return np.asarray(rows, dtype=np.float32).reshape(len(rows), -1, 3)
+def _keypoints(
+    rows: Sequence[Sequence[float]] | NDArray[np.float64] | None, order: NDArray[np.int64]
+) -> NDArray[np.float32] | None:
+    """[M, K, 3]"""
+    if rows is None:
+        return None
+    chosen = rows[order] if isinstance(rows, np.ndarray) else [rows[number] for number in order.tolist()]
+    return np.asarray(chosen, dtype=np.float32).reshape(len(order), -1, 3)
 
 
 def _report_images(table: Table, which: NDArray[np.bool_], what: str, remedy: str, notes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Large files of COCO's form, read in blocks: the ordinary ones, which are nearly all.
 
-Whatever is not ordinary (a mistake, keypoints, a mask in place of a box) is left to `coco.py`, which reads the same
-file entry by entry and knows what to say of each. So nothing here needs words.
+Whatever is not ordinary (a mistake, a mask in place of a box, lists in further fields) is left to `coco_entries.py`,
+which reads the same file entry by entry and knows what to say of each. So nothing here needs words.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 import msgspec
@@ -23,12 +23,13 @@ from detkernel_detection import ImageId
 from numpy.typing import NDArray
 
 from detkernel_data.annotations import Masks, Texts, offsets_of
+from detkernel_data.formats.coco_form import USED, Category, Field, Form, count_unused, take_flags
+from detkernel_data.formats.table import Table
 
 _BLOCK = 1_000
 """Annotations that are Python objects at a time: all of COCO's would take 2.4 GB, and these stay in the CPU's cache."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LARGEST = 2**53
-_NUMBERS = {int, float}
 
 
 class Split(NamedTuple):
@@ -44,11 +45,27 @@ def split(path: Path, limit: int) -> Split | None:
     content = read_regular(path, limit)
     data = memoryview(content)[len(_BYTE_ORDER_MARK) if content.startswith(_BYTE_ORDER_MARK) else 0 :]
     try:
-        parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        annotations = msgspec.json.decode(parts.pop("annotations"), type=list[msgspec.Raw])
+        try:
+            found = msgspec.json.decode(data, type=_File)
+            parts, annotations = (
+                {name: getattr(found, name) for name in _FILE if getattr(found, name)},
+                found.annotations,
+            )
+        except msgspec.ValidationError:  # it has parts of other names
+            parts = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+            annotations = msgspec.json.decode(parts.pop("annotations"), type=list[msgspec.Raw])
         return Split({name: msgspec.json.decode(value) for name, value in parts.items()}, annotations)
     except (KeyError, ValueError, RecursionError):  # msgspec's own errors are ValueErrors
         return None
+
+
+_FILE = ("info", "licenses", "images", "categories", "type")
+_File: Any = msgspec.defstruct(
+    "File",
+    [("annotations", list[msgspec.Raw]), *((name, msgspec.Raw, msgspec.Raw()) for name in _FILE)],
+    forbid_unknown_fields=True,
+)
+"""What COCO's own files have in them: split in one go, where a map of any names is gone through twice."""
 
 
 @attrs.define(eq=False)
@@ -66,33 +83,44 @@ class Columns:
     crowd: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
+    keypoints: NDArray[np.float64] | None
+    """[M, 3K], zeros where an object has none; None where no class has any."""
+    fields: dict[str, NDArray[Any]]
     masks: Masks | None
-    unused: Counter[tuple[str, str]]
+    unused: Counter[Field]
     """How many annotations have a value under a name that nothing reads."""
+
+    def fill(self, filled: Table, form: Form) -> None:
+        """Put them into a table."""
+        table: Any = filled  # arrays in the place of lists
+        boxes = self.boxes
+        if form.bbox != "xyxy":
+            corner = boxes[:, :2] - boxes[:, 2:] / 2 if form.bbox == "cxcywh" else boxes[:, :2]
+            boxes = np.concatenate([corner, corner + boxes[:, 2:]], axis=1)
+        table.image, table.names, table.boxes = self.image, self.names, boxes
+        table.area, table.crowd, table.ids = self.area, self.crowd, self.ids
+        table.keypoints, table.fields = self.keypoints, self.fields
+        table.masks = self.masks if self.masks is not None and self.masks.any() else None
+        take_flags(table, form, self.ignore.tolist(), self.difficult.tolist())
 
 
 def columns(
     annotations: Sequence[msgspec.Raw],
-    names: Mapping[int, str],
+    categories: Mapping[int, Category],
     positions: Mapping[ImageId, int],
-    known: frozenset[str],
-    *,
-    masks: bool,
+    keypoints: int,
+    form: Form,
 ) -> Columns | None:
-    """All annotations, or None where one of them is not ordinary. `names`: of categories, by their ids."""
-    blocks, unused = [], Counter[tuple[str, str]]()
+    """All annotations, or None where one of them is not ordinary. `keypoints`: how many a class with some has."""
+    if not annotations or USED["annotations"].intersection(form.fields):
+        return None
+    blocks = _Blocks(categories, positions, keypoints, form)
     try:
         for start in range(0, len(annotations), _BLOCK):
-            entries = msgspec.json.decode(b"[" + b",".join(annotations[start : start + _BLOCK]) + b"]")
-            keys = set().union(*entries)
-            blocks.append(_block(entries, keys, names, positions, masks=masks))
-            if not keys <= known:
-                _count_unused(entries, known, unused)
-    except (_UnusualError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError):
+            blocks.add(b"[" + b",".join(annotations[start : start + _BLOCK]) + b"]")
+        made = blocks.joined()
+    except (_UnusualError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
-    if not blocks:
-        return None
-    made = _joined(blocks, unused)
     return made if len(np.unique(made.ids)) == len(made.ids) else None
 
 
@@ -100,90 +128,168 @@ class _UnusualError(Exception):
     """Something that the careful reader is to look at."""
 
 
-def _block(
-    entries: Sequence[dict[str, Any]],
-    keys: set[str],
-    names: Mapping[int, str],
-    positions: Mapping[ImageId, int],
-    *,
-    masks: bool,
-) -> Columns:
-    """`keys`: all names that an entry has a value under."""
-    ids = [entry["id"] for entry in entries]
-    images = [entry["image_id"] for entry in entries]
-    categories = [entry["category_id"] for entry in entries]
-    boxes = [entry["bbox"] for entry in entries]
-    areas = [math.nan if (area := entry.get("area")) is None else area for entry in entries]
-    _require(set(map(type, ids)) <= {int} and set(map(type, categories)) <= {int})
-    _require(set(map(type, images)) <= {int, str})
-    _require(set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4})
-    sides = list(chain.from_iterable(boxes))
-    _require(set(map(type, sides)) <= _NUMBERS and set(map(type, areas)) <= _NUMBERS)
-    corners, area = np.array(sides, dtype=np.float64).reshape(-1, 4), np.array(areas, dtype=np.float64)
-    numbers = np.array(ids, dtype=np.int64)
-    _require(bool((np.abs(corners) <= _LARGEST).all() and (np.abs(numbers) <= _LARGEST).all()))
-    _require(bool((np.isnan(area) | ((area >= 0) & (area <= _LARGEST))).all()))
-    return Columns(
-        image=np.array([positions[image] for image in images], dtype=np.int64),
-        names=[names[category] for category in categories],
-        boxes=corners,
-        area=area,
-        ids=numbers,
-        crowd=_flags(entries, keys, "iscrowd"),
-        ignore=_flags(entries, keys, "ignore"),
-        difficult=_flags(entries, keys, "difficult"),
-        masks=_masks(entries) if masks else None,
-        unused=Counter(),
-    )
-
-
-def _require(ordinary: bool) -> None:
+def _require(ordinary: bool | np.bool_) -> None:
     if not ordinary:
         raise _UnusualError
 
 
-def _flags(entries: Sequence[dict[str, Any]], keys: set[str], name: str) -> NDArray[np.bool_]:
-    if name not in keys:
-        return np.zeros(len(entries), dtype=bool)
-    values = [entry.get(name) for entry in entries]
+_Mask: TypeAlias = list[list[float]] | dict[str, Any] | None
+
+
+def _entry_type(form: Form, keypoints: int, *, strict: bool) -> Any:
+    """The type of a list of annotations. msgspec takes no text, no truth value and no fraction for a whole number, and
+    no whole number beyond a float's range. `strict`: nor a name that nothing reads."""
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("id", int),
+        ("image_id", int | str),
+        ("category_id", int),
+        ("bbox", tuple[float, float, float, float]),
+        *((f"field_{number}", int | float) for number in range(len(form.fields))),
+        ("segmentation", _Mask if form.masks else msgspec.Raw, None),
+        ("area", float | None, None),
+        *((name, Any, None) for name in ("iscrowd", "ignore", "difficult", "num_keypoints")),
+        ("keypoints", list[float] if keypoints else msgspec.Raw, None),
+    ]
+    names = {f"field_{number}": name for number, name in enumerate(form.fields)}
+    return list[msgspec.defstruct("Entry", fields, rename=names, gc=False, forbid_unknown_fields=strict)]  # type: ignore[misc]
+
+
+class _Blocks:
+    """Arrays of some annotations each; the numbers of polygons, which are most of a file, in one that grows."""
+
+    def __init__(
+        self, categories: Mapping[int, Category], positions: Mapping[ImageId, int], keypoints: int, form: Form
+    ) -> None:
+        self.names = {number: category.name for number, category in categories.items()}
+        self.bare = frozenset(number for number, category in categories.items() if not category.keypoints)
+        self.positions, self.keypoints, self.form = _Positions(positions), keypoints, form
+        self.strict: Any = msgspec.json.Decoder(_entry_type(form, keypoints, strict=True))
+        self.tolerant: Any = msgspec.json.Decoder(_entry_type(form, keypoints, strict=False))
+        self.only_known = True
+        self.rows: dict[str, list[NDArray[Any]]] = {}
+        self.classes: list[str] = []
+        self.numbers, self.parts, self.objects = array("d"), array("q"), array("q")
+        self.runs: dict[int, str] = {}
+        self.unused: Counter[Field] = Counter()
+
+    def add(self, content: bytes) -> None:
+        """Raises one of several errors where an annotation is not ordinary."""
+        entries = self._decoded(content)
+        if self.form.masks:
+            self._add_masks(entries)
+        images, categories = [entry.image_id for entry in entries], [entry.category_id for entry in entries]
+        self.classes += [self.names[number] for number in categories]
+        area = _floats([math.nan if entry.area is None else entry.area for entry in entries], len(entries))
+        _require((np.isnan(area) | ((area >= 0) & (area < _LARGEST))).all())
+        block: dict[str, NDArray[Any]] = {
+            "image": self.positions.of(images),
+            "ids": np.array([entry.id for entry in entries], dtype=np.int64),
+            "boxes": _floats(chain.from_iterable([entry.bbox for entry in entries]), 4 * len(entries)).reshape(-1, 4),
+            "area": area,
+            "crowd": _flags([entry.iscrowd for entry in entries]),
+            "ignore": _flags([entry.ignore for entry in entries]),
+            "difficult": _flags([entry.difficult for entry in entries]),
+        }
+        _require((np.abs(block["boxes"]) < _LARGEST).all() and (np.abs(block["ids"]) <= _LARGEST).all())
+        if self.keypoints:
+            block["keypoints"] = self._keypoints(entries)
+        for number, name in enumerate(self.form.fields):
+            values = np.array([getattr(entry, f"field_{number}") for entry in entries])
+            _require(values.dtype.kind in "if" and (np.abs(values) < _LARGEST).all())
+            block[f"field {name}"] = values
+        for name, found in block.items():
+            self.rows.setdefault(name, []).append(found)
+
+    def _decoded(self, content: bytes) -> Sequence[Any]:
+        if self.only_known:
+            try:
+                found: Sequence[Any] = self.strict.decode(content)
+            except msgspec.ValidationError:
+                self.only_known = False
+            else:
+                return found
+        found = self.tolerant.decode(content)
+        self.unused += count_unused(msgspec.json.decode(content), "annotations", self.form.fields)
+        return found
+
+    def _add_masks(self, entries: Sequence[Any]) -> None:
+        masks: list[Any] = [entry.segmentation or [] for entry in entries]
+        for number, mask in enumerate(masks):
+            if type(mask) is dict:
+                self.runs[len(self.objects) + number] = Masks.text_of(mask)
+                masks[number] = []
+        parts = list(chain.from_iterable(masks))
+        if not all(parts):  # empty polygons are none, as in the careful reader
+            masks = [[part for part in mask if part] for mask in masks]
+            parts = list(chain.from_iterable(masks))
+        lengths = list(map(len, parts))
+        self.numbers.frombytes(_floats(chain.from_iterable(parts), sum(lengths)).view(np.uint8).data)
+        self.parts.extend(lengths)
+        self.objects.extend(map(len, masks))
+
+    def _keypoints(self, entries: Sequence[Any]) -> NDArray[np.float64]:
+        """[n, 3K]"""
+        count = 3 * self.keypoints
+        given = [number for number, entry in enumerate(entries) if entry.keypoints is not None]
+        values = [entries[number].keypoints for number in given]
+        _require(set(map(len, values)) <= {count})
+        _require(self.bare.isdisjoint(entries[number].category_id for number in given))
+        rows = np.zeros((len(entries), count))
+        rows[given] = found = _floats(chain.from_iterable(values), count * len(given)).reshape(-1, count)
+        _require((np.abs(found) < _LARGEST).all() and np.isin(found[:, 2::3], (0, 1, 2)).all())
+        return rows
+
+    def joined(self) -> Columns:
+        """All that was added, which is not kept here then."""
+        rows = {name: np.concatenate(self.rows.pop(name)) for name in list(self.rows)}
+        masks = None
+        if self.form.masks:
+            masks = Masks.packed(
+                np.frombuffer(self.numbers) if self.numbers else np.zeros(0),
+                offsets_of(np.frombuffer(self.parts, dtype=np.int64) if self.parts else []),
+                offsets_of(np.frombuffer(self.objects, dtype=np.int64)),
+                Texts.sparse(len(self.objects), self.runs),
+            )
+        return Columns(
+            **{name: found for name, found in rows.items() if not name.startswith("field ") and name != "keypoints"},
+            names=self.classes,
+            keypoints=rows.get("keypoints"),
+            fields={name: rows[f"field {name}"] for name in self.form.fields},
+            masks=masks,
+            unused=self.unused,
+        )
+
+
+class _Positions:
+    """Positions of images by their ids. A thousand at once are looked up in the time of a hundred."""
+
+    def __init__(self, positions: Mapping[ImageId, int]) -> None:
+        self._positions = positions
+        numbers = [number for number in positions if isinstance(number, int)]
+        self._numbers, self._places = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if len(numbers) == len(positions):
+            ids = np.array(numbers, dtype=np.int64)
+            order = np.argsort(ids)
+            self._numbers, self._places = ids[order], np.array(list(positions.values()), dtype=np.int64)[order]
+
+    def of(self, images: Sequence[ImageId]) -> NDArray[np.int64]:
+        """Raises KeyError for one that there is not."""
+        if not len(self._numbers) or set(map(type, images)) != {int}:
+            return np.array([self._positions[image] for image in images], dtype=np.int64)
+        wanted = np.array(images, dtype=np.int64)
+        places = np.searchsorted(self._numbers, wanted).clip(max=len(self._numbers) - 1)
+        _require((self._numbers[places] == wanted).all())
+        found: NDArray[np.int64] = self._places[places]
+        return found
+
+
+def _floats(values: Iterable[float], count: int) -> NDArray[np.float64]:
+    return np.fromiter(values, np.float64, count)
+
+
+def _flags(values: Sequence[Any]) -> NDArray[np.bool_]:
     _require(set(values) <= {None, 0, 1})
     return np.array(values, dtype=bool)
-
-
-def _masks(entries: Sequence[dict[str, Any]]) -> Masks:
-    found = [entry.get("segmentation") or [] for entry in entries]
-    _require(set(map(type, found)) <= {dict, list})
-    runs = {number: Masks.text_of(mask) for number, mask in enumerate(found) if type(mask) is dict}
-    polygons = [mask if type(mask) is list else [] for mask in found]
-    parts = list(chain.from_iterable(polygons))
-    _require(set(map(type, parts)) <= {list})
-    if not all(parts):  # empty polygons are none, as in the careful reader
-        polygons = [[part for part in mask if part] for mask in polygons]
-        parts = list(chain.from_iterable(polygons))
-    values = array("d", list(chain.from_iterable(parts)))  # refuses texts and nulls, as the careful reader does
-    return Masks.packed(
-        np.frombuffer(values, dtype=np.float64) if values else np.zeros(0),
-        offsets_of(list(map(len, parts))),
-        offsets_of(list(map(len, polygons))),
-        Texts.sparse(len(found), runs),
-    )
-
-
-def _count_unused(entries: Sequence[dict[str, Any]], known: frozenset[str], counts: Counter[tuple[str, str]]) -> None:
-    for entry in entries:
-        if not known.issuperset(entry):
-            counts.update(("annotations", name) for name in set(entry) - known if entry[name] not in (None, "", [], {}))
-
-
-def _joined(blocks: Sequence[Columns], unused: Counter[tuple[str, str]]) -> Columns:
-    arrays = {
-        name: np.concatenate([getattr(block, name) for block in blocks])
-        for name in ("image", "boxes", "area", "ids", "crowd", "ignore", "difficult")
-    }
-    masks = None if blocks[0].masks is None else Masks.joined([block.masks for block in blocks if block.masks])
-    return Columns(
-        **arrays, names=list(chain.from_iterable(block.names for block in blocks)), masks=masks, unused=unused
-    )
 
 
 def images(entries: Any, folder: Path) -> tuple[list[ImageId], list[str], list[int], list[int]] | None:

@@ -49,6 +49,8 @@ class Kept:
         self.path, self._source = path, list(source)
         self._images = ""
         """The signature of the images, where it has just been taken."""
+        self._checksum: int | None = None
+        """Of what has just been written."""
 
     @classmethod
     def of(cls, dataset: Coco) -> Kept | None:
@@ -69,7 +71,7 @@ class Kept:
     def take(self, dataset: Coco) -> bool:
         """Fill a data set with what is kept of it, if that is so still."""
         try:
-            header, arrays = _mapped(self.path)
+            header, arrays = _mapped(self.path, self._checksum)
             if header["source"] != self._source or header["images"] != (self._images or _signature(header["folders"])):
                 return False
             flat = _unpacked(header, arrays)
@@ -102,7 +104,7 @@ class Kept:
                 "digest": flat.digest(dataset.classes),
             }
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(self.path, header, _packed(flat))
+            self._checksum = _write(self.path, header, _packed(flat))
         except (OSError, UnicodeError, TypeError):
             return
         _prune(self.path)
@@ -170,8 +172,8 @@ def reopened(path: str, checksum: int) -> FlatAnnotations:
     return flat
 
 
-def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """The words, the length and the header, then the arrays, each at a multiple of 64 bytes."""
+def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> int:
+    """The words, the length and the header, then the arrays, each at a multiple of 64 bytes; the arrays' checksum."""
     start, checksum, specs = 0, 0, {}
     for name, array in arrays.items():
         if array.dtype.str not in _KINDS:
@@ -193,6 +195,7 @@ def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    return checksum
 
 
 def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:

@@ -8,7 +8,7 @@ import numpy as np
 from detkernel_detection import Dataset
 from numpy.typing import NDArray
 
-from detkernel_data.masks import trainable
+from detkernel_data.masks import trainable, without_mask
 
 
 class Overview(NamedTuple):
@@ -33,3 +33,14 @@ def overview(dataset: Dataset) -> Overview:
     notes = map(dataset.annotations, range(len(dataset)))
     rows = [(int(trainable(one).sum()), one.height, one.width) for one in notes]
     return Overview(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+
+
+def maskless(dataset: Dataset) -> NDArray[np.int64]:
+    """[n] how many objects of each image there are to train on that have no mask; as `overview`, at once where the
+    data set knows (`maskless()`)."""
+    own = getattr(dataset, "maskless", None)
+    if own is not None:
+        found: NDArray[np.int64] = own()
+        return found
+    notes = map(dataset.annotations, range(len(dataset)))
+    return np.array([(trainable(one) & without_mask(one)).sum() for one in notes], dtype=np.int64)

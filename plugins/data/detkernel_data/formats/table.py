@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 from detkernel_detection import ImageId
 from detkernel_detection.federated import Federated
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -56,7 +60,7 @@ class Table:
     untrained: list[bool] | None = None
     """Not trained on, though they count like others when detections are measured."""
     masks: list[Any] | None = None
-    keypoints: list[Sequence[float]] | None = None
+    keypoints: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
     """3K numbers an object."""
     ids: list[int] | None = None
     federated: Federated | None = None

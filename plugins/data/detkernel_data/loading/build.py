@@ -15,7 +15,7 @@ from detkernel_detection import Annotations, BatchTransform, Dataset, Transform
 from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
-from detkernel_data.formats.overview import Overview, overview
+from detkernel_data.formats.overview import Overview, maskless, overview
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
 from detkernel_data.loading.batch_shapes import Size, choose_shapes
 from detkernel_data.loading.batches import Batches
@@ -192,12 +192,11 @@ def by_aspect(chosen: NDArray[np.int64], wide: NDArray[np.bool_]) -> list[NDArra
 
 def _missing_masks(options: Loader, run: Run, dataset: Dataset, objects: NDArray[np.int64]) -> NDArray[np.int64]:
     """Of every image, how many of its objects are not trained on for want of a mask; they are reported."""
-    missing = np.zeros_like(objects)
+    missing = maskless(dataset)
     places: list[str] = []
-    for index in np.flatnonzero(objects).tolist():
+    for index in np.flatnonzero(missing).tolist():
         notes = dataset.annotations(index)
         numbers = np.flatnonzero(trainable(notes) & without_mask(notes)).tolist()
-        missing[index] = len(numbers)
         places += [f"{notes.path}: object {number + 1}" for number in numbers]
     if not places:
         return missing
@@ -254,6 +253,9 @@ class Relabelled(Dataset):
 
     def overview(self) -> Overview:
         return overview(self._dataset)
+
+    def maskless(self) -> NDArray[np.int64]:
+        return maskless(self._dataset)
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()
