@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 def inverse_sigmoid(x: Tensor, epsilon: float = 1e-5) -> Tensor:
     """The logit of numbers of 0..1. x and 1 - x count as at least `epsilon`."""
-    x = x.clamp(0, 1)
-    return (x.clamp(min=epsilon) / (1 - x).clamp(min=epsilon)).log()
+    return (x.clamp(epsilon, 1.0) / (1 - x).clamp(epsilon, 1.0)).log()
 
 
 def waves(x: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
