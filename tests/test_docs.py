@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,27 +14,17 @@ import pytest
 from detkernel import declared
 
 from .conftest import Warm
+from .pages import PAGES, ROOT, block, blocks, commands
 
-ROOT = Path(__file__).parents[1]
 Detkernel = Callable[..., subprocess.CompletedProcess[str]]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def blocks(language: str) -> list[object]:
-    """Every block of a language, named by its page and line."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in _BLOCK.finditer(text):
-            if match[1] == language:
-                line = text.count("\n", 0, match.start()) + 1
-                found.append(pytest.param(match[2], id=f"{page.relative_to(ROOT)}:{line}"))
-    return found
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, tmp_path: Path, python: Warm) -> None:
+def test_python_runs(code: str, tmp_path: Path, python: Warm, request: pytest.FixtureRequest) -> None:
+    if "best.onnx" in code:
+        pytest.skip("run by tests/test_export_command.py, which has such a file")
+    if "best.pt" in code:
+        shutil.copytree(request.getfixturevalue("used"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "block.py").write_text(code)
     result = python("block.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -150,7 +142,11 @@ def test_configs_train(
     model = "torchvision_mask_rcnn" if "segm" in text else "torchvision_fcos"
     (tmp_path / "base.yaml").write_text(BASE.replace("MODEL", model))
     whole = "\nrun:" in f"\n{text}"
-    (tmp_path / "config.yaml").write_text(text if whole else f"base: base.yaml\n{text}")
+    (tmp_path / "config.yaml").write_text(text if whole or "base:" in text else f"base: base.yaml\n{text}")
+    if 'weights: "torchvision:' in text:  # a download
+        result = detkernel_here("config", "config.yaml", "run.until=1 iters")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return
     overrides = ["data.workers=0", *SHORTER.get(request.node.callspec.id.rpartition(":")[0], [])]
     if re.search(r"^  train:", text, re.MULTILINE) and not re.search(r"^  val:", text, re.MULTILINE):
         overrides += ["data.val=null", "run.validate=null", "coco_map=null"]  # both have the same classes
@@ -163,20 +159,59 @@ SMALL = [
     *("run.until=2 iters", "run.validate=null", "data.workers=0", "data.train.size=16", "data.val.size=4"),
     *(f"data.{split}.{value}" for split in ("train", "val") for value in ("side=64", "sizes=[12, 40]")),
 ]
-MADE_ELSEWHERE = [  # by .ci/run and the tox environment `install`, in fresh environments
+MADE_ELSEWHERE = [  # by .ci/run, the tox environment `install` and tests/test_first_day.py, in fresh environments
     "git clone ... detkernel",
     "cd detkernel",
     "python3 -m venv .venv",
     ".venv/bin/pip install .",
+    ".venv/bin/pip install ./detkernel",
     ".venv/bin/pip install -q tox",
     ".venv/bin/tox -p 2",
 ]
+SEVERAL = ("--nnodes", "--nproc-per-node", "srun")
+"""What starts several processes: tests/test_launch.py does that, and here is seen that the options are there."""
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the pages suppose it: a run in runs/cells with its best checkpoint, photos, a film."""
+    import numpy as np
+    from click.testing import CliRunner
+    from detkernel.cli import cli
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("used")
+    base = BASE.replace("work_dir: work", "work_dir: runs/cells")
+    config = base.replace("MODEL", "fcos").replace("neck_channels: 64", "neck: {use: fpn, channels: 8, extra: 0}")
+    (folder / "config.yaml").write_text(config + "checkpoint: {best: coco/bbox_mAP}\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        done = CliRunner().invoke(cli, ["run", "config.yaml"])
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 0, (done.output, done.exception)
+    for name in ("image.jpg", "photos/a.jpg", "photos/b.jpg", "more/c.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def _film(path: Path) -> None:
+    import numpy as np
+
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (80, 60))
+    writer.write(np.zeros((60, 80, 3), dtype=np.uint8))
+    writer.release()
+
+
+@pytest.fixture(scope="module")
+def ran(used: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
     """The folder in which all pages' commands run, and those that ran: what two pages show runs once."""
     folder = tmp_path_factory.mktemp("ran")
+    shutil.copytree(used, folder, dirs_exist_ok=True)
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "config.yaml").write_text("base: configs/shapes.yaml")
     (folder / "found.json").write_text("[]")
@@ -185,27 +220,46 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 
 @pytest.mark.parametrize("text", blocks("sh"))
 def test_commands_run(text: str, ran: tuple[Path, set[str]], python: Warm) -> None:
+    if "detkernel init" in text:
+        pytest.skip("from a folder to its drawings: run by tests/test_first_day.py")
     folder, already = ran
-    for line in text.splitlines():
-        for command in line.partition("#")[0].strip().split(" && "):
-            program, _, arguments = command.removeprefix(".venv/bin/").partition(" ")
-            if command in MADE_ELSEWHERE or f"{folder}: {program} {arguments}" in already:
-                continue
-            if program == "cd":
-                folder /= arguments
-                continue
-            words = {
-                "detkernel": ["-m", "detkernel", *arguments.split()],
-                "pytest": ["-m", "pytest", "-q", *arguments.split()],
-                "pip": ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."],
-            }[program]
-            if words[2:3] in (["check"], ["run"], ["test"]) and words[1] == "detkernel":
-                words += SMALL
-            if words[2:3] == ["profile"]:
-                words += [*SMALL, "run.until=3 iters", "--iterations", "1", "--warmup", "1"]
-            result = python(*words, cwd=folder, env={"PYTHONPATH": str(folder / "site")})
+    if "film" in text:
+        _film(folder / "film.mp4")
+    for program, *words in commands(text):
+        command = " ".join([program, *words])
+        name, place = program.removeprefix(".venv/bin/"), f"{folder}: {command.removeprefix('.venv/bin/')}"
+        if command in MADE_ELSEWHERE or {program, *words} & {*SEVERAL} or place in already:
+            continue
+        already.add(place)
+        if name == "cd":
+            folder /= words[0]
+        elif name == "python":
+            _has_options(ROOT / words[0], words[1:])
+        elif not (name == "detkernel" and _is_export(words)):
+            result = python("-m", name, *_short(name, words), cwd=folder, env={"PYTHONPATH": str(folder / "site")})
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-            already.add(f"{folder}: {program} {arguments}")
+
+
+def _short(name: str, words: list[str]) -> list[str]:
+    """The same on little data, with what is not to be fetched."""
+    if name == "pip":
+        return ["install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."]
+    if name == "pytest":
+        return ["-q", *words]
+    if words[0] in ("check", "run", "test", "profile") and not words[1].endswith(".onnx"):
+        words = [*words, *SMALL]
+    return [*words, "run.until=3 iters", "--iterations", "1", "--warmup", "1"] if words[0] == "profile" else words
+
+
+def _is_export(words: list[str]) -> bool:
+    """Minutes for all of them: in `tox -e torture`; tests/test_export_command.py runs some."""
+    return "DETKERNEL_LONG" not in os.environ and (words[0] == "export" or any(".onnx" in word for word in words))
+
+
+def _has_options(script: Path, words: list[str]) -> None:
+    """A benchmark takes minutes: here, that its options are there."""
+    source = script.read_text(encoding="utf-8")
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
 
 
 def test_continuous_integration_runs_what_the_readme_says() -> None:
@@ -264,8 +318,7 @@ def test_the_site_has_every_public_class_of_the_detection_library() -> None:
 
 def _my_plugin() -> str:
     """The plugin that the README shows."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return next(match[2] for match in _BLOCK.finditer(text) if "class MyPlugin" in match[2])
+    return block("README.md", "class MyPlugin")
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -18,6 +18,8 @@ from detkernel_export import load
 from detkernel_export.export import differences
 from PIL import Image
 
+from .pages import block
+
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -109,6 +111,25 @@ def test_predictions_are_the_originals_whatever_the_batch(here: Path, tmp_path: 
         ):
             np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
     assert ran("predict", "work/best.onnx", photos[0], "-o", tmp_path / "out").exit_code == 0
+
+
+def test_a_program_without_torch_finds_the_same(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The one that the page about export shows, with a threshold that an untrained detector passes."""
+    code = block("docs/guides/export.md", "onnxruntime").replace("0.5", "0")
+    assert "torch" not in code
+    (tmp_path / "runs/cells/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/cells/checkpoints/best.onnx").symlink_to(here / "work/best.onnx")
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(code, values)
+    with load("runs/cells/checkpoints/best.onnx") as file:
+        found = file.predict("image.jpg", score=0)
+    place = values["valid"][0]
+    assert len(found) == place.sum() == 20
+    np.testing.assert_allclose(values["boxes"][0][place] / values["scale"], found.boxes, atol=0.01)
+    assert [values["about"]["classes"][label] for label in values["labels"][0][place]] == found.names
 
 
 def test_labels_go_by_the_names_of_the_data(here: Path):

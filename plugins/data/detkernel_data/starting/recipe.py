@@ -14,7 +14,7 @@ from detkernel_data.starting.parts import Survey
 WIDTH = 100
 NEEDED = (
     *("fcos", "mobilenet_v3", "fpn", "towers", "adamw", "one_cycle", "ema", "coco_map", "checkpoint", "log"),
-    *("draw_predictions", "device", "signals", "check_invalid_loss", "check_classes"),
+    *("draw_predictions", "report", "device", "signals", "check_invalid_loss", "check_classes"),
 )
 """Plugins of other distributions that the config names."""
 
@@ -136,6 +136,7 @@ def config_text(
         f"checkpoint: {{every: {every.removeprefix('every ')}, keep: 2, best: coco/bbox_mAP}}",
         f"log: {{interval: {int(np.clip(choice.iterations // 30, 1, 50))}}}",
         "draw_predictions: {}",
+        "report: {}  # report.html in the work dir: how the run went, and what to improve first",
         "device: {}  # the GPU where there is one, else the CPU",
         "signals: {}  # Ctrl-C saves a checkpoint, and `detkernel run` goes on from it",
         "check_invalid_loss: {}",
