@@ -77,8 +77,8 @@ def detkernel_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     """The same in this process, which has torch loaded already: for many short runs."""
     from detkernel.cli import main
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(tmp_path)
+    def run(*arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
         monkeypatch.setenv("NO_COLOR", "1")
         monkeypatch.setattr(sys, "argv", ["detkernel", *map(str, arguments)])
         status = 0

@@ -219,7 +219,7 @@ def ran(used: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set
 
 
 @pytest.mark.parametrize("text", blocks("sh"))
-def test_commands_run(text: str, ran: tuple[Path, set[str]], python: Warm) -> None:
+def test_commands_run(text: str, ran: tuple[Path, set[str]], python: Warm, detkernel_here: Detkernel) -> None:
     if "detkernel init" in text:
         pytest.skip("from a folder to its drawings: run by tests/test_first_day.py")
     folder, already = ran
@@ -235,17 +235,21 @@ def test_commands_run(text: str, ran: tuple[Path, set[str]], python: Warm) -> No
             folder /= words[0]
         elif name == "python":
             _has_options(ROOT / words[0], words[1:])
-        elif not (name == "detkernel" and _is_export(words)):
-            result = python("-m", name, *_short(name, words), cwd=folder, env={"PYTHONPATH": str(folder / "site")})
+        elif name == "detkernel":
+            if not _is_export(words):
+                result = detkernel_here(*_short(words), cwd=folder)
+                assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        else:
+            arguments = {
+                "pip": ["install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."],
+                "pytest": ["-q", *words],
+            }[name]
+            result = python("-m", name, *arguments, cwd=folder, env={"PYTHONPATH": str(folder / "site")})
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
-def _short(name: str, words: list[str]) -> list[str]:
-    """The same on little data, with what is not to be fetched."""
-    if name == "pip":
-        return ["install", "-q", "--no-deps", "--no-build-isolation", "--target", "site", "."]
-    if name == "pytest":
-        return ["-q", *words]
+def _short(words: list[str]) -> list[str]:
+    """The same on little data."""
     if words[0] in ("check", "run", "test", "profile") and not words[1].endswith(".onnx"):
         words = [*words, *SMALL]
     return [*words, "run.until=3 iters", "--iterations", "1", "--warmup", "1"] if words[0] == "profile" else words
