@@ -121,7 +121,8 @@ def zoo_page() -> Iterator[str]:
     measured = yaml.safe_load((ROOT / "docs/measured.yaml").read_text(encoding="utf-8"))
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         text, published = recipe(path)
-        yield f"| `{path.stem}` | {_cell(text)} | {published or '-'} | {measured.get(path.stem, '-')} |"
+        what = re.sub(r"https?://\S+", r"<\g<0>>", _cell(text))
+        yield f"| `{path.stem}` | {what} | {published or '-'} | {measured.get(path.stem, '-')} |"
     yield (
         "\nNative detectors are held against MMDetection's or their authors' numbers in the tests: equal feature maps, "
         "losses, gradients and detections for equal weights (see [the package](packages/detectors.md)). A whole "

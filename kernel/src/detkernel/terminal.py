@@ -50,16 +50,25 @@ def reflowed(text: str, indent: str = "") -> str:
 
 
 def rows(pairs: Iterable[tuple[str, str]], indent: str = "", widest: int = 26) -> str:
-    """Names with what they are behind them; a name that is wider than `widest` has a line of its own."""
+    """Names with what they are behind them; a name that is wider than `widest` has a line of its own, and so has one
+    of a table that would not fit behind it."""
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs if len(name) <= widest), default=0)
     pad = f"{indent}{'':<{width}}  "
-    return "".join(
-        wrapped(text, pad, f"{indent}{name:<{width}}  ") + "\n"
-        if len(name) <= width
-        else f"{indent}{name}\n{wrapped(text, pad)}\n"
-        for name, text in pairs
-    )
+
+    def row(name: str, text: str) -> str:
+        if len(name) > width:
+            return f"{indent}{name}\n{wrapped(text, pad)}\n"
+        if len(pad) + _table_width(text) > columns():
+            return f"{indent}{name}\n{wrapped(text, f'{indent}  ')}\n"
+        return wrapped(text, pad, f"{indent}{name:<{width}}  ") + "\n"
+
+    return "".join(row(name, text) for name, text in pairs)
+
+
+def _table_width(text: str) -> int:
+    """Of the widest line with columns in it, two blanks between words; 0 where no line is like that."""
+    return max((len(line) for line in text.split("\n") if "  " in line.strip()), default=0)
 
 
 def styled(text: str, **style: object) -> str:
