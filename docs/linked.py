@@ -1,5 +1,5 @@
-"""mkdocs hook: the first time that a page names a plugin, a part, a family, a command or an event, the name leads to its
-place in the reference; and each cell of a table knows its column, since a phone shows cells below each other."""
+"""mkdocs hook: the first time that a page names a plugin, a part, a command or an event, the name leads to its place in
+the reference; and each cell of a table knows its column, since a phone shows cells below each other."""
 
 from __future__ import annotations
 
