@@ -51,11 +51,11 @@ model:
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images with two objects each: boxes, masks, three keypoints."""
+    """Two images with two objects each: boxes, masks, three keypoints."""
     folder = tmp_path_factory.mktemp("objects")
     draw = np.random.default_rng(0)
     annotations = []
-    for number in range(4):
+    for number in range(2):
         Image.fromarray(draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         for x, category in ((4 + number, 1), (34, 2)):
             annotations.append({
@@ -64,7 +64,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "keypoints": [x + 2, 9, 2, x + 12, 20, 2, x + 20, 38, 1], "num_keypoints": 3,
             })  # fmt: skip
     content = {
-        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(4)],
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in range(2)],
         "annotations": annotations,
         "categories": [{"id": n, "name": name, "keypoints": ["a", "b", "c"]} for n, name in ((1, "cat"), (2, "dog"))],
     }

@@ -14,10 +14,10 @@ TORTURE = Path(__file__).with_name("torture.py")
 KILLS = int(os.environ.get("DETKERNEL_KILLS", "0"))
 
 
-@pytest.mark.parametrize(("processes", "few"), [(1, 4), (2, 3)])
+@pytest.mark.parametrize(("processes", "few"), [(1, 3), (2, 2)])
 def test_a_killed_run_ends_as_the_undisturbed_one(processes: int, few: int, tmp_path: Path) -> None:
     command = [sys.executable, str(TORTURE), str(tmp_path), str(processes), str(KILLS or few), str(processes)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60 + 20 * (KILLS or few), check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300 + 20 * (KILLS or few), check=False)
     assert result.returncode == 0, result.stderr[-4000:] + (tmp_path / "output.txt").read_text()[-4000:]
     report = json.loads(result.stdout.splitlines()[-1])
     print(report)

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +65,14 @@ class Catalog:
     def entries(self) -> dict[str, list[Entry]]:
         """Name -> the distributions that offer it (more than one is a conflict)."""
         found: dict[str, list[Entry]] = {}
+        owners: dict[
+            int, tuple[str, str]
+        ] = {}  # both are parsed anew whenever they are asked for
         for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
-            entry = _entry(point)
+            if id(point.dist) not in owners:
+                owners[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+            target = point.value.partition("[")[0].strip()  # what follows are extras
+            entry = Entry(point.name, target, *owners[id(point.dist)])
             if entry not in found.setdefault(point.name, []):  # one distribution can be found twice on sys.path
                 found[point.name].append(entry)
         return found
@@ -247,12 +253,6 @@ def _loaded(target: str) -> Any:
     """What an entry point stands for, if its module has been imported."""
     module, _, attribute = target.partition(":")
     return getattr(sys.modules.get(module), attribute, None)
-
-
-def _entry(point: EntryPoint) -> Entry:
-    dist = point.dist
-    target = point.value.partition("[")[0].strip()  # what follows are extras
-    return Entry(point.name, target, dist.name if dist else "?", dist.version if dist else "?")
 
 
 def _misfit(distribution: str, there: Mapping[str, str]) -> str:

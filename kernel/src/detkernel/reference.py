@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import attrs
@@ -89,6 +90,7 @@ def default_text(field: attrs.Attribute[Any]) -> str:
     return inline(plain(default_of(field), _use))
 
 
+@cache  # to look through everything that is installed takes hundredths of a second, and a page has dozens of parts
 def _use(cls: type[Any]) -> str:
     """The name that a config gives a part; its class's where it is not installed."""
     try:
