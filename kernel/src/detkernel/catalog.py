@@ -65,9 +65,7 @@ class Catalog:
     def entries(self) -> dict[str, list[Entry]]:
         """Name -> the distributions that offer it (more than one is a conflict)."""
         found: dict[str, list[Entry]] = {}
-        owners: dict[
-            int, tuple[str, str]
-        ] = {}  # both are parsed anew whenever they are asked for
+        owners: dict[int, tuple[str, str]] = {}  # both are parsed anew whenever they are asked for
         for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
             if id(point.dist) not in owners:
                 owners[id(point.dist)] = (point.dist.name, point.dist.version) if point.dist else ("?", "?")

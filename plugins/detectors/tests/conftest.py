@@ -11,6 +11,7 @@ import torch
 from detkernel_detectors.transformers import denoising
 
 HERE = Path(__file__).resolve()
+AS_TORCHVISION = ("fcos", "retinanet_v2", "faster_rcnn", "mask_rcnn")
 LEARNING = ("test_finds_what_it_learned", "test_overfits_two_images")
 TRAINED = ("TestRetinanet", "TestFasterRcnn", "TestDino", "TestRtDetr", "TestResnet")
 COMPILED = ("retinanet", "fcos", "cascade_mask_rcnn", "yolox", "rtmdet_ins", "tood", "dino", "dfine")
@@ -31,6 +32,8 @@ def _is_long(item: pytest.Item) -> bool:
     name, _, family = item.name.rstrip("]").partition("[")
     if name == "test_it_compiles_as_one_graph":
         return family not in COMPILED
+    if name == "test_detections_are_torchvisions":
+        return family not in AS_TORCHVISION
     return name in LEARNING and item.parent is not None and item.parent.name not in TRAINED
 
 

@@ -1,5 +1,6 @@
 """The numbers equal torchvision's own, on the same weights and images."""
 
+import os
 from typing import Any
 
 import pytest
@@ -108,7 +109,10 @@ def norms(model):
     return [(one.eps, one.momentum) for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = pytest.mark.skipif("DETKERNEL_LONG" not in os.environ, reason="VGG-16 takes long: in `tox -e torture`")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if name == "ssd" else ()) for name in CASES])
 def test_losses_and_detections_equal_torchvisions(name, tmp_path):
     ours, make_theirs, size = CASES[name]
     plugin, batch = ours(), make_batch(size)
