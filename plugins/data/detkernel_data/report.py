@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import attrs
 from detkernel import DataError
 from detkernel.errors import printable
 from detkernel.files import write_atomic
+from detkernel_detection.findings import Finding, Note
 
 SHOWN = 10
 """Problems that an error lists."""
 EXAMPLES = 3
 """Places that a warning names; a file in the work dir has all."""
-
-
-@attrs.frozen
-class Finding:
-    """Something about the data that somebody should know, in parts."""
-
-    what: str
-    """In words, without the count."""
-    count: int = 0
-    """How often; 0: it is not counted."""
-    places: Sequence[str] = ()
-    """All of them."""
-    advice: str = ""
-    """What to do about it."""
-    option: str = ""
-    """The option that settles it; empty where none does."""
-    split: str = ""
-    """The split of a config that it is about, or several."""
-
-    @classmethod
-    def of_text(cls, text: str, places: Sequence[str] = (), advice: str = "") -> Finding:
-        """From the words of a reader, which begin with a count: `2 boxes without area dropped`."""
-        number = _COUNT.match(text)
-        option = _OPTION.search(advice)
-        what = text[number.end() :] if number else text
-        count = int(number[1].replace(",", "")) if number else len(places)
-        return cls(what, count, places, advice, option[1] if option else "")
-
-
-_COUNT = re.compile(r"([0-9][0-9,]*) (?!of )")
-_OPTION = re.compile(r"`(?:data\.)?(\w+)\b")
-
-
-class Note(str):
-    """A warning: a count, three examples, and the option that changes it. `places` are all of them, and `finding` is
-    the same in parts."""
-
-    __slots__ = ("finding", "places")
-    finding: Finding
-    places: Sequence[str]
-
-    def __new__(cls, text: str, places: Sequence[str] = (), finding: Finding | None = None) -> Note:
-        note = super().__new__(cls, printable(text))  # names of files and classes may hold anything
-        note.places = [printable(place) for place in places]
-        note.finding = finding or Finding.of_text(str(note), note.places)
-        return note
-
-    def inside(self, prefix: str) -> Note:
-        """The same, said of a part."""
-        found = attrs.evolve(self.finding, what=f"{self.finding.what} ({printable(prefix)})")
-        return Note(f"{prefix}: {self}", self.places, found)
 
 
 def with_advice(error: DataError) -> str:

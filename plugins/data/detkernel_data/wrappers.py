@@ -14,10 +14,11 @@ from detkernel import DataError, option, plugin, state
 from detkernel.errors import did_you_mean, relative
 from detkernel.files import read_regular
 from detkernel_detection import Annotations, Dataset, ImageId
+from detkernel_detection.findings import Note
 
 from detkernel_data.formats.dataset import check_names
 from detkernel_data.formats.overview import Overview, maskless, overview
-from detkernel_data.report import Note, Problems, first
+from detkernel_data.report import Problems, first
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

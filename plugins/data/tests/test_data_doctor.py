@@ -12,7 +12,12 @@ from click.testing import CliRunner, Result
 from detkernel import DataError
 from detkernel_data.doctor import images
 from detkernel_data.doctor.command import doctor
-from detkernel_data.report import Finding, Note, note
+from detkernel_data.formats.voc import Voc
+from detkernel_data.loading.check_images import cache_folder
+from detkernel_data.loading.loader import Loader
+from detkernel_data.report import note
+from detkernel_detection.findings import Finding, Note
+from detkernel_detection.testing import tiny_kernel
 from PIL import Image
 
 Box = tuple[int, int, int, int]
@@ -44,9 +49,12 @@ class Data:
         (self.root / f"Annotations/{name}.xml").write_text(f"<annotation>{rows}</annotation>")
         self.lists[split].append(name)
 
-    def run(self, *words: str, code: int = 0) -> Result:
+    def write_lists(self) -> None:
         for split, names in self.lists.items():
             (self.root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
+
+    def run(self, *words: str, code: int = 0) -> Result:
+        self.write_lists()
         sets = "".join(f"  {split}: {{use: voc, root: d, split: {split}}}\n" for split in self.lists)
         Path("c.yaml").write_text(
             f"run: {{until: 1 epoch, work_dir: w}}\ndata:\n  use: loader\n{sets}"
@@ -180,3 +188,70 @@ def test_a_note_is_a_text_and_a_finding():
     )
     assert one.inside("data set 1").finding.what == "boxes without area dropped (data set 1)"
     assert Note("3 of 4 images").finding == Finding("3 of 4 images", 0, [])
+
+
+def flat_box(data: Data, name: str) -> None:
+    """An image with a box that is left out."""
+    image = noise_image(20 + len(data.lists["train"]))
+    data.add("train", name, image, ("cat", (10, 10, 90, 90)), ("cat", (5, 5, 5, 5)))
+
+
+def told(caplog: pytest.LogCaptureFixture, *, config: bool = True, check: bool = False) -> list[str]:
+    """What a run says of the training data."""
+    caplog.clear()
+    reading = Voc(root=Path("d"), split="train")
+    kernel = tiny_kernel({"data": Loader(train=reading, workers=0)}, work_dir="w", until="1 iter")
+    kernel.state.config = {"data": {}} if config else {}
+    _ = kernel.check() if check else kernel.run()
+    return [record.getMessage() for record in caplog.records if record.module == "build"]
+
+
+def test_a_run_says_once_what_is_new(data: Data, caplog: pytest.LogCaptureFixture):
+    flat_box(data, "one")
+    data.run()
+    flat_box(data, "two")
+    data.write_lists()
+    assert told(caplog) == [
+        "train data: boxes without area dropped (2, 1 of them new)",
+        "`detkernel doctor w` says where, and what to do about it",
+    ], "what `doctor` said is known"
+    assert told(caplog) == []
+    for name in ("three", "four", "five"):
+        flat_box(data, name)
+    data.write_lists()
+    assert told(caplog, config=False) == [
+        "train data: boxes without area dropped (5, 3 of them new)",
+        "train data: w/train_data_warnings.txt has every place of these warnings",
+    ], "without a config there is nothing that `doctor` could be given"
+    assert len(told(caplog, check=True)) == len(told(caplog, check=True)) == 1, "a check says all, each time"
+    (cache_folder().parent / "findings").rename("elsewhere")
+    assert told(caplog)[0] == "train data: boxes without area dropped (5)"
+
+
+def test_what_was_said_of_data_that_is_not_known_is_said_again(data: Data, caplog: pytest.LogCaptureFixture):
+    flat_box(data, "one")
+    data.write_lists()
+    assert told(caplog) != []
+    (path,) = (cache_folder().parent / "findings").iterdir()
+    path.write_text("{")
+    assert told(caplog) != []
+    assert told(caplog) == []
+
+
+def test_a_loader_examines_what_it_has_loaded_and_opens_no_image(data: Data, monkeypatch: pytest.MonkeyPatch):
+    data.add("val", "copy", noise_image(0), ("dog", (1, 1, 159, 119)))
+    data.write_lists()
+    sets = {split: Voc(root=Path("d"), split=split, class_names=["cat", "dog"]) for split in ("train", "val")}
+    loader = Loader(**sets, workers=0)
+    tiny_kernel({"data": loader}, work_dir="w", until="1 iter", validate="every 1 iter").run()
+    look = images._look
+    monkeypatch.setattr(images, "_look", None)
+    assert {one.what for one in loader.examine_data()} == {
+        "no object here of dog", "boxes that cover more than 95% of their image", "classes with objects in val alone",
+    }  # fmt: skip
+    monkeypatch.setattr(images, "_look", look)
+    for dataset in sets.values():
+        images.look([dataset.annotations(index).path for index in range(len(dataset))])
+    assert "identical images in train and val" in {one.what for one in loader.examine_data()}
+    monkeypatch.setattr("detkernel_data.loading.loader._MOST_EXAMINED", 3)
+    assert [(one.what, one.split) for one in loader.examine_data()] == [("no object here of dog", "train")]

@@ -20,9 +20,9 @@ from detkernel_data.formats.yolo import Yolo
 from detkernel_data.loading.build import matched
 from detkernel_data.loading.loader import Loader
 from detkernel_data.masks import mask_box
-from detkernel_data.report import Note
 from detkernel_data.wrappers import Concat, Subset
 from detkernel_detection import Batch, Dataset
+from detkernel_detection.findings import Note
 from detkernel_detection.testing import tiny_kernel, tiny_run
 from PIL import Image
 from pycocotools import mask as coco_mask

@@ -105,12 +105,20 @@ def _data(run: RunFolder) -> Iterator[Advice]:
         )  # fmt: skip
     for line in run.data:
         findings = line.get("findings") or []
-        if line.get("split") == "train" and findings:
-            first = at(findings, 0, "text")
+        for one in findings:
+            what, split = str(at(one, "what") or ""), str(at(one, "split") or "")
+            if what.startswith("identical images in ") and "train and " in split:
+                yield Advice(
+                    "Images that are validated on are in the training data", f"{what}, {at(one, 'count')} of them",
+                    "Keep copies in one split (`subset` takes chosen images); till then, the metrics say too much",
+                    0, urgent=True,
+                )  # fmt: skip
+        own = [one for one in findings if at(one, "split") in (None, "", "train")]
+        if line.get("split") == "train" and own:
             yield Advice(
-                f"The training data has {len(findings)} finding{'s' * (len(findings) > 1)}",
-                str(first), "Look through them below, and repair the annotations or say with an option what is meant",
-                0,
+                f"The training data has {len(own)} finding{'s' * (len(own) > 1)}",
+                str(at(own, 0, "text")),
+                "Look through them below, and repair the annotations or say with an option what is meant", 0,
             )  # fmt: skip
 
 

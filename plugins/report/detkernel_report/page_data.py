@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from detkernel_report.analysis import at
-from detkernel_report.html import bar, cut, details, duration, html, joined, paragraph, table
+from detkernel_report.html import bar, coded, cut, details, duration, html, joined, paragraph, table
 from detkernel_report.metrics import SIZES
 from detkernel_report.run_folder import Line, RunFolder
 from detkernel_report.statistics import SIDES
@@ -99,20 +99,36 @@ def _sides(line: Line) -> Markup:
 
 def _findings(splits: Sequence[Line]) -> Iterator[Markup]:
     yield html("<h3>Findings</h3>")
-    many = 0
-    for line in splits:
-        for finding in (line.get("findings") or [])[:FINDINGS]:
-            text, places = at(finding, "text"), at(finding, "places")
-            if isinstance(text, str):
-                many += 1
-                listed = [one for one in places if isinstance(one, str)] if isinstance(places, list) else []
-                shown = joined(html("<li>{}</li>", place) for place in listed[:PLACES])
-                more = html("<li>and {} more</li>", len(listed) - PLACES) if len(listed) > PLACES else Markup("")
-                yield html('<p class="notice"><b>{}</b>: {}</p>', line["split"], text)
-                if len(listed) > 1:
-                    yield details(f"The {len(listed)} places", html("<ul>{}{}</ul>", shown, more))
-    if not many:
+    found = [
+        _finding(str(line["split"]), finding)
+        for line in splits
+        for finding in (line.get("findings") or [])[:FINDINGS]
+        if isinstance(at(finding, "text"), str)
+    ]
+    yield from found
+    if not found:
         yield paragraph("Nothing was found to be wrong with the data when it was read.", "none")
+
+
+def _finding(split: str, finding: Any) -> Markup:
+    """What was found, how often, an example, what to do about it and the option that settles it; all places folded."""
+    what, many, option = at(finding, "what"), _int(at(finding, "count")), at(finding, "option")
+    places = at(finding, "places")
+    listed = [one for one in places if isinstance(one, str)] if isinstance(places, list) else []
+    said = what if isinstance(what, str) else str(at(finding, "text"))
+    parts = [html("<b>{}</b>: {}{}", at(finding, "split") or split, f"{many:,} × " if many else "", said)]
+    if listed:
+        parts.append(html('<span class="dim">such as {}</span>', listed[0]))
+    advice = str(at(finding, "advice") or "")
+    if advice or option:
+        settles = f" (`{option}`)" if option and f"`{option}" not in advice else ""
+        parts.append(html("→ {}", coded(f"{advice}{settles}".strip())))
+    text = Markup("<br>").join(parts)
+    if len(listed) > 1:
+        shown = joined(html("<li>{}</li>", place) for place in listed[:PLACES])
+        more = html("<li>and {} more</li>", len(listed) - PLACES) if len(listed) > PLACES else Markup("")
+        text += details(f"The {len(listed):,} places", html("<ul>{}{}</ul>", shown, more))
+    return html('<div class="notice">{}</div>', text)
 
 
 def _time(run: RunFolder) -> Iterator[Markup]:

@@ -17,6 +17,7 @@ from detkernel.clock import Clock
 from detkernel.errors import as_typed, relative
 from detkernel.files import refuse_links, write_atomic
 from detkernel_detection import Batch, Dataset, Detections
+from detkernel_detection.findings import ExaminesData, Finding
 
 if TYPE_CHECKING:
     from detkernel_report.results import ImageResult, Results
@@ -66,10 +67,7 @@ class Report:
             if run.iter == 0:
                 _clear(run.work_dir / FOLDER)
             self._write(run, "run.json", [self._said(run, "running")])
-            from detkernel_report.statistics import statistics
-
-            sets = {mode: each.dataset for mode, each in run.loaders.items() if isinstance(each.dataset, Dataset)}
-            self._write(run, "data.jsonl", [statistics(mode, dataset) for mode, dataset in sets.items()])
+            self._write(run, "data.jsonl", _statistics(run))
 
     @hookimpl
     def before_val_set(self) -> None:
@@ -199,6 +197,21 @@ class Report:
                 for (plugin, event), seconds in sorted(clock.seconds.items(), key=lambda item: -item[1])
             ),
         ]
+
+
+def _statistics(run: Run) -> list[dict[str, Any]]:
+    """A line for each data set, with what a plugin that examines the data found in it; what is about several is told
+    of the first."""
+    from detkernel_report.statistics import statistics
+
+    sets = {mode: each.dataset for mode, each in run.loaders.items() if isinstance(each.dataset, Dataset)}
+    examining = [plugin for plugin in run.bus.plugins.values() if isinstance(plugin, ExaminesData)]
+    if not examining:
+        return [statistics(mode, dataset) for mode, dataset in sets.items()]
+    found: dict[str, list[Finding]] = {mode: [] for mode in sets}
+    for one in (one for each in examining for one in each.examine_data()):
+        found.setdefault(one.split if one.split in found else next(iter(found), ""), []).append(one)
+    return [statistics(mode, dataset, found[mode]) for mode, dataset in sets.items()]
 
 
 def _image(truth: Any, index: int, found: tuple[Any, Any, Any] | None) -> tuple[ImageResult, int]:

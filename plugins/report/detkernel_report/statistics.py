@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from detkernel_detection import Dataset
+from detkernel_detection.findings import Finding
 
 from detkernel_report.metrics import SIZES
 
@@ -21,8 +23,9 @@ PLACES = 2000
 """Places of a finding that are kept."""
 
 
-def statistics(split: str, dataset: Dataset) -> dict[str, Any]:
-    """Plain values, for a line of `data.jsonl`."""
+def statistics(split: str, dataset: Dataset, found: Iterable[str | Finding] | None = None) -> dict[str, Any]:
+    """Plain values, for a line of `data.jsonl`. `found`: what there is to say of it, where that is more than its
+    notes."""
     total = len(dataset)
     looked = min(total, MOST)
     objects: Counter[int] = Counter()
@@ -58,13 +61,17 @@ def statistics(split: str, dataset: Dataset) -> dict[str, Any]:
         "side": float(np.median(np.sqrt(area))) if area.size else None,
         "crowd": crowd,
         "difficult": difficult,
-        "findings": findings(dataset.notes),
+        "findings": findings(dataset.notes if found is None else found),
     }
 
 
-def findings(notes: Sequence[str]) -> list[dict[str, Any]]:
-    """What a data set noted while it was read: a text, and the places that it is about where they are known."""
-    return [
-        {"text": str(note), "places": [str(place) for place in getattr(note, "places", ())[:PLACES]]}
-        for note in notes[:NOTES]
-    ]
+def findings(notes: Iterable[str | Finding]) -> list[dict[str, Any]]:
+    """What a data set noted while it was read, or another looked for: in parts, and the places that it is about where
+    they are known."""
+    found = []
+    for note in islice(notes, NOTES):
+        one = note if isinstance(note, Finding) else Finding.of_note(note)
+        places = [str(place) for place in one.places[:PLACES]]
+        said = {"what": one.what, "count": one.count, "advice": one.advice, "option": one.option, "split": one.split}
+        found.append({"text": str(one) if note is one else str(note), **said, "places": places})
+    return found

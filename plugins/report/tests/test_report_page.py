@@ -10,16 +10,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from detkernel import UserError, hookimpl, plugin
+from detkernel_detection.findings import Finding
 from detkernel_detection.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 from detkernel_report.advice import advise
 from detkernel_report.analysis import analyse
 from detkernel_report.charts import Series, chart, ticks
 from detkernel_report.commands import report as command
 from detkernel_report.compare import comparison
-from detkernel_report.page import report
+from detkernel_report.page import report, write_report
 from detkernel_report.record import Report
 from detkernel_report.results import rows
 from detkernel_report.run_folder import read_run
+from detkernel_report.statistics import findings
 from report_cases import image, random_results, results
 
 VOID = {"meta", "input", "img", "br", "link", "rect", "path", "use", "image"}
@@ -431,6 +433,9 @@ def test_a_detector_without_mistakes_is_told_nothing(tmp_path):
          "The training images are always the same", "has resize, and nothing"),
         ({"data": {"split": "train", "findings": [{"text": "2 boxes dropped", "places": []}]}},
          "The training data has 1 finding", "2 boxes dropped"),
+        ({"data": {"split": "train", "findings": [
+            {"text": "x", "what": "identical images in train and val", "count": 7, "split": "train and val"}]}},
+         "Images that are validated on are in the training data", "identical images in train and val, 7 of them"),
     ],
 )  # fmt: skip
 def test_each_weakness_of_a_run_has_its_advice(tmp_path, given, title, said):
@@ -547,3 +552,31 @@ def test_a_loader_with_a_data_set_of_its_own_kind_is_no_trouble(tmp_path):
     assert run.run["state"] == "complete"
     assert run.results == run.data == []
     assert "complete" in Parsed((tmp_path / "report.html").read_text()).text
+
+
+def test_findings_are_shown_in_parts(work_dir, tmp_path):
+    folder = copy(work_dir, tmp_path)
+    found = [
+        Finding("identical images in train and val", 2, ["<b>.png", "c.png"], "keep `one`", "subset", "train and val")
+    ]
+    line = {"split": "train", "findings": findings([*found, "3 boxes repaired"])}
+    (folder / "report/data.jsonl").write_text(json.dumps(line) + "\n")
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert "<b>train and val</b>: 2 × identical images in train and val<br>" in page
+    assert '<span class="dim">such as &lt;b&gt;.png</span><br>→ keep <code>one</code> (<code>subset</code>)' in page
+    assert "The 2 places" in page
+    assert "<b>train</b>: 3 × boxes repaired</div>" in page
+
+
+def test_the_loaders_findings_are_on_the_page(tmp_path):
+    @plugin
+    class Examining:
+        """Finds something."""
+
+        def examine_data(self):
+            return [Finding("odd images", 1, ["a.png"], split="val"), Finding("copies", 4, split="train and val")]
+
+    tiny_run({"report": Report(images=0), "doctor": Examining()}, work_dir=tmp_path)
+    (line,) = map(json.loads, (tmp_path / "report/data.jsonl").read_text().splitlines())
+    assert {one["what"] for one in line["findings"]} >= {"copies"}

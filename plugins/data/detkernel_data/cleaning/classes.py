@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from detkernel.errors import did_you_mean
+from detkernel_detection.findings import Note
 
-from detkernel_data.report import EXAMPLES, Note, Problems, counted, first, note, tally
+from detkernel_data.report import EXAMPLES, Problems, counted, first, note, tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

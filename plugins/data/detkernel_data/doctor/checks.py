@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 import numpy as np
 from detkernel_detection import Dataset, Transform
+from detkernel_detection.findings import Finding
 from numpy.typing import NDArray
 
 from detkernel_data.doctor.images import Seen, counts, matches_suffix, pairs
-from detkernel_data.report import Finding, Note
 
 TINY = 4.0
 """Pixels, in the resized image: smaller objects leave no trace in a map of stride 8."""
@@ -52,11 +52,21 @@ class SplitData:
         return self.paths[index]
 
 
+def everything(splits: Sequence[SplitData], seen: Mapping[str, Seen]) -> list[Finding]:
+    """About the splits together, then about each. `seen`: of the images that were looked at."""
+    found = [*of_all(splits, seen)]
+    for split in splits:
+        own = [*of_readers(split), *of_split(split, seen)]
+        if not any("without an object" in one.what for one in own):
+            own += empty(split)
+        found += own
+    return found
+
+
 def of_readers(split: SplitData) -> Iterator[Finding]:
     """What the reader reported while it loaded the data."""
     for note in split.dataset.notes:
-        found = note.finding if isinstance(note, Note) else Finding.of_text(str(note))
-        yield attrs.evolve(found, split=split.name)
+        yield attrs.evolve(Finding.of_note(note), split=split.name)
 
 
 def of_split(split: SplitData, seen: Mapping[str, Seen]) -> Iterator[Finding]:

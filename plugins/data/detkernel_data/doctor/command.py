@@ -12,8 +12,7 @@ import click
 from detkernel import DataError, UserError
 from detkernel.errors import printable, relative
 from detkernel.terminal import wrapped
-
-from detkernel_data.report import Finding
+from detkernel_detection.findings import Finding
 
 _EXAMPLES = 3
 
@@ -54,6 +53,7 @@ def examine(loader: Any) -> tuple[list[Finding], list[str]]:
     """(findings, what cannot be read at all) of all data sets of a loader."""
     from detkernel_data.doctor import checks
     from detkernel_data.doctor.images import look
+    from detkernel_data.doctor.told import READERS, Told
 
     names = {"train": loader.train, "val": loader.val, "test": loader.test, **loader.further_val}
     splits, errors = [], []
@@ -66,14 +66,10 @@ def examine(loader: Any) -> tuple[list[Finding], list[str]]:
             splits.append(checks.SplitData.of(name, dataset, loader.transforms(name)))
         except DataError as error:
             errors.append(f"{name} data: {error}")
-    seen = look([path for split in splits for path in split.paths], _progress)
-    found: list[Finding] = []
-    for split in splits:
-        own = [*checks.of_readers(split), *checks.of_split(split, seen)]
-        if not any("without an object" in one.what for one in own):
-            own += checks.empty(split)
-        found += own
-    return [*checks.of_all(splits, seen), *found], errors
+        else:
+            Told(dataset).remember(READERS, [Finding.of_note(one) for one in dataset.notes])
+    seen = {path: one for split in splits for path, one in look(split.paths, _progress).items()}
+    return checks.everything(splits, seen), errors
 
 
 def _progress(done: int) -> None:

@@ -63,6 +63,13 @@ def look(paths: Sequence[str], progress: Callable[[int], None] = lambda _: None)
     return found
 
 
+def remembered(paths: Sequence[str]) -> dict[str, Seen]:
+    """What `look` saw of them before, unless they have changed; no image is opened. `paths`: those of one `look`."""
+    memory = _Memory(paths)
+    keys = ((path, memory.key(path)) for path in dict.fromkeys(paths)) if memory.known else ()
+    return {path: memory.known[key] for path, key in keys if key in memory.known}
+
+
 def _look(path: str) -> Seen:
     from detkernel_detection.images import read_regular
     from PIL import Image
@@ -159,7 +166,10 @@ class _Memory:
     def keep(self, seen: dict[str, Seen], *, changed: bool) -> None:
         if not changed:
             return
-        content = {"version": VERSION, "seen": {key: attrs.astuple(one) for key, one in seen.items()}}
+        again = {key.partition("\0")[0] for key in seen}  # the splits of VOC's form share a folder
+        others = {key: one for key, one in self.known.items() if key.partition("\0")[0] not in again}
+        rows = {key: attrs.astuple(one) for key, one in {**others, **seen}.items()}
+        content = {"version": VERSION, "seen": rows}
         with suppress(OSError):  # it only saves time
             write_atomic(self._file, json.dumps(content).encode(errors="backslashreplace"))
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from detkernel.config.dump import plain
+from detkernel_detection.findings import Finding, Note
 
 from detkernel_data.annotations import FlatAnnotations, Masks, Texts
 from detkernel_data.loading.check_images import cache_folder
-from detkernel_data.report import Finding, Note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 from detkernel import DataError, Run, declared, wrong
-from detkernel.errors import did_you_mean, relative
+from detkernel.errors import as_typed, did_you_mean, printable, relative
 from detkernel.run import Mode
 from detkernel.span import Span
 from detkernel_detection import Annotations, BatchTransform, Dataset, Transform
+from detkernel_detection.findings import Finding
 from torch import Tensor
 
 from detkernel_data.cleaning.clean import validate
+from detkernel_data.doctor.told import READERS, Told, lines
 from detkernel_data.formats.overview import Overview, maskless, overview
 from detkernel_data.loading.batch_sampler import BatchSampler, Extremes
 from detkernel_data.loading.batch_shapes import Size, choose_shapes
@@ -35,7 +38,7 @@ def build_batches(options: Loader, run: Run, mode: Mode, dataset: Dataset) -> Ba
     """Load the data set, choose its images, and make the loader of a mode."""
     if not dataset.classes:
         dataset.load()
-    _tell(run, mode, dataset.notes)
+    _tell(run, mode, dataset, dataset.notes)
     validate(dataset, mode)
     if run.check_data:
         from detkernel_data.loading.check_images import check_images
@@ -138,20 +141,35 @@ def _check_fields(
             raise wrong(options, where, message)
 
 
-def _tell(run: Run, mode: Mode, notes: Sequence[str], file: str = "data_warnings") -> None:
-    """Log them; where one could not name every place, all are written to a file in the work dir."""
+def _tell(run: Run, mode: Mode, dataset: Dataset, notes: Sequence[str], part: str = READERS) -> None:
+    """In a check, log them; in a run, those that neither the last run nor `detkernel doctor` said. Where there are more
+    places than a note names, all are written to a file in the work dir."""
     if not run.is_main:
         return
-    for one in notes:
-        run.log.warning("%s data: %s", mode, one)
     if run.checking:
+        for one in notes:
+            run.log.warning("%s data: %s", mode, one)
         return
-    path = run.work_dir / f"{mode}_{file}.txt"
+    told, findings = Told(dataset), [Finding.of_note(one) for one in notes]
+    new = told.new(part, findings)
+    told.remember(part, findings)
+    path, is_long = run.work_dir / f"{mode}_{part}.txt", False
     try:
-        if write_places(path, notes, run.work_dir):
-            run.log.warning("%s data: %s has every place of these warnings", mode, relative(path))
+        is_long = write_places(path, notes, run.work_dir)
     except OSError as error:
         run.log.warning("%s could not be written: %s", relative(path), error.strerror or error)
+    if not new:
+        return
+    if part == READERS:
+        for line in lines(mode, new):
+            run.log.warning("%s", line)
+    else:  # a single one, which `detkernel doctor` has not
+        run.log.warning("%s data: %s", mode, notes[0])
+    if part == READERS and run.config:
+        folder = shlex.quote(printable(as_typed(run.work_dir)))
+        run.log.warning("`detkernel doctor %s` says where, and what to do about it", folder)
+    elif is_long:
+        run.log.warning("%s data: %s has every place of these warnings", mode, relative(path))
 
 
 def _groups(
@@ -178,7 +196,7 @@ def _groups(
         )
     if len(chosen) < len(everything):
         left_out = f"{len(everything) - len(chosen)} of {len(everything)} images have no object: not trained on"
-        _tell(run, mode, [f"{left_out} (data.skip_empty=false trains on them)"])
+        _tell(run, mode, dataset, [f"{left_out} (data.skip_empty=false trains on them)"], "without_objects")
     if not options.group_by_aspect or options.sampler is not None:
         return [chosen]
     return by_aspect(chosen, wide)
@@ -206,7 +224,8 @@ def _missing_masks(options: Loader, run: Run, dataset: Dataset, objects: NDArray
     if options.missing_masks == "error":
         raise DataError(f"train data: {note(what, places)}; {MISSING}")
     done = "not trained on" if options.missing_masks == "drop" else "their boxes are taken as masks"
-    _tell(run, "train", [note(f"{what}: {done}", places, "data.missing_masks: drop, box or error")], "missing_masks")
+    told = note(f"{what}: {done}", places, "data.missing_masks: drop, box or error")
+    _tell(run, "train", dataset, [told], "missing_masks")
     return missing if options.missing_masks == "drop" else np.zeros_like(missing)
 
 

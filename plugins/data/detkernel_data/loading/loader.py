@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 from detkernel import Run, hookimpl, option, plugin, state, wrong
 from detkernel.errors import did_you_mean
 from detkernel.run import Mode
 from detkernel_detection import Batch, BatchContext, BatchTransform, Dataset, Losses, Sampler, Transform
+from detkernel_detection.findings import Finding
 
 if TYPE_CHECKING:
     from detkernel_data.loading.batches import Batches
     from detkernel_data.loading.history import History
 
 MODES = ("train", "val", "test", "predict")
+_MOST_EXAMINED = 20_000
+"""Images whose boxes are looked at when a run begins."""
 
 
 @plugin(
@@ -177,6 +181,20 @@ class Loader:
         from detkernel_data.loading.summary import lines
 
         return lines(self._made, run.classes, trained=self.trains, decoded=run.check_data)
+
+    def examine_data(self) -> Sequence[Finding]:
+        """What `detkernel doctor` says of the data sets that are loaded, without opening an image: of files, only what
+        it saw itself before. Of more than 20,000 images, what the readers say."""
+        from detkernel_data.doctor.checks import SplitData, everything
+        from detkernel_data.doctor.images import remembered
+
+        known = {mode: batches.dataset for mode, batches in self._made.items()}
+        if sum(map(len, known.values())) > _MOST_EXAMINED:
+            notes = [(mode, one) for mode, dataset in known.items() for one in dataset.notes]
+            return [attrs.evolve(Finding.of_note(one), split=mode) for mode, one in notes]
+        splits = [SplitData.of(mode, dataset, self.transforms(mode)) for mode, dataset in known.items()]
+        seen = {path: one for split in splits for path, one in remembered(split.paths).items()}
+        return everything(splits, seen)
 
     def _dataset(self, mode: Mode) -> Dataset | None:
         if mode == "train":
