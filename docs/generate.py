@@ -159,7 +159,8 @@ def role_page(kind: str, what: str) -> Iterator[str]:
     """A plugin of a kind and its test, as `detkernel new-plugin` writes them; the tests install and run each."""
     template = Catalog("template").load_object(kind)
     module, test = template.files()
-    yield f"# Write a {kind if kind != 'dataset' else 'data set'}\n\n{what}\n"
+    title = {"dataset": "a data set", "evaluator": "an evaluator"}.get(kind, f"a {kind}")
+    yield f"# Write {title}\n\n{what}\n"
     yield f"```sh\ndetkernel new-plugin my-plugin --kind {kind}\n```\n"
     yield "writes a project that is complete, with this module:\n"
     yield f'```python title="my_plugin.py"\n{module.rstrip()}\n```\n\nand this test:\n'

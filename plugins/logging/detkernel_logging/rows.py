@@ -83,7 +83,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     What is needed to tell them apart stays: `mask mAP`, `night mAP`.
     """
     names = list(names)
-    parts = {name: name.split("/") for name in names}
+    parts = {name: _parts(name) for name in names}
     evaluators = {tuple(found[-2:-1]) for found in parts.values()}
     tasks = {task for name in names if (task := parts[name][-1].partition("_")[0]) in _TASKS}
     short = {}
@@ -95,6 +95,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
         words += [_TASKS[task]] if task in _TASKS and rest and len(tasks) > 1 else []
         short[name] = printable(" ".join([*words, last]))
     return short if len(set(short.values())) == len(names) else {name: printable(name) for name in names}
+
+
+def _parts(name: str) -> list[str]:
+    """Validation set, evaluator and metric; a class's, `bbox_AP/red cell`, is one part: `bbox_AP red cell`."""
+    parts = name.split("/")
+    place = next((at for at, part in enumerate(parts[:-1]) if re.fullmatch(r"([a-z]+_)?AP\d*", part)), None)
+    return parts if place is None else [*parts[:place], f"{parts[place]} {'/'.join(parts[place + 1 :])}"]
 
 
 def _joined(head: str, said: Iterable[str], more: bool = False) -> str:

@@ -262,6 +262,8 @@ def test_the_bar_says_iterations_a_second_and_the_time_left():
         (["coco/bbox_mAP", "coco/bbox_mAP_50", "coco/bbox_mAP_s"], ["mAP", "AP50", "APs"]),
         (["coco/bbox_mAP", "coco/segm_mAP_75"], ["box mAP", "mask AP75"]),
         (["coco/bbox_mAP", "night/coco/bbox_mAP"], ["mAP", "night mAP"]),
+        (["coco/bbox_mAP", "coco/bbox_AP/red cell", "coco/bbox_AP/a/b"], ["mAP", "AP red cell", "AP a/b"]),
+        (["voc/mAP", "night/voc/AP/dog"], ["mAP", "night AP dog"]),
         (["coco/mAP", "mine/mAP"], ["coco mAP", "mine mAP"]),
         (["mine/found", "alone"], ["mine found", "alone"]),
         (["a/bbox_mAP_50", "a/AP50"], ["a/bbox_mAP_50", "a/AP50"]),
