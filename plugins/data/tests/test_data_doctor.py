@@ -196,12 +196,12 @@ def flat_box(data: Data, name: str) -> None:
     data.add("train", name, image, ("cat", (10, 10, 90, 90)), ("cat", (5, 5, 5, 5)))
 
 
-def told(caplog: pytest.LogCaptureFixture, *, config: bool = True, check: bool = False) -> list[str]:
-    """What a run says of the training data."""
+def told(caplog: pytest.LogCaptureFixture, *, config: str = "w", check: bool = False) -> list[str]:
+    """What a run says of the training data; `config`: the work dir that its config names."""
     caplog.clear()
     reading = Voc(root=Path("d"), split="train")
     kernel = tiny_kernel({"data": Loader(train=reading, workers=0)}, work_dir="w", until="1 iter")
-    kernel.state.config = {"data": {}} if config else {}
+    kernel.state.config = {"run": {"work_dir": config}} if config else {}
     _ = kernel.check() if check else kernel.run()
     return [record.getMessage() for record in caplog.records if record.module == "build"]
 
@@ -219,13 +219,16 @@ def test_a_run_says_once_what_is_new(data: Data, caplog: pytest.LogCaptureFixtur
     for name in ("three", "four", "five"):
         flat_box(data, name)
     data.write_lists()
-    assert told(caplog, config=False) == [
+    assert told(caplog, config="") == [
         "train data: boxes without area dropped (5, 3 of them new)",
         "train data: w/train_data_warnings.txt has every place of these warnings",
     ], "without a config there is nothing that `doctor` could be given"
+    flat_box(data, "six")
+    data.write_lists()
+    assert not any("doctor" in line for line in told(caplog, config="elsewhere")), "this folder will be removed"
     assert len(told(caplog, check=True)) == len(told(caplog, check=True)) == 1, "a check says all, each time"
     (cache_folder().parent / "findings").rename("elsewhere")
-    assert told(caplog)[0] == "train data: boxes without area dropped (5)"
+    assert told(caplog)[0] == "train data: boxes without area dropped (6)"
 
 
 def test_what_was_said_of_data_that_is_not_known_is_said_again(data: Data, caplog: pytest.LogCaptureFixture):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -165,11 +166,17 @@ def _tell(run: Run, mode: Mode, dataset: Dataset, notes: Sequence[str], part: st
             run.log.warning("%s", line)
     else:  # a single one, which `detkernel doctor` has not
         run.log.warning("%s data: %s", mode, notes[0])
-    if part == READERS and run.config:
+    if part == READERS and _is_kept(run):
         folder = shlex.quote(printable(as_typed(run.work_dir)))
         run.log.warning("`detkernel doctor %s` says where, and what to do about it", folder)
     elif is_long:
         run.log.warning("%s data: %s has every place of these warnings", mode, relative(path))
+
+
+def _is_kept(run: Run) -> bool:
+    """Whether its config lies in the work dir: `detkernel browse` and `profile` use one that is removed in the end."""
+    options: Any = run.config.get("run", {})
+    return "work_dir" in options and Path(str(options["work_dir"])) == run.work_dir
 
 
 def _groups(
