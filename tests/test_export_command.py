@@ -199,11 +199,37 @@ def test_files_of_others_are_refused(here: Path, tmp_path: Path):
     (tmp_path / "a.pt2").write_bytes(b"PK")
     for name, said in (
         ("broken.onnx", "not an ONNX file that can be run"),
-        ("a.pt2", "can run code when torch loads it"),
+        ("a.pt2", "any other torch.export file can run code when torch loads it"),
     ):
         done = ran("test", tmp_path / name)
         assert isinstance(done.exception, (CheckpointError, ConfigError))
         assert said in str(done.exception)
+
+
+def test_a_torch_export_file_that_was_written_here_is_tested_and_predicted_with(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done = ran("export", "work/checkpoints/iter_2.pt", "--to", "torch-export", "-o", "work/best.pt2")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "next: detkernel test work/best.pt2" in done.output
+    metrics = [
+        [line for line in ran("test", name).output.splitlines() if "coco/bbox_mAP" in line]
+        for name in ("work/checkpoints/iter_2.pt", "work/best.pt2")
+    ]
+    assert metrics[0]
+    assert metrics[1] == metrics[0]
+    copied = tmp_path / "copied.pt2"
+    copied.write_bytes(Path("work/best.pt2").read_bytes())
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+    with load("work/checkpoints/iter_2.pt", device="cpu") as model, load(copied) as file:
+        assert file.classes == model.classes
+        wanted, found = model.predict(pixels, score=0), file.predict(pixels, score=0)
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+        np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
+    refused = ran("test", "work/best.pt2")
+    assert isinstance(refused.exception, CheckpointError)
+    assert "not a file that `detkernel export` wrote for you here" in str(refused.exception)
 
 
 def test_differences_pair_what_has_changed_places():

@@ -110,10 +110,14 @@ def write(
                 torch.export.save(made, temporary, extra_files={"detkernel.json": json.dumps(held)})
         told = _checked(model, temporary, form, held, tolerance)
         temporary.replace(target)
+    if form != "onnx":
+        from detkernel_export.torch_file import remember
+
+        remember(target)
     shape = f"any size (multiples of {multiple})" if dynamic else f"{width}x{height}"
     yield f"wrote {relative(target)} ({target.stat().st_size / 1e6:.1f} MB): any number of images of {shape}"
     yield told
-    yield f"next: detkernel test {relative(target)}" if form == "onnx" else f"next: torch.export.load('{target.name}')"
+    yield f"next: detkernel test {relative(target)}"
 
 
 @contextmanager
@@ -225,7 +229,12 @@ def _runner(path: Path, form: str, held: dict[str, Any]) -> Any:
         detector = OnnxDetector(path, held, held["classes"], "cpu")
         return lambda images, sizes: detector(images, None, sizes)
     module = torch.export.load(path).module()
-    return lambda images, sizes: Predictions(**dict(zip(held["outputs"], module(images, sizes), strict=True)))
+
+    def run(images: Tensor, sizes: Tensor) -> Predictions:
+        with torch.no_grad():
+            return Predictions(**dict(zip(held["outputs"], module(images, sizes), strict=True)))
+
+    return run
 
 
 def _images(model: Model, size: tuple[int, int]) -> tuple[Tensor, Tensor, str]:

@@ -20,9 +20,9 @@ FORMAT = 1
 
 @plugin(key="model")
 class Exported(DetectorPlugin):
-    """A detector in an ONNX file of `detkernel export`, run by ONNX Runtime. It cannot be trained."""
+    """A detector in a file of `detkernel export`, run by ONNX Runtime or torch. It cannot be trained."""
 
-    file: Path = option(help="an ONNX file of `detkernel export`")
+    file: Path = option(help="an ONNX file of `detkernel export`, or a torch.export file that it wrote here")
 
     @property
     def loads_weights(self) -> bool:
@@ -38,6 +38,10 @@ class Exported(DetectorPlugin):
             run.known_classes = tuple(metadata(self.file)["classes"])
 
     def build(self, run: Run) -> Detector:
+        if _is_torch_export(self.file):
+            from detkernel_export.torch_file import TorchExportDetector
+
+            return TorchExportDetector(self.file, metadata(self.file), run.classes)
         from detkernel_export.session import OnnxDetector
 
         return OnnxDetector(self.file, metadata(self.file), run.classes, str(run.device))
@@ -52,9 +56,14 @@ def config(path: Path) -> dict[str, Any]:
 
 def metadata(path: Path) -> dict[str, Any]:
     """What the file says of itself. Raises `CheckpointError` for one that `detkernel export` did not write."""
-    from detkernel_export.session import open_session
+    if _is_torch_export(path):
+        from detkernel_export.torch_file import text_in
 
-    text = open_session(path, light=True).get_modelmeta().custom_metadata_map.get(KEY)
+        text = text_in(path)
+    else:
+        from detkernel_export.session import open_session
+
+        text = open_session(path, light=True).get_modelmeta().custom_metadata_map.get(KEY)
     try:
         held = json.loads(text) if text is not None else None
     except ValueError:
@@ -70,9 +79,5 @@ def metadata(path: Path) -> dict[str, Any]:
     return held
 
 
-def config_of_torch_export(path: Path) -> dict[str, Any]:
-    """There is none that may be used: torch's reader of such files evaluates text in them."""
-    raise CheckpointError(
-        f"{relative(path)}: a torch.export file can run code when torch loads it, so it is not tested here, nor "
-        "predicted with; it was compared with the original when it was written. Give an ONNX file, or the checkpoint"
-    )
+def _is_torch_export(path: Path) -> bool:
+    return path.suffix == ".pt2"

@@ -204,9 +204,8 @@ class Model:
         self, images: Sequence[tuple[Image, torch.Tensor]], way: Ways, score: float, batch_size: int
     ) -> Iterator[Result]:
         pixels = [one for _, one in images]
-        for (image, one), found in zip(images, way.detect(self, pixels, batch_size), strict=True):
-            kept = found.keep(found.scores >= score)
-            yield Result(image, one, kept, self.classes, self.keypoint_names)
+        for (image, one), found in zip(images, way.detect(self, pixels, batch_size, score), strict=True):
+            yield Result(image, one, found, self.classes, self.keypoint_names)
 
     def detect(self, samples: Sequence[Sample], batch_size: int) -> list[Detections]:
         """What is found in each sample, in the pixels of its image before its transforms, on the host.

@@ -1,7 +1,8 @@
-"""An ONNX file behind the interface of a detector."""
+"""An exported file behind the interface of a detector."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,12 @@ def open_session(path: Path, *, light: bool = False, device: str = "cpu") -> Any
         raise CheckpointError(f"{relative(path)}: not an ONNX file that can be run ({printable(said[:200])})") from None
 
 
-class OnnxDetector(Detector):
-    """What the file finds, with the labels of the run's classes."""
+class FileDetector(Detector):
+    """What a file finds, with the labels of the run's classes."""
 
     labels: Tensor
 
-    def __init__(self, path: Path, held: Mapping[str, Any], classes: Sequence[str], device: str) -> None:
+    def __init__(self, path: Path, held: Mapping[str, Any], classes: Sequence[str]) -> None:
         super().__init__(classes)
         missing = [name for name in classes if name not in held["classes"]]
         if missing:
@@ -55,7 +56,6 @@ class OnnxDetector(Detector):
                 f"{relative(path)}: it does not know the class '{printable(missing[0])}' of the data"
                 f"{did_you_mean(missing[0], held['classes'])}"
             )
-        self.session = open_session(path, device=device)
         self.outputs = [name for name in held["outputs"] if name in OUTPUTS]
         self.size: tuple[int, int] = tuple(held["size"])
         self.multiple: int | None = held.get("multiple")
@@ -67,6 +67,10 @@ class OnnxDetector(Detector):
         for name in ("mask_space", "mask_paste", "mask_threshold"):
             if name in held:
                 setattr(self, name, held[name])
+
+    @abstractmethod
+    def found(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, on any device. images: uint8 [B, 3, H, W], padded; sizes [B, 2] without the padding."""
 
     def forward(
         self,
@@ -85,11 +89,7 @@ class OnnxDetector(Detector):
         if sizes is None:
             sizes = torch.tensor([[height, width]] * len(images))
         padded = functional.pad(images, (0, self._room(width, 1), 0, self._room(height, 0)))
-        given = dict(zip(INPUTS, (padded.cpu().contiguous().numpy(), sizes.cpu().numpy()), strict=True))
-        found = self.session.run(self.outputs, given)
-        arrays = {
-            name: torch.from_numpy(value).to(images.device) for name, value in zip(self.outputs, found, strict=True)
-        }
+        arrays = {name: value.to(images.device) for name, value in self.found(padded, sizes).items()}
         return self._relabelled(Predictions(**arrays))  # type: ignore[arg-type]
 
     def _room(self, side: int, axis: int) -> int:
@@ -120,3 +120,16 @@ class OnnxDetector(Detector):
 
         parts = {name: sorted_by(getattr(found, name)) for name in OUTPUTS}
         return Predictions(**{**parts, "labels": sorted_by(labels).clamp(min=0), "valid": sorted_by(valid)})
+
+
+class OnnxDetector(FileDetector):
+    """What ONNX Runtime finds with the file."""
+
+    def __init__(self, path: Path, held: Mapping[str, Any], classes: Sequence[str], device: str) -> None:
+        super().__init__(path, held, classes)
+        self.session = open_session(path, device=device)
+
+    def found(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        given = dict(zip(INPUTS, (images.cpu().contiguous().numpy(), sizes.cpu().numpy()), strict=True))
+        values = self.session.run(self.outputs, given)
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 import torch
@@ -24,8 +26,18 @@ _IOU = 0.5
 """Above which two detections of one class, from different looks at an image, are one object."""
 _COVERED = 0.5
 """Of a detection that a tile's border cuts, the share that a larger one must cover to take its place."""
-_CUT = "cut by its tile"
-"""A field of detections, as long as they are put together."""
+_CUT, _MASK = "cut by its tile", "place of its mask"
+"""Fields of detections, as long as they are put together."""
+MOST_MASKS = 2**30
+"""Bytes of the masks of an image that is cut into tiles."""
+
+
+class _TileMask(NamedTuple):
+    """A detection's mask in its tile, as large as its box, and where that begins in the image."""
+
+    x: int
+    y: int
+    pixels: Tensor
 
 
 def _positive(_: Any, attribute: Any, value: Any) -> None:
@@ -63,17 +75,20 @@ class Ways:
             return decode(str(image), apply_exif=True, bits=bits, huge=self.tiles is not None)
         return to_tensor(image)
 
-    def detect(self, model: Model, images: Sequence[Tensor], batch_size: int) -> list[Detections]:
-        """What is found in each image, by falling score."""
+    def detect(
+        self, model: Model, images: Sequence[Tensor], batch_size: int, score: float = -math.inf
+    ) -> list[Detections]:
+        """What is found in each image with a score of at least `score`, by falling score."""
         if self.tiles is None:
             looks = [list(self._looks(model, image)) for image in images]
             found = model.detect([sample for several in looks for sample, _ in several], batch_size)
             whole = iter(found)
-            return [
+            merged = [
                 self._merged([_mirrored(next(whole), flip, image, model.keypoint_names) for _, flip in several])
                 for several, image in zip(looks, images, strict=True)
             ]
-        return [self._in_tiles(model, image, batch_size) for image in images]
+            return [one.keep(one.scores >= score) for one in merged]
+        return [self._in_tiles(model, image, batch_size, score) for image in images]
 
     def _looks(self, model: Model, image: Tensor) -> Iterator[tuple[Sample, str]]:
         """The samples of one image, and how each is mirrored."""
@@ -92,21 +107,32 @@ class Ways:
         found = _joined(several)
         return found.keep(batched_nms(found.boxes, found.scores, found.labels, _IOU))
 
-    def _in_tiles(self, model: Model, image: Tensor, batch_size: int) -> Detections:
+    def _in_tiles(self, model: Model, image: Tensor, batch_size: int, score: float) -> Detections:
         """Tile by tile, so that no more than a batch of them is in memory beside the image."""
         windows = list(self.windows(int(image.shape[1]), int(image.shape[2])))
         once = attrs.evolve(self, tiles=None)
-        parts = []
+        parts: list[Detections] = []
+        masks: list[_TileMask] = []
+        has_masks = False
         for start in range(0, len(windows), batch_size):
             some = windows[start : start + batch_size]
             crops = [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in some]
             for window, found in zip(some, once.detect(model, crops, batch_size), strict=True):
+                has_masks |= found.masks is not None
+                wanted = found.scores >= score
+                found.fields[_MASK] = len(masks) - 1 + wanted.cumsum(0)
+                masks += _tile_masks(found.keep(wanted), window[0], window[1])
                 found.masks = None
                 found.fields[_CUT] = _cut(found.boxes, window, int(image.shape[1]), int(image.shape[2]))
                 parts.append(_moved(found, window[0], window[1]))
         found = _joined(parts)
         found = found.keep(_whole(found, found.fields.pop(_CUT)))
-        return found.keep(batched_nms(found.boxes, found.scores, found.labels, _IOU))
+        found = found.keep(batched_nms(found.boxes, found.scores, found.labels, _IOU))
+        found = found.keep(found.scores >= score)
+        kept = found.fields.pop(_MASK).tolist()
+        if has_masks:
+            found.masks = _stitched([masks[number] for number in kept], int(image.shape[1]), int(image.shape[2]))
+        return found
 
     def windows(self, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
         """(x1, y1, x2, y2) of each tile, row by row, evenly spread."""
@@ -158,6 +184,35 @@ def _swapped(names: Sequence[str], count: int) -> list[int]:
     """The places of keypoints in a mirror image: left is right, by their names."""
     other = [name.replace("left", "\0").replace("right", "left").replace("\0", "right") for name in names]
     return [names.index(name) if name in names else place for place, name in enumerate(other)] or list(range(count))
+
+
+def _tile_masks(found: Detections, x: int, y: int) -> list[_TileMask]:
+    """The mask of each detection, no larger than its box, and where it lies in the image. Empty without masks."""
+    if found.masks is None:
+        return []
+    height, width = found.masks.shape[-2:]
+    kept = []
+    for mask, box in zip(found.masks, found.boxes.tolist(), strict=True):
+        left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+        part = mask[top : min(height, math.ceil(box[3])), left : min(width, math.ceil(box[2]))].clone()
+        kept.append(_TileMask(x + left, y + top, part))
+    return kept
+
+
+def _stitched(masks: Sequence[_TileMask], height: int, width: int) -> Tensor | None:
+    """uint8 [N, H, W]; None, with a warning, where that is more than a machine should be asked for."""
+    size = len(masks) * height * width
+    if size > MOST_MASKS:
+        logging.getLogger("detkernel").warning(
+            "masks left out: those of %d objects in an image of %dx%d take %.1f GB, more than %.1f; a higher score "
+            "keeps fewer objects, and parts of the image have smaller masks",
+            len(masks), width, height, size / 1e9, MOST_MASKS / 1e9,
+        )  # fmt: skip
+        return None
+    found = torch.zeros(len(masks), height, width, dtype=torch.uint8)
+    for whole, (x, y, part) in zip(found, masks, strict=True):
+        whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return found
 
 
 def _moved(found: Detections, x: int, y: int) -> Detections:

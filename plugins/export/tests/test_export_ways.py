@@ -89,13 +89,23 @@ class TestTiles:
         assert found(Ways(tiles=512), image(60, 80, (1, 2, 30, 40, 100)), model) == [(0, [1, 2, 30, 40])]
         assert model.seen == [(60, 80)]
 
-    def test_masks_are_left_out_and_keypoints_moved(self):
+    def test_masks_are_put_in_their_places_and_keypoints_moved(self):
         model = Bright(keypoint_names=("a", "b"), masks=True)
-        given = image(128, 230, (200, 40, 220, 80, 100))
-        one = Ways(tiles=128).detect(model, [given], 1)[0]
-        assert one.masks is None
-        assert one.keypoints[0, :, 0].tolist() == [200, 220]
+        given = image(128, 230, (200, 40, 220, 80, 100), (5, 100, 90, 120, 101))
+        one = Ways(tiles=128).detect(model, [given], 1, 0.5)[0]
+        assert torch.equal(one.masks, torch.stack([(given[0] == 100 + label) for label in one.labels]).to(torch.uint8))
+        assert sorted(one.labels.tolist()) == [0, 1]
+        assert one.keypoints[one.labels == 0, :, 0].tolist() == [[200, 220]]
+        none = Ways(tiles=128).detect(model, [given], 1, 0.95)[0]
+        assert (len(none), none.masks.shape) == (0, (0, 128, 230))
         assert one.fields == {}
+
+    def test_masks_that_no_machine_holds_are_left_out_with_a_word(self, monkeypatch, caplog):
+        monkeypatch.setattr("detkernel_export.ways.MOST_MASKS", 128 * 230 - 1)
+        given = image(128, 230, (200, 40, 220, 80, 100))
+        one = Ways(tiles=128).detect(Bright(masks=True), [given], 1)[0]
+        assert (len(one), one.masks) == (1, None)
+        assert "masks left out: those of 1 objects in an image of 230x128 take 0.0 GB" in caplog.text
 
 
 class TestMirrorImages:
