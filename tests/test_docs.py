@@ -166,7 +166,7 @@ MADE_ELSEWHERE = [  # by .ci/run, the tox environment `install` and tests/test_f
     ".venv/bin/pip install .",
     ".venv/bin/pip install ./detkernel",
     ".venv/bin/pip install -q tox",
-    ".venv/bin/tox -p 2",
+    ".venv/bin/tox -p 3",
 ]
 SEVERAL = ("--nnodes", "--nproc-per-node", "srun")
 """What starts several processes: tests/test_launch.py does that, and here is seen that the options are there."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import Detkernel
+from .conftest import Detkernel, long
 
 CONFIG = """
 run: {until: 12 iters, validate: every 6 iters, work_dir: work}
@@ -113,6 +113,7 @@ def test_a_terminated_run_goes_on_where_it_was(trained: Path, tmp_path: Path, de
     assert lines(tmp_path) == lines(trained)
 
 
+@long  # evaluators by themselves: plugins/evaluation tests them on two processes
 def test_metrics_on_two_processes_equal_those_on_one(trained: Path, tmp_path: Path, detkernel: Detkernel) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     found = []
