@@ -108,6 +108,7 @@ def run_page() -> Iterator[str]:
     """The options of `run:`."""
     yield "# The options of `run:`\n\nThe only key of a config that is not a plugin, beside `base`.\n"
     yield from _options(RunOptions)
+    yield "How a config is written, and what may stand in it: [the config language](../config.md).\n"
 
 
 def zoo_page() -> Iterator[str]:
@@ -146,7 +147,8 @@ def catalogue_page() -> Iterator[str]:
     yield (
         "Distributions that others maintain, and the examples of the documentation, which are distributions as yours "
         "would be. The status says which contracts of `detkernel.testing` its tests run, "
-        "and with which version they passed last. To be listed, add three lines to `docs/catalogue.yaml`.\n"
+        "and with which version they passed last. To be listed, add three lines to `docs/catalogue.yaml`; how a plugin "
+        "is tested and given away is in [Ship a plugin](shipping.md).\n"
     )
     yield "| distribution | what it does | contract status |\n|---|---|---|"
     for entry in known:
@@ -175,9 +177,12 @@ def role_page(kind: str, what: str) -> Iterator[str]:
 
 
 def readme(path: Path) -> str:
-    """The README of a package; links to files of the repository become plain text."""
-    text = path.read_text(encoding="utf-8")
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", text)
+    """The README of a package, and where its options are; links to files of the repository become plain text."""
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", path.read_text(encoding="utf-8"))
+    return (
+        f"{text}\nEvery option is in the reference: [plugins](../reference/plugins.md), "
+        "[parts](../reference/parts.md), [commands](../reference/cli.md).\n"
+    )
 
 
 def events() -> Iterator[str]:
