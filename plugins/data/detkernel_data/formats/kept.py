@@ -13,6 +13,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -91,7 +92,11 @@ class Kept:
         flat = dataset.flat
         folders = sorted({*map(os.path.dirname, flat.files.tolist()), str(dataset.image_folder)})
         try:
-            self._images = _signature(folders)
+            packed = _packed(flat)
+            with ThreadPoolExecutor(2) as pool:  # checksums, and looks at files, leave Python to other threads
+                signature, digest = pool.submit(_signature, folders), pool.submit(flat.digest, dataset.classes)
+                layout = _laid_out(packed)
+            self._images = signature.result()
             header = {
                 "source": self._source,
                 "folders": folders,
@@ -101,10 +106,12 @@ class Kept:
                 "bits": dataset.found_bits,
                 "keypoint_names": list(dataset.keypoint_names),
                 "category_ids": dict(dataset.category_ids),
-                "digest": flat.digest(dataset.classes),
+                "digest": digest.result(),
+                **layout,
             }
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._checksum = _write(self.path, header, _packed(flat))
+            _write(self.path, header, packed)
+            self._checksum = layout["checksum"]
         except (OSError, UnicodeError, TypeError):
             return
         _prune(self.path)
@@ -172,8 +179,8 @@ def reopened(path: str, checksum: int) -> FlatAnnotations:
     return flat
 
 
-def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> int:
-    """The words, the length and the header, then the arrays, each at a multiple of 64 bytes; the arrays' checksum."""
+def _laid_out(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What a header says of the arrays: each one's kind, shape and place, and the size and checksum of all of them."""
     start, checksum, specs = 0, 0, {}
     for name, array in arrays.items():
         if array.dtype.str not in _KINDS:
@@ -182,7 +189,12 @@ def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]
         for chunk in _chunks(array):
             checksum = zlib.crc32(chunk, checksum)
             start += len(chunk)
-    text = json.dumps({**header, "arrays": specs, "size": start, "checksum": checksum}).encode()
+    return {"arrays": specs, "size": start, "checksum": checksum}
+
+
+def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """The words, the length and the header, then the arrays, each at a multiple of 64 bytes."""
+    text = json.dumps(header).encode()
     head = _MAGIC + f"{len(text):12}{zlib.crc32(text):12}\n".encode() + text
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -195,7 +207,6 @@ def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return checksum
 
 
 def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:
