@@ -43,6 +43,8 @@ class Detector(nn.Module):
     exactly where the box is, as MMDetection does it."""
     mask_threshold: float = 0.5
     """How likely a pixel must be the object's to count."""
+    unexportable: str = ""
+    """Why it cannot become one graph of tensors, for an export's message; by default it can."""
 
     def __init__(self, classes: Sequence[str], normalize: Normalize | None = None) -> None:
         super().__init__()

@@ -93,6 +93,9 @@ def write(
         raise UserError(
             f"{model.name}: {type(network).__name__} is not a detector of detkernel's; it cannot be exported"
         )
+    if network.unexportable:
+        used = model.config.plain[model.answering("build_model")[0]].get("use", type(network).__name__)
+        raise UserError(f"{model.name}: {used} cannot be exported: {network.unexportable}; {graph.INSTEAD}")
     multiple = network.normalize.size_divisible
     height, width = _size(model, size, multiple)
     with torch.no_grad():

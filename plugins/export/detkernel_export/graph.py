@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 INPUTS = ("images", "sizes")
 OUTPUTS = ("boxes", "scores", "labels", "valid", "masks", "keypoints")
 OPSET = 20
+INSTEAD = "native detectors can be, such as fcos, retinanet, faster_rcnn, mask_rcnn"
 
 
 class Graph(nn.Module):
@@ -56,38 +57,57 @@ def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> 
                 graph, (images, sizes), dynamic_shapes={"images": image, "sizes": {0: batch}}, strict=True
             )
     except Exception as error:  # torch has no type for what it cannot trace
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"{type(graph.model).__name__} cannot be exported{' for images of any size' * (dynamic is not None)}: "
-            f"torch cannot make one graph of it ({said[:200]}){_advice(dynamic)}"
+            f"torch cannot make one graph of it ({_said(error)}); "
+            f"{INSTEAD if dynamic is None else 'leave out --dynamic-size'}"
         ) from error
 
 
-def _advice(dynamic: int | None) -> str:
-    if dynamic is not None:
-        return "; leave out --dynamic-size"
-    return "; native detectors of the same family can be, such as fcos, retinanet, faster_rcnn, mask_rcnn"
+def _said(error: Exception) -> str:
+    """The line of an error that says what is wrong: the first, or that of the cause which torch sums up at the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    after = next((lines[place + 1 :] for place, line in enumerate(lines) if line == "## Exception summary"), lines)
+    return next(iter(after), type(error).__name__)[:200]
 
 
 def onnx_file(exported: ExportedProgram, path: str, outputs: Sequence[str], metadata: dict[str, str]) -> None:
-    """Write an ONNX file with all weights in it."""
+    """Write an ONNX file with all weights in it. Raises `UserError` where ONNX has no words for an operation."""
     import onnx
 
-    torch_onnx: Any = torch.onnx
-    made = torch_onnx.export(
-        exported,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(INPUTS),
-        output_names=list(outputs),
-        custom_translation_table={torch.ops.detkernel.nms.default: _suppression},
-        verbose=False,
-    )
-    model: Any = made.model_proto
+    model = _onnx_model(exported, outputs, simplify=True)
+    if _undefined(model):  # onnxscript 0.7 joins clamps of a tensor to nodes whose limits it names alike and loses
+        model = _onnx_model(exported, outputs, simplify=False)
     for name, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value
     onnx.save_model(model, path)
+
+
+def _onnx_model(exported: ExportedProgram, outputs: Sequence[str], simplify: bool) -> Any:
+    torch_onnx: Any = torch.onnx
+    try:
+        made = torch_onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(outputs),
+            custom_translation_table={torch.ops.detkernel.nms.default: _suppression},
+            optimize=simplify,
+            verbose=False,
+        )
+    except Exception as error:  # torch's type for it is not public
+        raise UserError(f"cannot be written as ONNX: torch has no translation ({_said(error)})") from error
+    return made.model_proto
+
+
+def _undefined(model: Any) -> set[str]:
+    """Names that nodes of the graph read and nothing gives."""
+    graph = model.graph
+    given = {one.name for one in (*graph.input, *graph.initializer)}
+    given |= {name for node in graph.node for name in node.output}
+    return {name for node in graph.node for name in node.input if name} - given
 
 
 def _suppression(boxes: Any, scores: Any, iou: float) -> Any:

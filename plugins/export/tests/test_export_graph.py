@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,25 @@ class Asks(Pixels):
         if outputs.sum() > 3:
             outputs = outputs * 2
         return super().predictions(outputs, sizes)
+
+
+class Clamps(Pixels):
+    """Clamps a tensor in two ways, twice each: torch's converter joins both pairs, and loses limits of equal names."""
+
+    def predictions(self, outputs, sizes=None):
+        low, high = (outputs.clamp(0, 1).clamp(min=least) for least in (0.2, 0.4))
+        return super().predictions(torch.where(torch.arange(3)[:, None] < 2, outputs, (low + high) / 2))
+
+
+class Bends(Pixels):
+    """Has an operation that ONNX does not."""
+
+    def forward_outputs(self, images, sizes=None):
+        return torch.special.bessel_j0(super().forward_outputs(images))
+
+
+class Refuses(Pixels):
+    unexportable = "its shapes depend on the image"
 
 
 def model(network):
@@ -97,6 +117,31 @@ def test_what_is_no_graph_is_told_and_leaves_no_file(tmp_path):
     with pytest.raises(UserError, match="is not a detector of detkernel's"):
         list(write(model(SimpleNamespace(classes=("a",))), tmp_path / "a.pt2", "torch-export"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+def test_a_model_that_says_why_it_is_no_graph_is_refused_in_a_line(form, tmp_path):
+    with pytest.raises(UserError) as refused:
+        list(write(model(Refuses()), tmp_path / "a.onnx", form))
+    assert str(refused.value).startswith("x.pt: pixels cannot be exported: its shapes depend on the image; native")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_onnx_has_no_operation_for_is_told_in_a_line(tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(UserError) as refused:
+        list(write(model(Bends()), tmp_path / "a.onnx", "onnx", size="64x64"))
+    assert "bessel_j0" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif("DETKERNEL_LONG" not in os.environ, reason="takes long: in `tox -e torture`")
+def test_limits_of_clamps_are_not_lost(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    lines = list(write(model(Clamps()), tmp_path / "a.onnx", "onnx", size="64x64"))
+    assert lines[1].startswith("checked with ONNX Runtime: ")
 
 
 def test_names_of_outputs_go_by_what_there_is():

@@ -52,6 +52,7 @@ class AsTheyAre(nn.Module):
 class Adapter(Detector):
     """A detector of torchvision. Its parts are this module's own, so that parameters keep torchvision's names."""
 
+    unexportable = "how many candidates torchvision's keep depends on the image, and with it the shapes of tensors"
     inner: Any
     """The detector itself. It is not a child: that would give each parameter a second name."""
 
