@@ -76,7 +76,7 @@ def here(exported: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_says_what_was_written_and_how_far_it_is_from_the_original(exported: tuple[Path, str]):
-    lines = exported[1].splitlines()
+    lines = exported[1].replace("\n  ", " ").splitlines()
     assert lines[0].startswith("wrote work/best.onnx (")
     assert lines[0].endswith("any number of images of 96x64")
     assert lines[1].startswith("checked with ONNX Runtime: 60 detections in 3 images of the data; largest difference: ")
@@ -186,6 +186,16 @@ def test_mistakes_are_told(here: Path, words: list[str], said: str):
     done = ran("export", "work/checkpoints/iter_2.pt", *words)
     assert isinstance(done.exception, UserError)
     assert said in str(done.exception)
+
+
+def test_what_it_says_fits_80_columns(here: Path, monkeypatch: pytest.MonkeyPatch):
+    said = "checked with ONNX Runtime: 400 detections in 4 images of the data; largest difference: scores 6.3e-07"
+    monkeypatch.setattr("detkernel_export.export.write", lambda *_, **__: iter([said]))
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ran("export", "work/checkpoints/iter_2.pt").output.splitlines()
+    assert " ".join(lines).split() == said.split()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
 
 
 def test_what_is_missing_is_said_with_what_to_install(here: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from detkernel import UserError
 from detkernel.errors import relative
+from detkernel.terminal import wrapped
 
 if TYPE_CHECKING:
     from detkernel_detection.predictions import Predictions
@@ -64,7 +65,7 @@ def export(
     with load(checkpoint, config=config, device="cpu", overrides=overrides) as model:
         lines = write(model, target, form, size=size, dynamic=dynamic_size, tolerance=tolerance)
     for line in lines:
-        click.echo(line)
+        click.echo(wrapped(line, "  ", ""))
 
 
 def _require(form: str) -> None:
