@@ -318,7 +318,6 @@ def schema(output: Path | None) -> None:
     Draft 7, of all plugins that are installed. An editor finds it by the first line of a config:
     # yaml-language-server: $schema=schema.json
     """
-    import json
 
     from detkernel.catalog import Catalog
     from detkernel.config.schema import config_schema
@@ -378,9 +377,6 @@ def _event_alone(event: str) -> str:
 def _load(config: str, overrides: tuple[str, ...], *, writes: bool = True) -> Config:
     from detkernel.config import load
 
-    if (Path(config) / "config.yaml").is_file():  # the folder of a run
-        overrides = (f"run.work_dir={json.dumps(config)}", *overrides)
-        config = str(Path(config) / "config.yaml")
     return load(config, overrides, writes=writes)
 
 

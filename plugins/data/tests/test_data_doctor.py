@@ -80,6 +80,9 @@ def data(here: Path) -> Data:
 def test_nothing_odd(data: Data):
     assert data.run().output == "nothing odd was found\n"
     assert data.run("--strict").exit_code == 0
+    Path("w").mkdir()
+    Path("c.yaml").rename("w/config.yaml")
+    assert CliRunner().invoke(doctor, ["w"]).output == "nothing odd was found\n", "the folder of a run is a config"
 
 
 def test_copies_across_the_splits(data: Data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,12 @@ def load(
 ) -> Config:
     """Read, compose and structure a config. Raises `ConfigError` with every problem, each with its place.
 
-    `writes`: whether it is to be run, so that where a config from inside a checkpoint would write is looked at.
+    `source`: a file, or the folder of a run. `writes`: whether it is to be run, so that where a config from inside a
+    checkpoint would write is looked at.
     """
+    if (Path(source) / "config.yaml").is_file():  # the folder of a run
+        overrides = (f"run.work_dir={json.dumps(str(source))}", *overrides)
+        source = Path(source) / "config.yaml"
     root = compose(source, overrides)
     assert isinstance(root.value, dict)
     catalog = catalog or Catalog()
