@@ -183,6 +183,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("used")
     base = BASE.replace("work_dir: work", "work_dir: runs/cells")
     config = base.replace("MODEL", "fcos").replace("neck_channels: 64", "neck: {use: fpn, channels: 8, extra: 0}")
+    config = config.replace("  batch_size", "  val_transforms: [{use: resize, size: [64, 64]}]\n  batch_size")
     (folder / "config.yaml").write_text(config + "checkpoint: {best: coco/bbox_mAP}\n")
     before = Path.cwd()
     os.chdir(folder)
