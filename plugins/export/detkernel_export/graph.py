@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +54,7 @@ def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> 
     images = torch.zeros((2, 3, *size), dtype=torch.uint8)
     sizes = torch.tensor([size, size])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_log("torch._guards"):  # of what it raises, it logs a page before
             return torch.export.export(
                 graph, (images, sizes), dynamic_shapes={"images": image, "sizes": {0: batch}}, strict=True
             )
@@ -62,6 +64,16 @@ def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> 
             f"torch cannot make one graph of it ({_said(error)}); "
             f"{INSTEAD if dynamic is None else 'leave out --dynamic-size'}"
         ) from error
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _said(error: Exception) -> str:

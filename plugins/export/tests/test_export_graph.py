@@ -51,6 +51,13 @@ class Clamps(Pixels):
         return super().predictions(torch.where(torch.arange(3)[:, None] < 2, outputs, (low + high) / 2))
 
 
+class Sized(Pixels):
+    """Takes images of one size alone."""
+
+    def forward_outputs(self, images, sizes=None):
+        return super().forward_outputs(images + torch.zeros(64, 64))
+
+
 class Bends(Pixels):
     """Has an operation that ONNX does not."""
 
@@ -92,6 +99,14 @@ def test_onnx_suppresses_as_torch_does_for_any_batch_and_size(tmp_path):
         assert torch.equal(found.valid, wanted.valid)
         assert torch.equal(found.scores, wanted.scores)
         assert max(differences(found, wanted, 64).values()) < 1e-5
+
+
+def test_a_model_of_one_size_says_so_in_one_line(tmp_path, capfd):
+    told = "Sized cannot be exported for images of any size: torch cannot .* graph of it .*; leave out --dynamic-size"
+    with pytest.raises(UserError, match=told):
+        list(write(model(Sized()), tmp_path / "a.pt2", "torch-export", size="64x64", dynamic=True))
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_torch_export_file_says_what_it_is_and_finds_the_same(tmp_path):
