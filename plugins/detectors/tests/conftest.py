@@ -12,9 +12,9 @@ from detkernel_detectors.transformers import denoising
 
 HERE = Path(__file__).resolve()
 AS_TORCHVISION = ("fcos", "retinanet_v2", "faster_rcnn", "mask_rcnn")
-LEARNING = ("test_finds_what_it_learned", "test_overfits_two_images")
+LEARNING = ("test_finds_what_it_learned", "test_overfits_two_images", "test_detects_in_the_coordinates_of_the_file")
 TRAINED = ("TestRetinanet", "TestFasterRcnn", "TestDino", "TestRtDetr", "TestResnet")
-COMPILED = ("retinanet", "fcos", "cascade_mask_rcnn", "yolox", "rtmdet_ins", "tood", "dino", "dfine")
+COMPILED = ("retinanet", "fcos", "cascade_mask_rcnn", "yolox", "rtmdet_ins", "tood", "dino")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
