@@ -427,6 +427,7 @@ def test_a_rank_that_fails_takes_the_others_down_and_its_error_is_told(tmp_path:
     assert "failed because another did: rank 1 failed in iteration 3: OSError: the lights went out" in done.stderr
 
 
+@long
 def test_a_hang_names_the_rank_and_the_place(tmp_path: Path):
     done, _ = torchrun(tmp_path, """
         import logging

@@ -18,6 +18,7 @@ from detkernel_export import load
 from detkernel_export.export import differences
 from PIL import Image
 
+from .conftest import long
 from .pages import block
 
 pytest.importorskip("onnxruntime")
@@ -216,6 +217,7 @@ def test_files_of_others_are_refused(here: Path, tmp_path: Path):
         assert said in str(done.exception)
 
 
+@long
 def test_a_torch_export_file_that_was_written_here_is_tested_and_predicted_with(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import Detkernel
+from .conftest import Detkernel, long
 
 POINTS = [point for point in entry_points(group="detkernel.plugins") if re.search(r"\.models[.:]", point.value)]
 MODELS = sorted(point.name for point in POINTS)
@@ -72,7 +72,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=long if name == "ssd" else ()) for name in MODELS])
 def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Path, detkernel_here: Detkernel) -> None:
     side = {"ssd": 300, "ssdlite": 320}.get(name, 64)
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)

@@ -14,6 +14,8 @@ import torch
 import torchvision
 from torch.utils import backend_registration
 
+from .conftest import long
+
 THEIRS = f"{Path(torchvision.__file__).parent}{os.sep}"
 SCRIPT = Path(__file__).parent / "pretended.py"
 CONFIG = """
@@ -114,6 +116,7 @@ def test_models_train_there_without_waiting_and_can_be_repeated(tmp_path: Path) 
         assert [operation for operation in operations if operation.startswith(VARYING)] == [], name
 
 
+@long
 def test_a_run_stopped_there_resumes_bit_for_bit(tmp_path: Path) -> None:
     train(tmp_path, (0, ["run.work_dir=whole"]), (3, ["run.work_dir=stopped"]), (0, ["run.work_dir=stopped"]))
     kept = [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()]

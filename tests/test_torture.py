@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import long
+
 TORTURE = Path(__file__).with_name("torture.py")
 KILLS = int(os.environ.get("DETKERNEL_KILLS", "0"))
 
 
-@pytest.mark.parametrize(("processes", "few"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(("processes", "few"), [(1, 3), pytest.param(2, 2, marks=long)])
 def test_a_killed_run_ends_as_the_undisturbed_one(processes: int, few: int, tmp_path: Path) -> None:
     command = [sys.executable, str(TORTURE), str(tmp_path), str(processes), str(KILLS or few), str(processes)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300 + 20 * (KILLS or few), check=False)

@@ -6,6 +6,7 @@ with the exit status. What a command needs before its first import, such as `-P`
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -13,8 +14,11 @@ import runpy
 import sys
 import warnings
 
+import detkernel.cli  # noqa: F401
+import detkernel_detection.testing  # noqa: F401
+import pycocotools.cocoeval  # noqa: F401
 import torch._dynamo  # noqa: F401
-import torchvision  # noqa: F401
+import torchvision.transforms.v2  # noqa: F401
 
 
 def take() -> dict[str, object]:
@@ -44,6 +48,7 @@ def become(argv: list[str], cwd: str, env: dict[str, str], out: str, err: str) -
 
 
 if __name__ == "__main__":
+    gc.freeze()  # a collection in a child would copy all of it
     asked = take()
     become(**asked)  # type: ignore[arg-type]
     if sys.argv == asked["argv"]:
