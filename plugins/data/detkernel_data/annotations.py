@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from detkernel_detection import Annotations, ImageId
+from numpy.lib.stride_tricks import sliding_window_view
 
 from detkernel_data.masks import mask_area
 
@@ -335,24 +336,22 @@ def ragged(offsets: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[NDArr
     return np.arange(starts[-1]) + np.repeat(offsets[chosen] - starts[:-1], lengths), starts
 
 
-_AT_ONCE = 100_000
-"""Runs that are gathered at a time: they are copied twice."""
-
-
 def _gathered(
     values: NDArray[Any], offsets: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The items of some runs, and where each of them begins. To join slices of bytes takes a fifth of the time that
-    NumPy takes for as many positions."""
-    starts = offsets_of(np.diff(offsets)[chosen])
+    """The items of some runs, and where each of them begins.
+
+    All runs of a length are copied at once, as rows: to copy the items by as many positions takes ten times as long.
+    """
+    lengths = np.diff(offsets)[chosen]
+    starts = offsets_of(lengths)
     found = np.empty(starts[-1], dtype=values.dtype)
-    data, filled, size = values.view(np.uint8).data, found.view(np.uint8), values.itemsize
-    for first in range(0, len(chosen), _AT_ONCE):
-        some = chosen[first : first + _AT_ONCE]
-        ends = zip((offsets[some] * size).tolist(), (offsets[some + 1] * size).tolist(), strict=True)
-        piece = b"".join([data[start:end] for start, end in ends])
-        begin = int(starts[first]) * size
-        filled[begin : begin + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+    order = np.argsort(lengths, kind="stable")
+    kinds, firsts = np.unique(lengths[order], return_index=True)
+    for length, some in zip(kinds.tolist(), np.split(order, firsts)[1:], strict=True):
+        if length:
+            rows = sliding_window_view(found, length, writeable=True)
+            rows[starts[some]] = sliding_window_view(values, length)[offsets[chosen[some]]]
     return found, starts
 
 

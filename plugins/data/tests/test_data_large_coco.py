@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from detkernel import DataError
 from detkernel_data.annotations import Masks, Texts
+from detkernel_data.aside import Aside
 from detkernel_data.formats import coco, coco_entries, kept
 from detkernel_data.formats.coco import Coco
 from detkernel_data.formats.overview import maskless, overview
@@ -209,6 +210,38 @@ def test_mistakes_have_the_words_of_the_careful_reader(
         assert message == refusal(dataset)
 
 
+def test_headers_that_another_process_reads_are_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[[Coco], str]
+):
+    here = read()
+    monkeypatch.setattr(coco, "_MANY", 1)
+    same(read(), here)
+    wrong = content()
+    wrong["images"][1].update(height=31)
+    write(wrong)
+    assert "states a size of 40x31, but images/2.jpg is 40x30" in refusal(
+        Coco(annotation_file=Path("a.json"), image_folder=Path("images"))
+    )
+    Path("images/7.jpg").write_text("")
+    assert "images/7.jpg" in refusal(Coco(annotation_file=Path("a.json"), image_folder=Path("images")))
+
+
+def test_work_aside_is_done_in_place_where_its_process_ends_without_an_answer():
+    asked = []
+
+    def work(outcome: Callable[[], object] = lambda: 7) -> object:
+        asked.append(os.getpid())
+        return outcome()
+
+    assert Aside(work).result() == 7
+    assert asked == [], "the other process was asked"
+    main = os.getpid()
+    assert Aside(lambda: os.getpid() == main or os._exit(1)).result() is True
+    with pytest.raises(ZeroDivisionError):
+        Aside(lambda: work(lambda: 1 / 0)).result()
+    assert asked == [main]
+
+
 def test_broken_json_is_told_with_its_line(folder: Path, refusal: Callable[[Coco], str]):
     text = json.dumps(content(), indent=1)
     Path("a.json").write_text(text.replace('"iscrowd": 1', '"iscrowd" 1'))
@@ -238,6 +271,32 @@ def test_what_is_kept_is_the_same(kept_always: Path, monkeypatch: pytest.MonkeyP
     same(again, entries)
     assert [one.places for one in again.notes] == [one.places for one in entries.notes]  # type: ignore[attr-defined]
     assert again.image(0).shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["numbers", "ids of text"])
+def test_what_lvis_says_of_images_is_kept_too(folder: Path, monkeypatch: pytest.MonkeyPatch, named: bool):
+    monkeypatch.setattr(kept, "SMALLEST", 1)
+    lvis: Any = content()
+    for image, absent in zip(lvis["images"], ([9], [], [3, 9]), strict=True):
+        image.update(
+            neg_category_ids=absent, not_exhaustive_category_ids=[3], **({"id": str(image["id"])} if named else {})
+        )
+    for row in lvis["annotations"] if named else ():
+        row["image_id"] = str(row["image_id"])
+    lvis["categories"][0]["frequency"] = "c"
+    write(lvis)
+    first = read(rename_classes={"cat": "lynx"})
+    with monkeypatch.context() as patch:
+        patch.setattr(coco, "read", None)
+        again = read(rename_classes={"cat": "lynx"})
+    same(again, first)
+    assert again.federated is not None
+    ids = [again.annotations(index).image_id for index in range(3)]
+    assert ids == (["1", "2", "7"] if named else [1, 2, 7])
+    assert [again.federated.negatives_of(number) for number in ids] == [["dog"], [], ["lynx", "dog"]]
+    assert again.federated.not_exhaustive_of(ids[2]) == ["lynx"]
+    assert again.federated.frequency == {"dog": "c"}
+    assert again.federated.classes == first.federated.classes  # type: ignore[union-attr]
 
 
 def test_another_process_maps_it(kept_always: Path):

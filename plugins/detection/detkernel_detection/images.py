@@ -110,7 +110,7 @@ def decode(path: str, apply_exif: bool, bits: int | None = None, huge: bool = Fa
 def find_depth(paths: Sequence[str]) -> tuple[int | None, int]:
     """(significant bits, largest value) of files with 16 bits a channel, from a sample of them; (None, 0) for none."""
     largest = 0
-    candidates = [path for path in paths if os.path.splitext(path)[1].lower() in (".png", ".tif", ".tiff")]  # noqa: PTH122
+    candidates = [path for path in paths if path.lower().endswith((".png", ".tif", ".tiff"))]
     for path in candidates[:: max(1, len(candidates) // _SAMPLED)]:
         with suppress(DataError, OSError):  # reported where images are checked
             data = read_regular(path)

@@ -72,8 +72,8 @@ def match_classes(
         rest = f" and {len(absent) - EXAMPLES} more" if len(absent) > EXAMPLES else ""
         notes.append(Note(f"no object here of {', '.join(absent[:EXAMPLES])}{rest}", absent))
     notes += _alike(classes)
-    position = {name: label for label, name in enumerate(classes)}
-    labels = np.fromiter((position.get(name, IGNORED) for name in table.names), np.int64, len(table.names))
+    label_of = {**dict.fromkeys(counts, IGNORED), **{name: label for label, name in enumerate(classes)}}
+    labels = np.fromiter(map(label_of.__getitem__, table.names), np.int64, len(table.names))
     return classes, labels
 
 

@@ -105,7 +105,7 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
     animated: list[str] = []
     apply_exif = rules.exif_orientation == "apply"
     chosen = [i for i, height in enumerate(table.heights) if (rules.check_images or height == 0) and not dropped[i]]
-    for index, header in zip(chosen, read_headers([table.files[index] for index in chosen]), strict=True):
+    for index, header in zip(chosen, _headers(table, chosen), strict=True):
         if isinstance(header, DataError):
             problems.add(with_advice(header))
             continue
@@ -135,6 +135,14 @@ def measure(table: Table, rules: FileDataset, notes: list[str], dropped: NDArray
         )
         what = f"{counted(len(turned), 'image')} with an EXIF orientation {done}"
         notes.append(note(what, turned, remedy, shown=_shown(turned)))
+
+
+def _headers(table: Table, chosen: Sequence[int]) -> list[Header | DataError]:
+    """Those of some images."""
+    if table.headers is None:
+        return read_headers([table.files[index] for index in chosen])
+    found = table.headers.result()
+    return [found[index] for index in chosen]
 
 
 def check_masks(table: Table, dropped: NDArray[np.bool_]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from detkernel import option, plugin
 from detkernel.errors import relative
+from detkernel_detection.images import read_headers
 
+from detkernel_data.aside import Aside
 from detkernel_data.formats import coco_entries
 from detkernel_data.formats.coco_form import Form, count_unused, empty_table, report_unused
 from detkernel_data.formats.dataset import FileDataset, check_names, without_collector
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from detkernel_data.formats.coco_form import Category
     from detkernel_data.formats.coco_quick import Split
     from detkernel_data.formats.table import Table
+
+
+_MANY = 10_000
+"""Images whose headers take so long to read that another process is worth it."""
 
 
 def read(path: Path, images: Path, form: Form) -> tuple[Table, dict[str, int], tuple[str, ...]]:
@@ -79,6 +86,8 @@ def _read_quickly(
     else:
         table.image_ids, table.files, table.heights, table.widths = seen
         positions = {number: place for place, number in enumerate(table.image_ids)}
+        if form.headers and len(table.files) >= _MANY:
+            table.headers = Aside(partial(read_headers, table.files))
     columns = coco_quick.columns(found.annotations, categories, positions, len(points), form)
     if columns is None:
         return None
@@ -132,6 +141,7 @@ class Coco(FileDataset):
             evaluate_ignored=self.evaluate_ignored,
             drop_missing=self.bad_images == "drop",
             fields=tuple(self.fields),
+            headers=self.check_images,
         )
         with without_collector():
             table, numbers, self.keypoint_names = read(self.annotation_file, self.image_folder, form)
@@ -141,5 +151,5 @@ class Coco(FileDataset):
             self.federated = table.federated and table.federated.renamed(self.rename_classes)
             self._clean(table, self.class_names)
         del table  # it is as large as what is kept of it
-        if kept is not None and self.federated is None:
+        if kept is not None:
             kept.put(self)

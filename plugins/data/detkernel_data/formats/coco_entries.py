@@ -20,7 +20,7 @@ from detkernel_detection.images import SUFFIXES, Listing, scan
 
 from detkernel_data.download.published import hint as download_hint
 from detkernel_data.formats.coco_form import Category, Form, take_flags
-from detkernel_data.formats.entry import Entry, is_number
+from detkernel_data.formats.entry import Entry, is_number, json_problems
 from detkernel_data.formats.missing_files import Near
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.report import Problems, counted, note
@@ -53,18 +53,16 @@ def parse(path: Path, masks: bool) -> Any:
         return fields
 
     try:
-        with open_regular(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig") as file:
+        with (
+            json_problems(path),
+            open_regular(path) as binary,
+            TextIOWrapper(binary, encoding="utf-8-sig") as file,
+        ):
             if os.fstat(binary.fileno()).st_size > LARGEST:
                 raise OSError(errno.EFBIG, f"it has more than {LARGEST:,} bytes")
             return json.load(file, object_hook=pack)
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{relative(path)}:{error.lineno}:{error.colno}: broken JSON: {error.msg}") from None
-    except RecursionError:
-        raise DataError(f"{relative(path)}: broken JSON: nested too deeply for annotations") from None
-    except ValueError as error:  # no UTF-8, or a number of thousands of digits
-        raise DataError(f"{relative(path)}: broken JSON: {error}") from None
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -29,6 +29,8 @@ class Form(NamedTuple):
     drop_missing: bool
     fields: tuple[str, ...] = ()
     """Further keys of annotations that are read."""
+    headers: bool = True
+    """Whether the stated sizes of all images are compared with their files."""
 
 
 USED = {

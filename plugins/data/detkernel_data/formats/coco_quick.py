@@ -117,11 +117,12 @@ def columns(
     blocks = _Blocks(categories, positions, keypoints, form)
     try:
         for start in range(0, len(annotations), _BLOCK):
-            blocks.add(b"[" + b",".join(annotations[start : start + _BLOCK]) + b"]")
+            blocks.add(annotations[start : start + _BLOCK])
         made = blocks.joined()
     except (_UnusualError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
-    return made if len(np.unique(made.ids)) == len(made.ids) else None
+    ordered = np.sort(made.ids)
+    return made if (ordered[1:] > ordered[:-1]).all() else None
 
 
 class _UnusualError(Exception):
@@ -137,7 +138,7 @@ _Mask: TypeAlias = list[list[float]] | dict[str, Any] | None
 
 
 def _entry_type(form: Form, keypoints: int, *, strict: bool) -> Any:
-    """The type of a list of annotations. msgspec takes no text, no truth value and no fraction for a whole number, and
+    """The type of an annotation. msgspec takes no text, no truth value and no fraction for a whole number, and
     no whole number beyond a float's range. `strict`: nor a name that nothing reads."""
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         ("id", int),
@@ -151,7 +152,7 @@ def _entry_type(form: Form, keypoints: int, *, strict: bool) -> Any:
         ("keypoints", list[float] if keypoints else msgspec.Raw, None),
     ]
     names = {f"field_{number}": name for number, name in enumerate(form.fields)}
-    return list[msgspec.defstruct("Entry", fields, rename=names, gc=False, forbid_unknown_fields=strict)]  # type: ignore[misc]
+    return msgspec.defstruct("Entry", fields, rename=names, gc=False, forbid_unknown_fields=strict)
 
 
 class _Blocks:
@@ -172,9 +173,9 @@ class _Blocks:
         self.runs: dict[int, str] = {}
         self.unused: Counter[Field] = Counter()
 
-    def add(self, content: bytes) -> None:
+    def add(self, annotations: Sequence[msgspec.Raw]) -> None:
         """Raises one of several errors where an annotation is not ordinary."""
-        entries = self._decoded(content)
+        entries = self._decoded(annotations)
         if self.form.masks:
             self._add_masks(entries)
         images, categories = [entry.image_id for entry in entries], [entry.category_id for entry in entries]
@@ -200,17 +201,14 @@ class _Blocks:
         for name, found in block.items():
             self.rows.setdefault(name, []).append(found)
 
-    def _decoded(self, content: bytes) -> Sequence[Any]:
+    def _decoded(self, annotations: Sequence[msgspec.Raw]) -> Sequence[Any]:
         if self.only_known:
             try:
-                found: Sequence[Any] = self.strict.decode(content)
+                return list(map(self.strict.decode, annotations))
             except msgspec.ValidationError:
                 self.only_known = False
-            else:
-                return found
-        found = self.tolerant.decode(content)
-        self.unused += count_unused(msgspec.json.decode(content), "annotations", self.form.fields)
-        return found
+        self.unused += count_unused(map(msgspec.json.decode, annotations), "annotations", self.form.fields)
+        return list(map(self.tolerant.decode, annotations))
 
     def _add_masks(self, entries: Sequence[Any]) -> None:
         masks: list[Any] = [entry.segmentation or [] for entry in entries]

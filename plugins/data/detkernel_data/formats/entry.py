@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from detkernel import DataError
+from detkernel.errors import relative
 
 _LARGEST = 2**53
 """Beyond this, other readers of JSON lose digits."""
@@ -64,6 +68,19 @@ class Entry:
         if value is None:
             raise DataError(f"{self.place}: `{name}` is missing")
         return value
+
+
+@contextmanager
+def json_problems(path: Path) -> Iterator[None]:
+    """Raise what is wrong with a file's JSON as `DataError`, with line and column where they are known."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise DataError(f"{relative(path)}:{error.lineno}:{error.colno}: broken JSON: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{relative(path)}: broken JSON: nested too deeply for annotations") from None
+    except ValueError as error:  # no UTF-8, or a number of thousands of digits
+        raise DataError(f"{relative(path)}: broken JSON: {error}") from None
 
 
 def is_number(value: Any) -> bool:

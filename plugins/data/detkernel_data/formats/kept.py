@@ -14,10 +14,10 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 import numpy as np
@@ -25,6 +25,7 @@ from detkernel.config.dump import plain
 from detkernel_detection.findings import Finding, Note
 
 from detkernel_data.annotations import FlatAnnotations, Masks, Texts
+from detkernel_data.formats.lvis import packed_federated, unpacked_federated
 from detkernel_data.loading.check_images import cache_folder
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 
 SMALLEST = 2**22
 """Bytes of an annotation file from which on it is worth it: smaller ones are read in a moment."""
-VERSION = 2
+VERSION = 3
 """To be raised with every change of what is kept, and of what a reader or the cleaning makes of a file."""
 _MAGIC = b"detkernel annotations\n"
 _ALIGNED = 64
+"""Bytes: what comes first in the file takes as many, and each array begins at a multiple of them."""
 _LARGEST_HEADER = 2**28
 _MOST_BYTES, _MOST_FILES = 2**33, 16
 _KINDS = {"|b1", "|u1", "<i4", "<i8", "<f4", "<f8"}
@@ -80,6 +82,8 @@ class Kept:
             dataset.fill(flat, header["classes"], [_note(one) for one in header["notes"]], header["bits"])
             dataset.keypoint_names = tuple(header["keypoint_names"])
             dataset.category_ids = dict(header["category_ids"])
+            said = header["federated"]
+            dataset.federated = None if said is None else unpacked_federated(*said, arrays)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return False
         with suppress(OSError):
@@ -92,26 +96,28 @@ class Kept:
         flat = dataset.flat
         folders = sorted({*map(os.path.dirname, flat.files.tolist()), str(dataset.image_folder)})
         try:
-            packed = _packed(flat)
-            with ThreadPoolExecutor(2) as pool:  # checksums, and looks at files, leave Python to other threads
-                signature, digest = pool.submit(_signature, folders), pool.submit(flat.digest, dataset.classes)
-                layout = _laid_out(packed)
-            self._images = signature.result()
-            header = {
-                "source": self._source,
-                "folders": folders,
-                "images": self._images,
-                "classes": list(dataset.classes),
-                "notes": [_plain(one) for one in dataset.notes],
-                "bits": dataset.found_bits,
-                "keypoint_names": list(dataset.keypoint_names),
-                "category_ids": dict(dataset.category_ids),
-                "digest": digest.result(),
-                **layout,
-            }
+            packed = _packed(flat) | packed_federated(dataset.federated)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(self.path, header, packed)
-            self._checksum = layout["checksum"]
+            with _replaced(self.path) as file, ThreadPoolExecutor(3) as pool:  # all of them leave Python to others
+                signature, digest = pool.submit(_signature, folders), pool.submit(flat.digest, dataset.classes)
+                layout = pool.submit(_laid_out, packed)
+                _write_arrays(file, packed)
+                self._images = signature.result()
+                header = {
+                    "source": self._source,
+                    "folders": folders,
+                    "images": self._images,
+                    "classes": list(dataset.classes),
+                    "notes": [_plain(one) for one in dataset.notes],
+                    "bits": dataset.found_bits,
+                    "keypoint_names": list(dataset.keypoint_names),
+                    "category_ids": dict(dataset.category_ids),
+                    "federated": [one.classes, dict(one.frequency)] if (one := dataset.federated) else None,
+                    "digest": digest.result(),
+                    **layout.result(),
+                }
+                _write_header(file, header)
+            self._checksum = header["checksum"]
         except (OSError, UnicodeError, TypeError):
             return
         _prune(self.path)
@@ -192,21 +198,38 @@ def _laid_out(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     return {"arrays": specs, "size": start, "checksum": checksum}
 
 
-def _write(path: Path, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """The words, the length and the header, then the arrays, each at a multiple of 64 bytes."""
-    text = json.dumps(header).encode()
-    head = _MAGIC + f"{len(text):12}{zlib.crc32(text):12}\n".encode() + text
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes another's place once it is whole."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(head + bytes(-len(head) % _ALIGNED))
-            for array in arrays.values():
-                for chunk in _chunks(array):
-                    file.write(chunk)
+            yield file
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _write_arrays(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Behind the place of what comes first."""
+    file.seek(_ALIGNED)
+    for array in arrays.values():
+        for chunk in _chunks(array):
+            file.write(chunk)
+
+
+def _write_header(file: BinaryIO, header: Mapping[str, Any]) -> None:
+    """Behind the arrays, since it has their checksum in it, and what comes first: where it is."""
+    text = json.dumps(header).encode()
+    file.write(text)
+    file.seek(0)
+    file.write(_start(header["size"], len(text), zlib.crc32(text)))
+
+
+def _start(size: int, length: int, checksum: int) -> bytes:
+    """What a file begins with: the bytes of the arrays, those of the header, and the header's checksum."""
+    return (_MAGIC + b"%16d%12d%12d" % (size, length, checksum)).ljust(_ALIGNED, b"\n")
 
 
 def _chunks(array: NDArray[Any]) -> Iterator[memoryview]:
@@ -221,21 +244,17 @@ def _mapped(path: Path, checksum: int | None = None) -> tuple[dict[str, Any], di
     """The header and the arrays, which are read from the file when they are looked at. Raises ValueError for a file
     that is not whole. With a `checksum` it was seen to be whole before, and only has to be the same."""
     with path.open("rb") as file:
-        fixed = file.read(len(_MAGIC) + 25)
-        if not fixed.startswith(_MAGIC):
+        start = file.read(_ALIGNED)
+        size, length, header_sum = (int(word) for word in start[len(_MAGIC) :].split())
+        if start != _start(size, length, header_sum) or not 0 < length < _LARGEST_HEADER:
             raise ValueError("another file")
-        length, header_sum = (int(word) for word in fixed[len(_MAGIC) :].split())
-        if not 0 < length < _LARGEST_HEADER:
-            raise ValueError("a damaged header")
-        text = file.read(length)
-        if zlib.crc32(text) != header_sum:
-            raise ValueError("a damaged header")
-        header = json.loads(text)
-        start = -(-(len(fixed) + length) // _ALIGNED) * _ALIGNED
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if len(view) != start + header["size"]:
+    if len(view) != _ALIGNED + size + length:
         raise ValueError("not all of it is there")
-    data = memoryview(view)[start:]
+    text = view[_ALIGNED + size :]
+    if zlib.crc32(text) != header_sum:
+        raise ValueError("a damaged header")
+    header, data = json.loads(text), memoryview(view)[_ALIGNED : _ALIGNED + size]
     if (zlib.crc32(data) if checksum is None else checksum) != header["checksum"]:
         raise ValueError("it is damaged")
     arrays = {}

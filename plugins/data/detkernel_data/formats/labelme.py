@@ -20,7 +20,7 @@ from detkernel.files import read_regular
 from detkernel_detection.images import SUFFIXES, Listing
 
 from detkernel_data.formats.dataset import FileDataset, check_names
-from detkernel_data.formats.entry import Entry, is_number
+from detkernel_data.formats.entry import Entry, is_number, json_problems
 from detkernel_data.formats.missing_files import Near, walk
 from detkernel_data.formats.table import Box, Table
 from detkernel_data.report import EXAMPLES, Problems, counted, note, tally
@@ -58,15 +58,10 @@ class LabelmeFile(NamedTuple):
 def read_json(path: Path, limit: int = _LARGEST) -> Any:
     """The content of a JSON file. Raises `DataError` with line and column."""
     try:
-        return json.loads(read_regular(path, limit).decode("utf-8-sig"))
+        with json_problems(path):
+            return json.loads(read_regular(path, limit).decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{relative(path)}: the annotations cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{relative(path)}:{error.lineno}:{error.colno}: broken JSON: {error.msg}") from None
-    except RecursionError:
-        raise DataError(f"{relative(path)}: broken JSON: nested too deeply for annotations") from None
-    except ValueError as error:  # no UTF-8, or a number of thousands of digits
-        raise DataError(f"{relative(path)}: broken JSON: {error}") from None
 
 
 def is_labelme(content: Any) -> bool:

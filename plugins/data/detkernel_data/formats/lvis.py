@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from detkernel import DataError
 from detkernel_detection.federated import Federated
 
+from detkernel_data.annotations import Texts, pack_ids
 from detkernel_data.formats.entry import Entry
 from detkernel_data.report import Problems
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 RARE, COMMON = 10, 100
@@ -56,3 +61,33 @@ def _frequency(data: Entry, source: str, names: Mapping[int, str]) -> dict[str, 
         if stated is not None:
             found[names[category["id"]]] = stated
     return found
+
+
+_ARRAYS = tuple(f"federated.{name}" for name in ("negative", "negative_ends", "not_exhaustive", "not_exhaustive_ends"))
+
+
+def packed_federated(federated: Federated | None) -> dict[str, NDArray[Any]]:
+    """The lists of all images, and their ids, as named arrays; `frequency` and the classes' names are not in them."""
+    if federated is None:
+        return {}
+    found: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (*federated.negative, *federated.not_exhaustive), strict=True))
+    ids = pack_ids(list(federated.rows))
+    if isinstance(ids, Texts):
+        found["federated.ids.data"], found["federated.ids.offsets"] = ids.arrays()
+    else:
+        found["federated.ids"] = ids
+    return found
+
+
+def unpacked_federated(
+    classes: Sequence[str], frequency: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]
+) -> Federated:
+    """From what `packed_federated` gave."""
+    ids = arrays.get("federated.ids")
+    if ids is None:
+        names = Texts.packed(arrays["federated.ids.data"], arrays["federated.ids.offsets"])
+        rows: dict[Any, int] = {name: row for row, name in enumerate(names.tolist())}
+    else:
+        rows = {number: row for row, number in enumerate(ids.tolist())}
+    negative, negative_ends, listed, listed_ends = (arrays[name] for name in _ARRAYS)
+    return Federated(tuple(classes), dict(frequency), rows, (negative, negative_ends), (listed, listed_ends))

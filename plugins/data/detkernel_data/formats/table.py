@@ -11,7 +11,11 @@ from detkernel_detection.federated import Federated
 
 if TYPE_CHECKING:
     import numpy as np
+    from detkernel import DataError
+    from detkernel_detection.images import Header
     from numpy.typing import NDArray
+
+    from detkernel_data.aside import Aside
 
 Box: TypeAlias = tuple[float, float, float, float]
 
@@ -63,6 +67,8 @@ class Table:
     keypoints: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
     """3K numbers an object."""
     ids: list[int] | None = None
+    headers: Aside[list[Header | DataError]] | None = None
+    """Of all images, where another process is reading them already."""
     federated: Federated | None = None
     """Which classes were looked for in which image, by the names in the file; None: all of them in all."""
     fields: dict[str, list[Any]] = attrs.field(factory=dict)

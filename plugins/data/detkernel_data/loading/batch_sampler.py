@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -78,7 +78,7 @@ class BatchSampler:
         if not self.training:
             batches = [batch for group in self.groups for batch in self._cut(group, self.batch_size)]
             return [[(index, 0) for index in batch] for batch in batches[self.rank :: self.world_size]]
-        seen: Counter[int] = Counter()
+        seen: defaultdict[int, int] = defaultdict(int)
         found = []
         for batch in self._whole_batches(epoch):
             counted = []
@@ -117,8 +117,8 @@ class BatchSampler:
         return len(group) // size if self.drop_last else -(-len(group) // size)
 
     def _cut(self, group: NDArray[np.int64], size: int) -> list[list[int]]:
-        rounds = self._rounds(group, size)
-        return [group[number * size : (number + 1) * size].tolist() for number in range(rounds)]
+        rounds, positions = self._rounds(group, size), group.tolist()
+        return [positions[number * size : (number + 1) * size] for number in range(rounds)]
 
     def _filled(self, batch: list[int], group: NDArray[np.int64]) -> list[int]:
         """A batch over all processes, of which each gets as many."""

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,14 @@ class Batches:
                 return
             epoch, start = epoch + 1, 0
 
+    def _epochs(self, epoch: int, start: int) -> Iterator[int]:
+        """The epoch of each of these positions."""
+        while True:
+            yield from repeat(epoch, len(self) - start)
+            if not self._endless:
+                return
+            epoch, start = epoch + 1, 0
+
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         if self._workers == 0:
             for position in self._positions(epoch, start):
@@ -142,9 +151,9 @@ class Batches:
 
         watch = Watch(iterator, reading, self._stopping)
         try:
-            for position in self._positions(epoch, start):
+            for current in self._epochs(epoch, start):
                 watch.wait_begins()
-                loaded = self._receive(iterator, watch, position[0], reading)
+                loaded = self._receive(iterator, watch, current, reading)
                 watch.wait_ends()
                 if loaded is None:
                     return
