@@ -83,7 +83,7 @@ class Kept:
             dataset.keypoint_names = tuple(header["keypoint_names"])
             dataset.category_ids = dict(header["category_ids"])
             said = header["federated"]
-            dataset.federated = None if said is None else unpacked_federated(*said, arrays)
+            dataset.federated = None if said is None else unpacked_federated(said[0], said[1], arrays)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return False
         with suppress(OSError):
