@@ -2,10 +2,11 @@
 
 The work: one small step (a torch linear layer, forward, backward, SGD) and ten plugins, each of which counts
 something before and after it. The plain loop calls the same twenty functions itself. Beside detkernel stand mmengine
-and Lightning where they are installed (`pip install mmengine lightning`); each framework is measured in turn, several
-rounds in one process, and the fastest round of each counts, less the fastest of the plain loop.
+and Lightning where they are installed (`pip install mmengine lightning`). The step notes the time, so that an iteration
+is what lies between two notes; frameworks take turns, and a round's median iteration less the plain loop's of the same
+round is what that round says. The median of the rounds counts: other work on the machine lengthens few iterations.
 
-    python benchmarks/overhead.py [--iterations 2000] [--rounds 5]
+    python benchmarks/overhead.py [--iterations 500] [--rounds 40]
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import logging
-import math
+import statistics
 import tempfile
 import time
 import warnings
@@ -28,6 +30,7 @@ from torch import nn
 
 PLUGINS = 10
 X = torch.randn(4, 16)
+NOTES: list[int] = []  # when each step ended, in nanoseconds
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -35,6 +38,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    NOTES.append(time.perf_counter_ns())
     return loss
 
 
@@ -56,17 +60,15 @@ class Counter:
         self.after += 1
 
 
-def plain(iterations: int) -> float:
+def plain(iterations: int) -> None:
     model, optimizer = fresh()
     counters = [Counter() for _ in range(PLUGINS)]
-    start = time.process_time()
     for _ in range(iterations):
         for counter in counters:
             counter.count_before()
         step(model, optimizer)
         for counter in counters:
             counter.count_after()
-    return time.process_time() - start
 
 
 @plugin
@@ -114,25 +116,15 @@ class Stepping:
     def train_step(self, run: Any, batch: Any) -> Any:
         return {"loss": step(run.model, run.optimizer)}
 
-    @hookimpl
-    def before_train_epoch(self, run: Any) -> None:
-        self.start = time.process_time()
 
-    @hookimpl
-    def after_train_epoch(self, run: Any) -> None:
-        self.took = time.process_time() - self.start
-
-
-def detkernel(iterations: int) -> float:
-    stepping = Stepping()
+def detkernel(iterations: int) -> None:
     plugins: dict[str, Any] = {f"counting{n}": Counting() for n in range(PLUGINS - 1)}
     with tempfile.TemporaryDirectory() as folder:
         options = RunOptions(until=Span(iterations, "iters"), work_dir=Path(folder))
-        Kernel({"stepping": stepping, "last": Counting(), **plugins}, options).run()
-    return float(stepping.took)
+        Kernel({"stepping": Stepping(), "last": Counting(), **plugins}, options).run()
 
 
-def lightning(iterations: int) -> float:
+def lightning(iterations: int) -> None:
     import lightning as framework
 
     class Module(framework.LightningModule):
@@ -157,15 +149,7 @@ def lightning(iterations: int) -> float:
         def on_train_batch_end(self, *_: Any) -> None:
             self.counter.count_after()
 
-    class Clock(framework.Callback):
-        def on_train_epoch_start(self, *_: Any) -> None:
-            self.start = time.process_time()
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            self.took = time.process_time() - self.start
-
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    clock = Clock()
     trainer = framework.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -173,13 +157,12 @@ def lightning(iterations: int) -> float:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[clock, *(Hook() for _ in range(PLUGINS))],
+        callbacks=[Hook() for _ in range(PLUGINS)],
     )
     trainer.fit(Module(), range(iterations))
-    return float(clock.took)
 
 
-def mmengine(iterations: int) -> float:
+def mmengine(iterations: int) -> None:
     from mmengine.hooks import Hook
     from mmengine.model import BaseModel
     from mmengine.runner import Runner
@@ -204,14 +187,6 @@ def mmengine(iterations: int) -> float:
         def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
             self.counter.count_after()
 
-    class Clock(Hook):
-        def before_train_epoch(self, runner: Any) -> None:
-            self.start = time.process_time()
-
-        def after_train_epoch(self, runner: Any) -> None:
-            self.took = time.process_time() - self.start
-
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         runner = Runner(
             Model(),
@@ -220,40 +195,48 @@ def mmengine(iterations: int) -> float:
             train_cfg={"by_epoch": True, "max_epochs": 1},
             optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
             default_hooks=dict.fromkeys(("timer", "logger", "param_scheduler", "checkpoint", "sampler_seed")),
-            custom_hooks=[clock, *(Counts() for _ in range(PLUGINS))],
+            custom_hooks=[Counts() for _ in range(PLUGINS)],
             log_level="ERROR",
         )
         runner.train()
-    return float(clock.took)
+
+
+def microseconds(measure: Callable[[int], None], iterations: int) -> float:
+    """The median iteration; the first tenth warms up."""
+    NOTES.clear()
+    measure(iterations)
+    return statistics.median(b - a for a, b in itertools.pairwise(NOTES[iterations // 10 :])) / 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    best: dict[str, float] = {"plain loop": math.inf}
-    frameworks: dict[str, Callable[[int], float]] = {
+    frameworks: dict[str, Callable[[int], None]] = {
         "detkernel": detkernel,
         "mmengine": mmengine,
         "lightning": lightning,
     }
+    bases: list[float] = []
+    extras: dict[str, list[float]] = {}
     for _ in range(options.rounds):
-        best["plain loop"] = min(best["plain loop"], plain(options.iterations))
+        bases.append(microseconds(plain, options.iterations))
         for name, measure in list(frameworks.items()):
             try:
-                best[name] = min(best.get(name, math.inf), measure(options.iterations))
+                extras.setdefault(name, []).append(microseconds(measure, options.iterations) - bases[-1])
             except ImportError as error:
                 print(f"{name}: not measured ({error})")
                 del frameworks[name]
-    each = {name: seconds / options.iterations * 1e6 for name, seconds in best.items()}
-    base = each.pop("plain loop")
-    print(f"plain loop: {base:.1f} us an iteration")
-    for name, took in each.items():
-        extra = took - base
-        print(f"{name}: adds {extra:.1f} us an iteration ({extra / (each['detkernel'] - base):.1f} x detkernel's)")
+    print(f"plain loop: {statistics.median(bases):.1f} us an iteration")
+    ours = statistics.median(extras["detkernel"])
+    for name in frameworks:
+        extra = statistics.median(extras[name])
+        low, _, high = statistics.quantiles(extras[name], n=4)
+        times = f"{extra / ours:.1f} x detkernel's"
+        print(f"{name}: adds {extra:.1f} us an iteration (half of the rounds {low:.1f} to {high:.1f}; {times})")
 
 
 if __name__ == "__main__":
