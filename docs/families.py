@@ -1,4 +1,5 @@
-"""mkdocs hook: a page for each family of native detectors, made of its class, its recipes and its weights' names."""
+"""mkdocs hook: the model zoo, and a page for each family of native detectors, made of its class, its recipes and its
+weights' names."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def on_config(config: Any) -> Any:
     for row in config["nav"] or []:
         for title, target in dict(row).items() if isinstance(row, Mapping) else ():
             if target == "families/index.md":
-                row[title] = [{"All": target}, *({name: f"families/{name}.md"} for name in families())]
+                row[title] = [{"All families": target}, *({name: f"families/{name}.md"} for name in families())]
     return config
 
 
@@ -60,6 +61,7 @@ def pages() -> Iterator[tuple[str, Iterator[str]]]:
     """Path and lines of each page."""
     made = recipes()
     found = families()
+    yield "zoo.md", zoo_page()
     yield "families/index.md", index(found, made)
     for name, cls in found.items():
         yield f"families/{name}.md", page(name, cls, [one for one in made if one.family == name])
@@ -109,6 +111,38 @@ def index(found: Mapping[str, type[BaseDetector]], made: list[Recipe]) -> Iterat
         yield f"| [`{name}`]({name}.md) | {what} | {boxes} | {masks} | {by} |"
 
 
+def zoo_page() -> Iterator[str]:
+    """Every recipe, by the comment at its head."""
+    yield "# Model zoo\n"
+    yield (
+        "Every recipe, with the average precision that its authors or MMDetection published for it, and what was "
+        "measured with detkernel. `detkernel recipes NAME` copies one, and `detkernel run` takes the copy.\n"
+    )
+    yield "| recipe | what it trains | published AP | measured AP |\n|---|---|---|---|"
+    coco = {one.name: one.family for one in recipes()}
+    measured = yaml.safe_load((CONFIGS.parent / "docs/measured.yaml").read_text(encoding="utf-8"))
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        text, published = _said(path)
+        what = re.sub(r"https?://\S+", r"<\g<0>>", _cell(text))
+        family = coco.get(path.name)
+        name = f"[`{path.stem}`](families/{family}.md#recipe-{path.stem}yaml)" if family else f"`{path.stem}`"
+        yield f"| {name} | {what} | {published} | {measured.get(path.stem, '')} |"
+    yield (
+        "\nNative detectors are held against MMDetection's or their authors' numbers in the tests: equal feature maps, "
+        "losses, gradients and detections for equal weights (see [the package](packages/detectors.md)). A whole "
+        "COCO training has not been run with them yet; where it has, the AP is in the last column.\n"
+    )
+
+
+def _said(path: Path) -> tuple[str, str]:
+    """What the comment at the head of a recipe says, and what was published, in it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[:6] if line.startswith("#") and "yaml-language" not in line)
+    what, _, published = comment.partition("Published by ")
+    found = re.findall(r"(box|mask) AP (\d+\.\d)", published)
+    return what.strip().rstrip("."), ", ".join(ap if kind == "box" else f"masks {ap}" for kind, ap in found)
+
+
 def page(name: str, cls: type[BaseDetector], made: list[Recipe]) -> Iterator[str]:
     """One family: what it is, its recipes, its parts, its options, and the weights that load into it."""
     yield f"# {name}\n\n{_linked(inspect.getdoc(cls) or '')}\n"
@@ -117,10 +151,12 @@ def page(name: str, cls: type[BaseDetector], made: list[Recipe]) -> Iterator[str
     if made:
         yield "## Published\n"
         yield "On COCO's val2017; somebody else's numbers, with the schedule of the recipe.\n"
-        yield "| recipe | box AP | mask AP | published by |\n|---|---|---|---|"
+        masked = any(recipe.published and recipe.published[2] for recipe in made)
+        yield f"| recipe | box AP |{' mask AP |' * masked} published by |\n|---|---|---|{'---|' * masked}"
         for recipe in made:
             by, boxes, masks = recipe.published or ("", "", "")
-            yield f"| `detkernel run detkernel_configs:{recipe.name}` | {boxes} | {masks} | {by} |"
+            row = f"| `detkernel run detkernel_configs:{recipe.name}` | {boxes} |"
+            yield f"{row}{f' {masks} |' * masked} {by} |"
         yield ""
     yield "## Parts\n\nEach is replaced by `use:`, with an installed part or one of [your own](../parts.md).\n"
     yield "| option | what it does | default | others |\n|---|---|---|---|"

@@ -1,4 +1,4 @@
-"""mkdocs hook: the reference, the model zoo and the pages of the roles, made of what is installed and of the recipes,
+"""mkdocs hook: the reference and the pages of the roles, made of what is installed and of the recipes,
 so that they cannot fall behind the code."""
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ def on_files(files: Any, config: Any) -> Any:
         "reference/api.md": library_page("detkernel", API),
         "reference/detection.md": library_page("detkernel_detection"),
         "reference/detectors.md": library_page("detkernel_detectors"),
-        "zoo.md": zoo_page(),
         "catalogue.md": catalogue_page(),
         **{f"extend/{kind}.md": role_page(kind, what) for kind, what in ROLES.items()},
         **{f"packages/{path.parent.name}.md": [readme(path)] for path in sorted(ROOT.glob("plugins/*/README.md"))},
@@ -109,35 +108,6 @@ def run_page() -> Iterator[str]:
     yield "# The options of `run:`\n\nThe only key of a config that is not a plugin, beside `base`.\n"
     yield from _options(RunOptions)
     yield "How a config is written, and what may stand in it: [the config language](../config.md).\n"
-
-
-def zoo_page() -> Iterator[str]:
-    """Every recipe, by the comment at its head."""
-    yield "# Model zoo\n"
-    yield (
-        "Every recipe, with the average precision that its authors or MMDetection published for it, and what was "
-        "measured with detkernel. `detkernel recipes NAME` copies one, and `detkernel run` takes the copy.\n"
-    )
-    yield "| recipe | what it trains | published box AP | measured AP |\n|---|---|---|---|"
-    measured = yaml.safe_load((ROOT / "docs/measured.yaml").read_text(encoding="utf-8"))
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        text, published = recipe(path)
-        what = re.sub(r"https?://\S+", r"<\g<0>>", _cell(text))
-        yield f"| `{path.stem}` | {what} | {published or '-'} | {measured.get(path.stem, '-')} |"
-    yield (
-        "\nNative detectors are held against MMDetection's or their authors' numbers in the tests: equal feature maps, "
-        "losses, gradients and detections for equal weights (see [the package](packages/detectors.md)). A whole "
-        "COCO training has not been run with them yet; where it has, the AP is in the last column.\n"
-    )
-
-
-def recipe(path: Path) -> tuple[str, str]:
-    """What the comment at the head of a recipe says, and what was published, in it."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line.lstrip("# ") for line in lines[:6] if line.startswith("#") and "yaml-language" not in line)
-    what, _, published = comment.partition("Published by ")
-    found = re.findall(r"(box|mask) AP (\d+\.\d)", published)
-    return what.strip().rstrip("."), ", ".join(ap if kind == "box" else f"masks {ap}" for kind, ap in found)
 
 
 def catalogue_page() -> Iterator[str]:
@@ -177,8 +147,9 @@ def role_page(kind: str, what: str) -> Iterator[str]:
 
 
 def readme(path: Path) -> str:
-    """The README of a package, and where its options are; links to files of the repository become plain text."""
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", path.read_text(encoding="utf-8"))
+    """The README of a package, and where its options are; links to other files of the repository become plain text."""
+    text = re.sub(r"\]\((?:\.\./)+docs/([\w/]+\.md(?:#[\w-]+)?)\)", r"](<../\1>)", path.read_text(encoding="utf-8"))
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#|<)[^)]+\)", r"\1", text)
     return (
         f"{text}\nEvery option is in the reference: [plugins](../reference/plugins.md), "
         "[parts](../reference/parts.md), [commands](../reference/cli.md).\n"
@@ -215,7 +186,7 @@ def catalog_page(*, parts: bool) -> Iterator[str]:
         for name in names:
             cls = catalog.load(name)
             what, _, example = usage(name, cls).partition(": ")
-            yield f"### {name}\n\n{inspect.getdoc(cls)}\n\n{what[0].upper()}{what[1:]}: `{example}`\n"
+            yield f"### {name}\n\n{_linked(inspect.getdoc(cls) or '')}\n\n{what[0].upper()}{what[1:]}: `{example}`\n"
             yield from _options(cls)
             yield f"From `{catalog.find(name).distribution}`.\n"
 
@@ -232,7 +203,8 @@ def _options(cls: type[Any]) -> Iterator[str]:
 def library_page(package: str, only: list[str] | None = None) -> Iterator[str]:
     """The public classes, functions and constants of every module of a package, or of some, read from its source."""
     yield f"# The library `{package}`\n"
-    yield "What plugins import beside the kernel. Names that begin with an underscore may change without notice.\n"
+    users = "and programs use of the kernel" if only else "import beside the kernel"
+    yield f"What plugins {users}. Names that begin with an underscore may change without notice.\n"
     for name in sorted(module.name for module in pkgutil.walk_packages(_paths(package), f"{package}.")):
         if only is not None and name.removeprefix(f"{package}.").partition(".")[0] not in only:
             continue
@@ -244,8 +216,13 @@ def library_page(package: str, only: list[str] | None = None) -> Iterator[str]:
             drawn = [
                 f"```text\n{text}\n```" if "└──" in text else text for text in paragraphs
             ]  # a tree keeps its lines
-            yield f"## {name}\n\n" + "\n\n".join(drawn) + "\n"
+            yield f"## {name}\n\n" + _linked("\n\n".join(drawn)) + "\n"
             yield from entries
+
+
+def _linked(text: str) -> str:
+    """Addresses in sentences are links."""
+    return re.sub(r"(?<![<(\[`\"'])https?://[^\s,;)`>]*[^\s,;).:`>]", r"<\g<0>>", text)
 
 
 def _paths(package: str) -> list[str]:
@@ -279,13 +256,13 @@ def _entry(node: ast.stmt, doc: str) -> Iterator[str]:
     if isinstance(node, ast.ClassDef):
         yield f"### class {node.name}\n"
         if node.bases:
-            yield f"A `{', '.join(ast.unparse(base) for base in node.bases)}`.\n"
-        yield f"{doc}\n"
+            yield f"Based on {' and '.join(f'`{ast.unparse(base)}`' for base in node.bases)}.\n"
+        yield f"{_linked(doc)}\n"
         yield from (f"- {_shown(member)}: {' '.join(text.split())}" for member, text in _documented(node.body))
         yield ""
     else:
         heading = f"def {node.name}" if isinstance(node, ast.FunctionDef) else ast.unparse(_target(node))
-        yield f"### {heading}\n\n{_shown(node)}\n\n{doc}\n"
+        yield f"### {heading}\n\n{_shown(node)}\n\n{_linked(doc)}\n"
 
 
 def _target(node: Any) -> ast.expr:

@@ -4,6 +4,7 @@ the reference; and each cell of a table knows its column, since a phone shows ce
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from html import escape, unescape
 from typing import Any
 
@@ -19,6 +20,10 @@ _APART = re.compile(
 )
 """What has links of its own, or none: of a table of options, types and defaults."""
 _CODE = re.compile(r"<code>([^<]+)</code>")
+_BLOCK = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
+_NAME = re.compile(r"\b[A-Z]\w*(?:-[A-Z0-9][\w.]*\b)+")
+_TOKEN = re.compile(r"(?<!\S)(?=\S*-)[^\s&]{3,32}(?!\S)")
+"""What has a hyphen: names in sentences, and words of code that a phone has room for."""
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _WORDS = {"image_folder", "product"}
 """Plugins that are called like an option or a value, which pages name more often."""
@@ -39,10 +44,11 @@ def on_pre_build(config: Any) -> None:
         _ANCHORS[name] = f"reference/{page}/#{name}"
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> None:
-    """Searches find how to do a thing before its reference."""
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Searches find how to do a thing before its reference; where the repository's address is known, pages have it."""
     first, *_ = page.url.split("/")
     page.meta.setdefault("search", {"boost": _BOOSTS.get(first, 1)})
+    return markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}") if config.repo_url else markdown
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -62,7 +68,22 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 
     pieces = _APART.split(_TABLE.sub(_labelled, html))
     pieces[::2] = [_CODE.sub(linked, piece) for piece in pieces[::2]]
-    return "".join(pieces)
+    return "".join(_whole("".join(pieces)))
+
+
+def _whole(html: str) -> Iterator[str]:
+    """The page, in whose sentences and tables no name is broken at a hyphen: R-CNN, `--nproc-per-node`."""
+    for piece in _BLOCK.split(html):
+        if piece.startswith("<pre"):
+            yield piece
+            continue
+        inside = False
+        for part in re.split(r"(<[^>]+>)", piece):
+            if part.startswith("<"):
+                inside = part == "<code>" or (inside and part != "</code>")
+                yield part
+            else:
+                yield (_TOKEN if inside else _NAME).sub(r'<span class="whole">\g<0></span>', part)
 
 
 def _labelled(match: re.Match[str]) -> str:

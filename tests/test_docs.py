@@ -160,7 +160,7 @@ SMALL = [
     *(f"data.{split}.{value}" for split in ("train", "val") for value in ("side=64", "sizes=[12, 40]")),
 ]
 MADE_ELSEWHERE = [  # by .ci/run, the tox environment `install` and tests/test_first_day.py, in fresh environments
-    "git clone ... detkernel",
+    "git clone REPOSITORY detkernel",
     "cd detkernel",
     "python3 -m venv .venv",
     ".venv/bin/pip install .",
@@ -214,7 +214,8 @@ def ran(used: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set
     folder = tmp_path_factory.mktemp("ran")
     shutil.copytree(used, folder, dirs_exist_ok=True)
     (folder / "configs").symlink_to(ROOT / "configs")
-    (folder / "config.yaml").write_text("base: configs/shapes.yaml")
+    for name in ("config.yaml", "cells.yaml"):
+        (folder / name).write_text("base: configs/shapes.yaml")
     (folder / "found.json").write_text("[]")
     return folder, set()
 

@@ -18,6 +18,7 @@ from detkernel.cli import cli
 from detkernel.config.types import option_fields
 from detkernel.listing import kinds
 from detkernel.run import Run, RunOptions
+from detkernel.scaffold import kinds as startable
 from detkernel_data.download.published import SETS
 
 from .pages import ROOT, blocks, commands, spans
@@ -66,6 +67,8 @@ def _unknown(words: list[str]) -> str | None:
             for one in value if isinstance(value, list) else [value]:
                 if one not in parameter.type.choices and not STANDS_FOR.fullmatch(one):
                     return f"{one} is not one of {parameter.type.choices}"
+    if name == "new-plugin" and given["kind"] not in (None, *startable()):
+        return f"{given['kind']} is not one of {startable()}"
     arguments = [word for word in rest if not word.startswith("-") and not STANDS_FOR.fullmatch(word)]
     known = {"plugins": {"show", *kinds(), *_plugins()}, "download": {*SETS}}.get(name)
     if known is not None and {*arguments} - known:

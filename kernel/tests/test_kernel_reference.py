@@ -334,7 +334,7 @@ class TestPlugins:
     def test_a_page_of_a_part_and_of_a_local_file(self, detkernel: Detkernel, plant: Plant, write: Write):
         plant("pages", {"pages.py": self.PAGE}, plugins={"leg": "pages:Leg"})
         page = detkernel("plugins", "show", "leg").stdout
-        assert "a body, for options of that type: {use: leg}" in page
+        assert "a body; in a config, where one is expected: {use: leg}" in page
         assert page.endswith("It has no options.\n")
         write("mine.py", self.PAGE)
         assert detkernel("plugins", "show", "mine.py:Leg").stdout.startswith("mine.py:Leg (mine.py:Leg)\n\nA leg.\n")

@@ -64,7 +64,8 @@ def usage(name: str, cls: type[Any]) -> str:
     used = f"{{{', '.join([f'use: {name}', *given])}}}"
     kinds = [base.__name__ for base in cls.__mro__ if is_base(base) and base is not Part]
     if kinds:
-        return f"a {words(kinds[-1])}, for options of that type: {used}"
+        kind = words(kinds[-1])
+        return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}; in a config, where one is expected: {used}"
     key = declared(cls).key
     if not isinstance(key, str):
         key = name if name.isidentifier() else "mine"
