@@ -142,7 +142,7 @@ def test_every_dotted_option_exists() -> None:
 def _field(root: str, name: str) -> bool:
     """What is a file (`log.txt`) or an attribute of `Run` (`run.model`)."""
     known = {*dir(Run), *inspect.get_annotations(Run)} if root == "run" else set()
-    return name in {*known, "txt", "json", "jsonl", "yaml", "pt", "pth"}
+    return name in {*known, "py", "txt", "json", "jsonl", "yaml", "pt", "pth"}
 
 
 def test_every_extra_environment_file_and_module_exists() -> None:
