@@ -139,8 +139,9 @@ def _said(path: Path) -> tuple[str, str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.lstrip("# ") for line in lines[:6] if line.startswith("#") and "yaml-language" not in line)
     what, _, published = comment.partition("Published by ")
-    found = re.findall(r"(box|mask) AP (\d+\.\d)", published)
-    return what.strip().rstrip("."), ", ".join(ap if kind == "box" else f"masks {ap}" for kind, ap in found)
+    found = re.findall(r"(box AP|mask AP|mAP) (\d+\.\d)", published)
+    shown = {"box AP": "", "mask AP": "masks ", "mAP": "VOC's mAP "}
+    return what.strip().rstrip("."), ", ".join(shown[kind] + ap for kind, ap in found)
 
 
 def page(name: str, cls: type[BaseDetector], made: list[Recipe]) -> Iterator[str]:

@@ -126,12 +126,21 @@ class TestLoad:
         ("name", "said"),
         [
             ("none.pt", "there is no such checkpoint"),
-            ("work", r"is a folder; give a checkpoint in it, such as .*last"),
+            ("photos", "is a folder; give a checkpoint in it"),
         ],
     )
     def test_what_is_not_a_checkpoint(self, here: Path, name: str, said: str):
         with pytest.raises(UserError, match=said):
             load(here / name)
+
+    def test_one_word_alone_is_answered_with_what_is_missing(self, here: Path):
+        assert str(ran("predict", here / "best.pt").exception).startswith("on which images? detkernel predict ")
+        said = str(ran("predict", here / "photos").exception)
+        assert said.startswith("with which detector, and on which images? detkernel predict CHECKPOINT ")
+
+    def test_of_the_folder_of_a_run_it_is_the_best(self, here: Path):
+        with load(here / "work") as model:
+            assert model.name == str(here / "work/checkpoints/last.pt"), "this run kept no best one"
 
     def test_weights_of_others_need_a_config(self, here: Path, model: Model, tmp_path: Path):
         torch.save(model.module.state_dict(), tmp_path / "weights.pt")

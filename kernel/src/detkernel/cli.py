@@ -52,7 +52,7 @@ class _Commands(click.Group):
             if given.endswith((".yaml", ".yml", ".pt")):
                 meant, others = "run", args
             hint = f"; did you mean `detkernel {' '.join([meant, *others])}`?" if meant else did_you_mean(given, known)
-            raise UserError(f"there is no command '{given}'{hint}")
+            raise UserError(f"there is no command '{given}'{hint or '; `detkernel --help` lists all'}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -179,7 +179,7 @@ def _require_weights(plugins: Mapping[str, object]) -> None:
         )
 
 
-@cli.command(**_example("check config.yaml", "check --fast config.yaml model.depth=18"))
+@cli.command(**_example("check config.yaml", "check --fast config.yaml model.backbone.depth=18"))
 @CONFIG
 @OVERRIDES
 @click.option("--fast", is_flag=True, help="do not read all of the data (what was found valid is remembered)")
@@ -318,7 +318,6 @@ def schema(output: Path | None) -> None:
     Draft 7, of all plugins that are installed. An editor finds it by the first line of a config:
     # yaml-language-server: $schema=schema.json
     """
-
     from detkernel.catalog import Catalog
     from detkernel.config.schema import config_schema
     from detkernel.files import write_atomic

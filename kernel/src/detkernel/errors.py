@@ -135,10 +135,12 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """Every problem found in a config, each with its place."""
+    """Every problem found in a config, each with its place, in the order of a file's lines."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
+        found = list(problems)
+        files = list(dict.fromkeys(one.where.file for one in found))
+        self.problems = sorted(found, key=lambda one: (files.index(one.where.file), one.where.line, one.where.column))
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -157,9 +157,9 @@ class Events:
 
         For example:
 
-            @hookimpl(wrapper=True)  # around the model's own: halve one of its losses
+            @hookimpl(wrapper=True)
             def train_step(self, run, batch):
-                losses = yield
+                losses = yield  # the model's own
                 return {**losses, "loss_bbox": losses["loss_bbox"] / 2}
         """
         return {}

@@ -17,10 +17,10 @@ _FILE = re.compile(r"[^\s\[\],\"']+\.yaml")
 
 
 def recipe_list() -> str:
-    """Every recipe by package: its name, and what the comment at its head says."""
+    """Every recipe by package: its name, and what the comment at its head says first, with the published AP."""
     parts = []
     for place, folder in _places():
-        found = [(path.stem, _comment(path)) for path in sorted(folder.glob("*.yaml"))]
+        found = [(path.stem, _brief(_comment(path))) for path in sorted(folder.glob("*.yaml"))]
         parts.append(f"{styled(place, bold=True)}\n{rows(found, '  ')}")
     none = "no recipes are installed; `pip install detkernel` brings the standard ones\n"
     return "\n".join(parts) or none
@@ -65,6 +65,13 @@ def _named(base: str, place: str, path: Path) -> str:
     if path.parent == Path(place):  # of a checkout
         return as_typed(path.parent / base)
     return f"{place}:{base}"
+
+
+def _brief(comment: str) -> str:
+    """The first sentence, and the one that says what was published."""
+    first, *others = re.split(r"(?<=[.;]) (?=[A-Z\d])", re.sub(r"\bal\. ", "al.\0", comment))
+    kept = [first, *(text for text in others if text.startswith("Published"))]
+    return " ".join(kept).replace("al.\0", "al. ").rstrip(";.") + "."
 
 
 def _comment(path: Path) -> str:

@@ -155,12 +155,14 @@ def _answers(bus: Bus, event: str) -> str:
     arguments = ", ".join(name for name in inspect.signature(bus.spec(event)).parameters if name != "self")
     lines = [f"{event}({arguments})"]
     width = max(map(len, bus.plugins), default=0)
-    for number, impl in enumerate(bus.implementations(event), start=1):
+    found = bus.implementations(event)
+    places = [f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority for impl in found]
+    column = max((18, *map(len, places)))
+    for number, (impl, place) in enumerate(zip(found, places, strict=True), start=1):
         cls = type(bus[impl.name])
-        place = f"{impl.priority}, {impl.kind}" if impl.kind else impl.priority
         source = source_of(cls.__module__)
         package = source.partition(".")[0] if source == cls.__module__ else source
-        row = f"{number:>2}. {impl.name:<{width}}  {place:<18}  {package}:{cls.__qualname__}"
+        row = f"{number:>2}. {impl.name:<{width}}  {place:<{column}}  {package}:{cls.__qualname__}"
         lines.append(wrapped(row, "      ", "  "))
     return "\n".join(lines if len(lines) > 1 else [*lines, "   -"]) + "\n"
 

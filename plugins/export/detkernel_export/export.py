@@ -29,7 +29,7 @@ _PROBES = ((1000, 1000), (750, 1000), (1000, 750), (500, 1000), (1000, 500))
 _CHECKED = 4
 
 
-@click.command()
+@click.command(epilog="\b\nFor example:\n  detkernel export runs/shapes/checkpoints/best.pt")
 @click.argument("checkpoint")
 @click.option("--to", "form", type=click.Choice(["onnx", "torch-export"]), default="onnx", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="the file; by default beside the checkpoint")
@@ -52,12 +52,11 @@ def export(
 
     Normalising, padding, scores, NMS are in the file; images are resized before it, by the transforms that it holds. It
     finds what the original finds, or else it is not written.
-
-    Example: detkernel export runs/mine/checkpoints/best.pt
     """
     _require(form)
-    from detkernel_export.model import load
+    from detkernel_export.model import checkpoint_of, load
 
+    checkpoint = checkpoint_of(checkpoint)
     suffix = ".onnx" if form == "onnx" else ".pt2"
     target = output or Path(checkpoint).with_suffix(suffix)
     if target.suffix != suffix:

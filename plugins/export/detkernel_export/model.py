@@ -40,14 +40,15 @@ def load(
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Model:
-    """The detector in a file: a checkpoint of a run, or what `detkernel export` wrote.
+    """The detector in a file: a checkpoint of a run, or what `detkernel export` wrote; of a run's folder, its best.
 
     `config`: that of weights which hold none, such as others publish. `device`: "cpu", "cuda", "cuda:1"; None: what its
     config says, by default a GPU if there is one. `overrides`: `KEY=VALUE` of its config. A file from anywhere can be
     loaded: nothing in it is run, and nothing is written. Raises `UserError`.
     """
     given = list(overrides)
-    source = str(file)
+    file = checkpoint_of(file)
+    source = file
     if config is not None:
         if not Path(file).is_file():
             raise UserError(f"{relative(str(file))}: there is no such file of weights")
@@ -59,6 +60,12 @@ def load(
     if device is not None:
         given.append(f"device.device={device}")
     return Model(configs.load(source, [*given, f"run.work_dir={json.dumps(str(_nowhere()))}"]), str(file))
+
+
+def checkpoint_of(file: str | PathLike[str]) -> str:
+    """The checkpoint that the folder of a run stands for, its best or else its newest; anything else is itself."""
+    named = (Path(file) / "checkpoints" / name for name in ("best.pt", "last.pt"))
+    return next((str(path) for path in named if path.is_file()), str(file))
 
 
 def _checkpoint_in(folder: Path) -> str:

@@ -31,9 +31,9 @@ _SHOWN = 10
 """Images that cannot be read, of which the message says why."""
 
 
-@click.command()
+@click.command(epilog="\b\nFor example:\n  detkernel predict runs/shapes/checkpoints/best.pt photos/ --save coco")
 @click.argument("checkpoint")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="predictions", show_default=True, help="folder"
 )
@@ -70,11 +70,11 @@ def predict(
 ) -> None:
     """Detect in images: files, folders, "globs", videos, camera:0.
 
-    CHECKPOINT is a run's best.pt or an exported file. Drawings go to OUTPUT/drawn, and with --save: coco.json;
-    data.yaml and labels/ (yolo); Annotations/ (voc); detections.csv.
-
-    Example: detkernel predict runs/mine/checkpoints/best.pt photos/ --save coco
+    CHECKPOINT is a run's best.pt, the folder of a run, or an exported file. Drawings go to OUTPUT/drawn, and with
+    --save: coco.json; data.yaml and labels/ (yolo); Annotations/ (voc); detections.csv.
     """
+    if not sources:
+        raise UserError(_incomplete(checkpoint))
     from detkernel_export.sources import sources as expanded
     from detkernel_export.video import opencv
 
@@ -91,6 +91,15 @@ def predict(
         job = _Job(model, ways, output, draw, frozenset(save), score, batch_size, frames)
         job.predict(found)
         job.finish()
+
+
+def _incomplete(given: str) -> str:
+    """What to type, where one thing alone was given: the detector, or the images."""
+    if (Path(given) / "checkpoints").is_dir() or Path(given).suffix in (".pt", ".pth", ".onnx", ".pt2"):
+        return f"on which images? detkernel predict {relative(given)} IMAGES"
+    runs = sorted(Path("runs").glob("*/checkpoints/best.pt"), key=lambda path: path.lstat().st_mtime)
+    detector = printable(str(runs[-1])) if runs else "CHECKPOINT"
+    return f"with which detector, and on which images? detkernel predict {detector} {relative(given)}"
 
 
 def _check_output(output: Path, found: Sequence[Source]) -> None:

@@ -164,6 +164,6 @@ def described(optimizer: torch.optim.Optimizer) -> str:
         frozen = " (frozen)" * all(not parameter.requires_grad for parameter in group["params"])
         decay = f", decay {group['weight_decay']:g}" if "weight_decay" in group else ""
         count = len(group["params"])
-        parts.append(f"lr {group['lr']:g}{decay}: {count} tensor{'s' * (count != 1)}{frozen}")
+        parts.append(f"lr {group['lr']:.4g}{decay}: {count} tensor{'s' * (count != 1)}{frozen}")
     more = f"; and {len(parts) - 6} more" if len(parts) > 6 else ""
     return "; ".join(parts[:6]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,13 @@ class DrawPredictions:
             return
         from detkernel_report import contact_sheet
 
+        start = time.perf_counter()
         missing = self.training - len(self._samples)
         self._samples += contact_sheet.sample_tiles(batch, run.classes, self.side, missing)
         if len(self._samples) >= self.training or run.iter + 1 >= run.max_iters:
             tiles, self._samples = self._samples, None
             self._write(run, "train_samples.jpg", lambda: contact_sheet.sample_sheet(tiles, self.columns))
+        run.aside += time.perf_counter() - start
 
     @hookimpl
     def after_train_iter(self, run: Run, losses: Losses) -> None:

@@ -38,9 +38,10 @@ def test_a_sheet_is_kept_of_each_validation(tmp_path):
         "draw": DrawPredictions(count=3, columns=2, side=320, score=0),
         "data": TinyData(dataset=TinyDataset(size=8)),
     }
-    tiny_run(plugins, work_dir=tmp_path, validate="every 2 iters")
+    run = tiny_run(plugins, work_dir=tmp_path, validate="every 2 iters")
     files = sorted(path.name for path in (tmp_path / "predictions").iterdir())
     assert files == ["curves.png", "iter_2.jpg", "iter_4.jpg", "train_samples.jpg"]
+    assert run.aside > 0, "drawn once: no part of what an iteration takes"
     with Image.open(tmp_path / "predictions" / "iter_4.jpg") as sheet:
         assert sheet.width == 2 * (320 + 12) + 12
         assert sheet.height > 2 * 340

@@ -70,14 +70,16 @@ class Costs:
     step: float = 0.0
     stepping: str = ""
     """The plugin that goes backward and steps."""
+    clock: Callable[[], float] = time.perf_counter
+    """Stands still for what happens once (`run.aside`)."""
     open: list[Frame] = attrs.field(factory=list)
 
     @contextmanager
     def timed(self, event: str, name: str) -> Iterator[None]:
         if event == "after_backward" and not name and self.open:
             around = self.open[-1]  # of the plugin that fired it: so far, it went backward
-            around.backward = time.perf_counter() - around.start - around.nested
-        frame = Frame((event, name), time.perf_counter())
+            around.backward = self.clock() - around.start - around.nested
+        frame = Frame((event, name), self.clock())
         self.open.append(frame)
         try:
             yield
@@ -85,7 +87,7 @@ class Costs:
             self._close(frame)
 
     def _close(self, frame: Frame) -> None:
-        seconds = time.perf_counter() - frame.start
+        seconds = self.clock() - frame.start
         self.open.pop()
         if self.open:
             self.open[-1].nested += seconds
@@ -208,6 +210,7 @@ class Profiler:
 
     def attach(self, run: Run) -> None:
         """Put a clock around every event and every plugin of a run."""
+        self.costs.clock = lambda: time.perf_counter() - run.aside
         self._undo = run.bus.intercept(self._event, self._implementation)
 
     @property
@@ -259,7 +262,7 @@ class Profiler:
         return next((frame.key[0] for frame in reversed(self.costs.open) if not frame.key[1]), event)
 
     def _iteration_begins(self) -> None:
-        now = time.perf_counter()
+        now = self.costs.clock()
         if self._began and self.measuring:
             self.seconds.append(now - self._began)
         if self._began:

@@ -27,10 +27,11 @@ def lines(
     found = {}
     for mode, loader in loaders.items():
         images, _, boxes, empty = counts[mode]
-        unit = "iterations an epoch" if trained(mode) else "batches"
+        steps = f"{len(loader):,} {'iteration' if trained(mode) else 'batch'}"
+        many = "" if len(loader) == 1 else "s" if trained(mode) else "es"
         found[mode] = (
             f"{counted(images, 'image')}{', all decoded' if decoded else ''}, {counted(int(boxes.sum()), 'box')}, "
-            f"{counted(empty, 'image')} without a box, {len(loader):,} {unit}"
+            f"{counted(empty, 'image')} without a box, {steps}{many}{' an epoch' if trained(mode) else ''}"
         )
     for mode, loader in loaders.items():
         found[f"{mode} batch shapes"] = describe(known_shapes(loader))
