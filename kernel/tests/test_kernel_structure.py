@@ -484,9 +484,9 @@ class TestAllAtOnce:
         """
         found = problems("\n".join(line[8:] for line in text.strip("\n").splitlines()))
         assert [line.split(": ")[1] for line in found] == [
+            "sag.lr",
             "sag.momentum",
             "sag.nestrov",
-            "sag.lr",
             "types.pair.0",
             "types.pair.1",
             "types.steps.0.use",

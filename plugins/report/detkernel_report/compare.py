@@ -109,17 +109,22 @@ def _config(names: Sequence[str], runs: Sequence[RunFolder]) -> Markup:
 
 def _curves(names: Sequence[str], runs: Sequence[RunFolder]) -> Iterator[Markup]:
     """A chart for each metric and scalar that two runs have; a line for each run."""
-    charts = []
+    charts, empty = [], []
     measured = [{metric.name: metric for metric in run.metrics} for run in runs]
     for name in _shared(measured, lambda name: "_AP/" not in name and "/AP/" not in name):
         lines = [Series(run, each[name].history) for run, each in zip(names, measured, strict=True) if name in each]
-        charts.append(chart(name, lines))
+        if any(math.isfinite(value) for line in lines for _, value in line.points):
+            charts.append(chart(name, lines))
+        else:
+            empty.append(name)
     scalars = [{name: pairs for name in run.scalars() if (pairs := numbers(run, name))} for run in runs]
     for name in _shared(scalars, lambda _: True):
         lines = [Series(run, each[name]) for run, each in zip(names, scalars, strict=True) if name in each]
         charts.append(chart(name, lines))
     if charts:
         yield html('<div class="grid">{}</div>', joined(charts))
+    if empty:
+        yield paragraph(f"Without values: {', '.join(empty)}.", "none")
 
 
 def _shared(each: Sequence[Mapping[str, Any]], wanted: Any) -> list[str]:

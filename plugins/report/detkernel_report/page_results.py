@@ -36,8 +36,9 @@ def sections(run: RunFolder, analysis: Analysis, *, alone: bool) -> tuple[str, s
         return f"set-{results.name}", title, [paragraph(text, "none")]
     parts = [
         html(
-            '<p class="dim">Boxes of {} images of {} behind iteration {}, by the rules of COCO.{}</p>',
-            f"{len(results.images):,}", results.name, results.iteration,
+            '<p class="dim">Boxes of {} images of {}{}, by the rules of COCO.{}</p>',
+            f"{len(results.images):,}", results.name,
+            f" behind iteration {results.iteration}" if results.iteration else "",
             f" {results.invalid} detections that are not finite were left out." if results.invalid else "",
         ),
         _heading("Average precision"), _by_class(analysis),

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from detkernel import Run, UserError, hookimpl, option, plugin, state
 from detkernel.clock import Clock
 from detkernel.errors import as_typed, relative
-from detkernel.files import refuse_links, write_atomic
+from detkernel.files import read_regular, refuse_links, write_atomic
 from detkernel_detection import Batch, Dataset, Detections
 from detkernel_detection.findings import ExaminesData, Finding
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FOLDER = "report"
 PAGE = "report.html"
+_MOST = 2**20
+"""Bytes of what is read of an earlier process."""
 
 
 @plugin(priority="very_low", resume_neutral=("*",))
@@ -46,6 +48,8 @@ class Report:
     _seconds: float = state(default=0.0)
     _first: int = state(default=0)
     """The iteration that this process began at."""
+    _over: bool = state(default=False)
+    """Whether the run was complete before this process."""
     _found: dict[int, tuple[Any, Any, Any]] = state(factory=dict)
     """Boxes, scores and labels by position in the data set."""
     _scales: list[float] = state(factory=list)
@@ -55,9 +59,10 @@ class Report:
         if self.times and run.is_main and not run.checking and run.mode in ("train", "test"):
             self._clock = Clock(run.bus)
 
-    @hookimpl(trylast=True)
-    def before_run(self, run: Run) -> None:
+    @hookimpl(wrapper=True)
+    def before_run(self, run: Run) -> Generator[None, None, None]:
         """Behind a resume. What an earlier run left in the folder is removed."""
+        yield
         if not run.is_main or run.checking or run.mode not in ("train", "test"):
             return
         refuse_links(run.work_dir / FOLDER / "images" / "x", run.work_dir)
@@ -66,7 +71,8 @@ class Report:
         if run.mode == "train":
             if run.iter == 0:
                 _clear(run.work_dir / FOLDER)
-            self._write(run, "run.json", [self._said(run, "running")])
+            self._over = run.done and _was_complete(run.work_dir / FOLDER / "run.json")
+            self._write_state(run, "running")
             self._write(run, "data.jsonl", _statistics(run))
 
     @hookimpl
@@ -108,7 +114,7 @@ class Report:
         ]
         self._write(run, "metrics.jsonl" if run.mode != "test" else "metrics_test.jsonl", lines)
         if run.mode != "test":
-            self._write(run, "run.json", [self._said(run, "running")])
+            self._write_state(run, "running")
 
     @hookimpl
     def after_run(self, run: Run) -> None:
@@ -118,8 +124,9 @@ class Report:
         if not self._began or not run.is_main:
             return
         if run.mode == "train":
-            self._write(run, "run.json", [self._said(run, _ended(run))])
-            self._write(run, "times.jsonl", self._times(run))
+            self._write_state(run, _ended(run))
+            if not self._over:
+                self._write(run, "times.jsonl", self._times(run))
         self._began = ""
         from detkernel_report.page import write_report
 
@@ -128,6 +135,11 @@ class Report:
             run.results["report"] = relative(run.work_dir / PAGE)
         except (OSError, UserError) as error:
             run.log.error("%s could not be written: %s; the run goes on", relative(run.work_dir / PAGE), _why(error))
+
+    def _write_state(self, run: Run, condition: str) -> None:
+        """How the run stands; of one that was complete and is started again, how it went is there already."""
+        if not self._over:
+            self._write(run, "run.json", [self._said(run, condition)])
 
     def _results(self, run: Run, found: Mapping[int, tuple[Any, Any, Any]]) -> Results:
         import numpy as np
@@ -197,6 +209,15 @@ class Report:
                 for (plugin, event), seconds in sorted(clock.seconds.items(), key=lambda item: -item[1])
             ),
         ]
+
+
+def _was_complete(path: Path) -> bool:
+    """Whether the process before this one ended a run."""
+    try:
+        said = json.loads(read_regular(path, _MOST))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("state") == "complete"
 
 
 def _statistics(run: Run) -> list[dict[str, Any]]:

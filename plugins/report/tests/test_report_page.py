@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from detkernel import UserError, hookimpl, plugin
+from detkernel import UserError, hookimpl, option, plugin
 from detkernel_detection.findings import Finding
 from detkernel_detection.testing import TinyData, TinyDataset, TinyDetector, tiny_kernel, tiny_run
 from detkernel_report.advice import advise
@@ -69,6 +69,32 @@ def work_dir(tmp_path_factory):
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     return folder
+
+
+@plugin(priority="lowest")
+class GoesOn:
+    """Takes up a run where it was, behind all others, as checkpoints do."""
+
+    at: int = option(help="the iteration")
+
+    @hookimpl(trylast=True)
+    def before_run(self, run):
+        run.iter, (run.epoch, run.batch) = self.at, divmod(self.at, run.epoch_length)
+
+
+@pytest.mark.parametrize(("until", "first"), [("8 iters", 0), ("12 iters", 8)])
+def test_a_run_that_goes_on_keeps_what_was_measured_before(work_dir, tmp_path, until, first):
+    """Complete, nothing of how it went is lost; longer, the earlier validations stay until there is a new one."""
+    folder = copy(work_dir, tmp_path) / "report"
+    before = {name: (folder / name).read_text() for name in ("run.json", "times.jsonl", "images_val.jsonl")}
+    data = TinyData(dataset=TinyDataset(size=6))
+    plugins = {"report": Report(images=3, side=64), "data": data, "resume": GoesOn(at=8)}
+    tiny_run(plugins, until=until, work_dir=folder.parent)
+    after = {name: (folder / name).read_text() for name in before}
+    assert after["images_val.jsonl"] == before["images_val.jsonl"]
+    assert (after == before) is (first == 0)
+    assert json.loads(after["run.json"])["from_iter"] == first
+    assert "behind iteration 8" in (folder.parent / "report.html").read_text()
 
 
 def copy(work_dir, tmp_path):
