@@ -221,6 +221,6 @@ def test_what_a_checkpoint_says_is_written_below_the_users_work_dir_or_nowhere(
     checkpoint_file.write(tmp_path / "home.pt", content)
     with pytest.raises(ConfigError) as caught:
         load("home.pt")
-    assert [problem.path for problem in caught.value.problems] == ["evaluation.save", "run.work_dir"]
+    assert [problem.path for problem in caught.value.problems] == ["run.work_dir", "evaluation.save"]
     named = load("home.pt", ["run.work_dir=mine", "evaluation.save=found.json"])
     assert named.plain["checkpoint"]["resume"] == str(tmp_path / "home.pt")
