@@ -43,6 +43,7 @@ def test_its_onnx_file_finds_what_it_finds(name: str, tmp_path: Path):
         data=SimpleNamespace(val=run.loaders["train"].dataset),
         config=SimpleNamespace(plain={"run": {}, "model": {"use": name}}),
         answering=lambda event: ["model"] if event == "build_model" else [],
+        best_score=None,
     )
     _, told, _ = write(model, tmp_path / f"{name}.onnx", "onnx", size="64x64", tolerance=1e-4)
     print(f"\n{name}, {run.iter} iterations: {told}")

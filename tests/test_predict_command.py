@@ -211,6 +211,24 @@ class TestCommand:
                 assert theirs == wanted[name].names
         assert seen == len(wanted)
 
+    def test_the_score_of_the_best_f1_at_validation_is_the_default(self, here: Path, model: Model):
+        from detkernel_checkpoint import checkpoint_file
+
+        photo = here / "photos" / "a.png"
+        middle = float(model.predict(photo, score=0).scores[5])
+        content = checkpoint_file.read(here / "best.pt")
+        assert model.best_score is None, "its run has no plugin that measures it"
+        content["position"]["metrics"]["score_threshold"] = middle
+        checkpoint_file.write(Path("measured.pt"), content)
+        done = ran("predict", "measured.pt", photo)
+        assert f"1 image, 6 detections of score {middle:.3g} or more" in done.output
+        assert f"  score {middle:.3g} has the best F1 at its validation; --score takes another" in done.output
+        done = ran("predict", "measured.pt", photo, *ALL)
+        assert "20 detections of score 0 or more" in done.output
+        assert "F1" not in done.output
+        with load("measured.pt") as loaded:
+            assert len(loaded.predict(photo)) == 6
+
     def test_nothing_but_drawings_unless_asked_for(self, here: Path):
         done = ran("predict", here / "best.pt", here / "photos" / "b.jpg", "-o", "out")
         assert [path.name for path in Path("out").iterdir()] == ["drawn"]

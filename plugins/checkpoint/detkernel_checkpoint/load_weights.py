@@ -27,6 +27,8 @@ def load_found(run: Run, part: Checkpoint, found: Found) -> None:
     """Load the weights to detect with of a checkpoint of a run."""
     content = found.content
     weights = Weights(content["model"], relative(found.path), classes_in(content), keypoints_in(content))
+    if run.mode == "predict":
+        run.metrics.update(content["position"]["metrics"])  # what was measured of these weights
     _load(run, part, weights, "testing" if run.mode == "test" else "predicting with")
 
 

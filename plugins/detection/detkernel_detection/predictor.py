@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Image: TypeAlias = "np.ndarray[Any, Any] | Tensor | str | PathLike[str]"
 """uint8 RGB: an array [H, W, 3], a tensor [3, H, W], or the path of a file."""
+SCORE_THRESHOLD = "score_threshold"
+"""The metric that says from which score on a validation's detections give the best F1; predictions go by it."""
 
 
 class Predictor:

@@ -188,6 +188,7 @@ def _held(model: Model, outputs: Sequence[str], size: tuple[int, int], multiple:
         "images": "uint8 RGB [batch, 3, height, width], padded with 0 at the right and the bottom",
         "sizes": "int64 [batch, 2]: height and width of each image without the padding",
         "model": key,
+        "best_score": model.best_score,
         "config": kept,
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from detkernel import CheckpointError, Run, UserError, hookimpl, option, plugin
 from detkernel.errors import relative
 from detkernel_detection.model_plugin import DetectorPlugin
+from detkernel_detection.predictor import SCORE_THRESHOLD
 
 if TYPE_CHECKING:
     from detkernel_detection.detector import Detector
@@ -35,7 +36,10 @@ class Exported(DetectorPlugin):
                 f"{relative(self.file)}: an exported file cannot be trained, only tested and predicted with"
             )
         if run.mode == "predict":
-            run.known_classes = tuple(metadata(self.file)["classes"])
+            held = metadata(self.file)
+            run.known_classes = tuple(held["classes"])
+            if isinstance(held.get("best_score"), float):
+                run.metrics[SCORE_THRESHOLD] = held["best_score"]
 
     def build(self, run: Run) -> Detector:
         if _is_torch_export(self.file):

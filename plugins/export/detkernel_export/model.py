@@ -23,12 +23,13 @@ from detkernel.errors import relative
 from detkernel.loop import Kernel
 from detkernel_detection import Batch, Detections, Sample, Transform
 from detkernel_detection.batching import pack_samples
-from detkernel_detection.predictor import Image, make_sample
+from detkernel_detection.predictor import SCORE_THRESHOLD, Image, make_sample
 from detkernel_detection.weights import without_pretrained
 
 from detkernel_export.results import Result
 from detkernel_export.ways import Ways
 
+_DEFAULT_SCORE = 0.5
 _KEPT = ("build_model", "prepare_model", "val_step")
 """Whoever answers one of these has a say in what is found; all others stay out."""
 
@@ -171,6 +172,19 @@ class Model:
         return tuple(getattr(self.module, "keypoint_names", ()))
 
     @property
+    def best_score(self) -> float | None:
+        """From which score on the detections of its last validation had the best F1; None where its file has no such
+        number: plugin `report` measures it."""
+        score = self.run.metrics.get(SCORE_THRESHOLD, -1.0)
+        return score if 0 <= score <= 1 else None  # nan, where nothing was found, is in neither
+
+    def threshold(self, score: float | None = None) -> float:
+        """The score below which nothing is kept: the one that is asked for, else `best_score`, else 0.5."""
+        if score is not None:
+            return score
+        return _DEFAULT_SCORE if self.best_score is None else self.best_score
+
+    @property
     def device(self) -> str:
         return str(self.run.device)
 
@@ -183,29 +197,30 @@ class Model:
     def predict(self, images: Image | Sequence[Image], **ways: Any) -> Result | list[Result]:
         """What is found in an image, or in each of several: files, arrays [H, W, 3] or tensors [3, H, W], uint8 RGB.
 
-        By keyword: `score` (0.5) below which nothing is kept, `batch_size` (1), and `tiles`, `overlap`, `flips`,
-        `scales` (see `Ways`). Raises `UserError`, `DataError` for what is not an image.
+        By keyword: `score` below which nothing is kept (`best_score`, else 0.5), `batch_size` (1), and `tiles`,
+        `overlap`, `flips`, `scales` (see `Ways`). Raises `UserError`, `DataError` for what is not an image.
         """
         one = not isinstance(images, (list, tuple))
         given: Sequence[Image] = [images] if one else images  # type: ignore[list-item, assignment]
-        score, batch_size = ways.pop("score", 0.5), ways.pop("batch_size", 1)
+        score, batch_size = ways.pop("score", None), ways.pop("batch_size", 1)
         way = Ways(**ways)
         pairs = ((image, way.pixels(image, self.bits)) for image in given)
         found = list(self.results(pairs, way, score=score, batch_size=batch_size))
         return found[0] if one else [result.release() for result in found]
 
     def results(
-        self, images: Iterable[tuple[Image, torch.Tensor]], way: Ways, *, score: float = 0.5, batch_size: int = 1
+        self, images: Iterable[tuple[Image, torch.Tensor]], way: Ways, *, score: float | None, batch_size: int = 1
     ) -> Iterator[Result]:
         """The same of images with their pixels, one after the other: no more than four batches are in memory."""
+        least = self.threshold(score)
         most = 1 if way.tiles or batch_size == 1 else 4 * batch_size
         several: list[tuple[Image, torch.Tensor]] = []
         for pair in images:
             several.append(pair)
             if len(several) == most:
-                yield from self._results(several, way, score, batch_size)
+                yield from self._results(several, way, least, batch_size)
                 several = []
-        yield from self._results(several, way, score, batch_size)
+        yield from self._results(several, way, least, batch_size)
 
     def _results(
         self, images: Sequence[tuple[Image, torch.Tensor]], way: Ways, score: float, batch_size: int

@@ -41,7 +41,7 @@ _SHOWN = 10
     "--save", multiple=True, type=click.Choice(["coco", "yolo", "voc", "csv"]), help="also write this form; repeatable"
 )
 @click.option("--draw/--no-draw", default=True, help="write a drawing of each image (the default)")
-@click.option("--score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="leave out what is below")
+@click.option("--score", type=click.FloatRange(0, 1), help="leave out what is below; default: best at validation")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="images at once")
 @click.option("--tiles", type=click.IntRange(min=32), help="cut larger images into tiles of this side, in pixels")
 @click.option("--overlap", type=click.FloatRange(0, 0.9), default=0.2, show_default=True, help="share of neighbours")
@@ -57,7 +57,7 @@ def predict(
     output: Path,
     save: tuple[str, ...],
     draw: bool,
-    score: float,
+    score: float | None,
     batch_size: int,
     tiles: int | None,
     overlap: float,
@@ -123,7 +123,8 @@ class _Job:
     output: Path
     draws: bool
     save: frozenset[str]
-    score: float
+    score: float | None
+    """As asked for; None: the model's own."""
     batch_size: int
     frames: int | None
     kept: list[Any] = attrs.field(factory=list)
@@ -250,10 +251,13 @@ class _Job:
                 written.append((form, write(self.output, self.kept, self.model.classes, self.model.keypoint_names)))
         count = sum(self.counts.values())
         rate = f"{self.images / self.seconds:.1f} images/s" if self.seconds and self.images else ""
+        least = f"{self.model.threshold(self.score):.3g}"
         click.echo(
-            f"{_counted(self.images, 'image')}, {_counted(count, 'detection')} of score {self.score:g} or more, "
+            f"{_counted(self.images, 'image')}, {_counted(count, 'detection')} of score {least} or more, "
             f"{self.seconds:.1f} s{f' ({rate} on {self.model.device})' * bool(rate)}"
         )
+        if self.score is None and self.model.best_score is not None:
+            click.echo(f"  score {least} has the best F1 at its validation; --score takes another")
         if self.counts:
             click.echo("  " + ", ".join(f"{printable(name)} {number}" for name, number in self.counts.most_common(12)))
         elif self.images:

@@ -15,6 +15,7 @@ from detkernel_detection.normalize import Normalize
 from detkernel_detection.predictions import Predictions
 from detkernel_export import graph
 from detkernel_export.export import differences, write
+from detkernel_export.exported import Exported
 
 
 class Pixels(Detector):
@@ -74,7 +75,7 @@ def model(network):
     answers = {"build_model": ["model"], "build_loader": ["data"]}
     return SimpleNamespace(
         name="x.pt", module=network, transforms=[], classes=network.classes, keypoint_names=(), data=None,
-        config=config, answering=lambda event: answers.get(event, []),
+        config=config, answering=lambda event: answers.get(event, []), best_score=0.25,
     )  # fmt: skip
 
 
@@ -120,6 +121,9 @@ def test_a_torch_export_file_says_what_it_is_and_finds_the_same(tmp_path):
     held = json.loads(extra["detkernel.json"])
     assert (held["classes"], held["outputs"]) == (["dark", "bright"], ["boxes", "scores", "labels", "valid"])
     assert set(held["config"]) == {"run", "data"}, "what has a part in a test"
+    run = SimpleNamespace(mode="predict", metrics={})
+    Exported(file=tmp_path / "a.pt2").setup(run)
+    assert (run.known_classes, run.metrics) == (("dark", "bright"), {"score_threshold": 0.25})
     batch = images(3)
     sizes = torch.tensor([[64, 64]] * 3)
     found = Predictions(*module(batch, sizes))

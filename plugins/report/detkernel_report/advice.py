@@ -61,7 +61,7 @@ def _run(run: RunFolder) -> Iterator[Advice]:
             "Lower optimizer.lr, or lengthen schedule.warmup; with 16-bit precision, set optimizer.precision to bf16",
             0, urgent=True,
         )  # fmt: skip
-    if not run.metrics and run.config:
+    if primary(run) is None and run.config:
         yield Advice(
             "Nothing was measured", "the run has no validation, so nobody knows how good the detector is",
             "Set run.validate (such as 'every 1 epoch'), data.val, and `evaluation: {use: coco_map}`", 0, urgent=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -18,8 +19,10 @@ from detkernel.errors import as_typed, relative
 from detkernel.files import read_regular, refuse_links, write_atomic
 from detkernel_detection import Batch, Dataset, Detections
 from detkernel_detection.findings import ExaminesData, Finding
+from detkernel_detection.predictor import SCORE_THRESHOLD
 
 if TYPE_CHECKING:
+    from detkernel_report.metrics import Matches
     from detkernel_report.results import ImageResult, Results
 
 FOLDER = "report"
@@ -33,7 +36,8 @@ class Report:
     """At the end of each run, write `report.html`: one page that shows how the run went and what to improve first.
 
     What it shows is kept in `<work_dir>/report` while the run goes on, so that `detkernel report` can write the page of
-    a run that was killed, and `detkernel monitor` that of one that is running.
+    a run that was killed, and `detkernel monitor` that of one that is running. Each validation has the metric
+    `score_threshold`: from which score on its detections have the best F1. `detkernel predict` goes by it.
     """
 
     images: int = option(
@@ -96,12 +100,16 @@ class Report:
         self._found = {}
         if not run.is_main or not self._began or not (found := {at: one for part in parts for at, one in part.items()}):
             return
+        from detkernel_report.metrics import best_threshold, matched
         from detkernel_report.results import rows
 
         results = self._results(run, found)
         self._write(run, f"images_{results.name}.jsonl", rows(results))
+        matches = matched(results, thresholds=(0.5,), sizes=("all",))
+        best = best_threshold(matches)
+        run.metrics.publish(SCORE_THRESHOLD, best.score if best.f1 > 0 else math.nan)
         if self.images:
-            self._write_images(run, results)
+            self._write_images(run, results, matches, best.score)
 
     @hookimpl
     def after_val_epoch(self, run: Run) -> None:
@@ -155,14 +163,11 @@ class Report:
         scale = float(np.median(self._scales)) if self._scales else 1.0
         return Results(run.val_set or run.mode, run.iter, list(dataset.classes), images, scale, invalid)
 
-    def _write_images(self, run: Run, results: Results) -> None:
+    def _write_images(self, run: Run, results: Results, matches: Matches, score: float) -> None:
         """Small JPEGs of the worst and the best images, without anything drawn; those of the last time are removed."""
-        from detkernel_report.metrics import best_threshold, matched
         from detkernel_report.mistakes import chosen, image_scores
         from detkernel_report.thumbnails import jpeg
 
-        matches = matched(results, thresholds=(0.5,), sizes=("all",))
-        score = best_threshold(matches).score
         worst, best = chosen(image_scores(results, matches, score), self.images)
         folder = run.work_dir / FOLDER / "images"
         before = set(folder.glob(f"{results.name}_*.jpg"))

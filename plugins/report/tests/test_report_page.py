@@ -134,6 +134,19 @@ def test_a_run_leaves_what_its_page_is_made_of(work_dir):
     assert (work_dir / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_each_validation_says_from_which_score_on_its_f1_is_best(work_dir, tmp_path):
+    (untrained,) = read_run(work_dir).metrics
+    assert [step for step, _ in untrained.history] == [4, 8]
+    assert math.isnan(untrained.last), "nothing that it found is right"
+    plugins = {"report": Report(images=0, times=False), "data": TinyData(dataset=TinyDataset(size=6))}
+    tiny_run(plugins, until="150 iters", validate="every 150 iters", work_dir=tmp_path / "learned")
+    run = read_run(tmp_path / "learned")
+    (metric,) = run.metrics
+    assert (metric.name, metric.better) == ("score_threshold", None)
+    assert metric.last == pytest.approx(analyse(run.results[0]).best.score, abs=1e-6)
+    assert 0 < metric.last <= 1
+
+
 def test_metrics_keep_their_history_and_direction(tmp_path):
     @plugin
     class Measures:
