@@ -14,7 +14,7 @@ from detkernel import CheckpointError, ConfigError
 from detkernel_detection import Target, batching
 from detkernel_detection.weights import renamed
 from detkernel_detectors.backbones import Hrnet, Regnet, Res2net, hrnet, regnet
-from detkernel_detectors.backbones.norms import EvalBatchNorm2d
+from detkernel_detectors.backbones.norms import FrozenBatchNorm2d, norm
 from detkernel_detectors.backbones.regnet import DESIGNS, PUBLISHED, RegNet, stages
 from detkernel_detectors.backbones.res2net import Res2Net
 from detkernel_detectors.heads import Towers
@@ -189,9 +189,32 @@ def test_norms_are_those_asked_for(name: str, shallow: None):
     assert {type(one) for one in norms()} == {nn.BatchNorm2d}
     assert {type(one) for one in norms(norm="group")} == {nn.GroupNorm}
     still = norms(norm="frozen")
-    assert {type(one) for one in still} == {EvalBatchNorm2d}
+    assert {type(one) for one in still} == {FrozenBatchNorm2d}
     assert not any(one.weight.requires_grad for one in still)
     assert all(one.weight.requires_grad for one in norms(norm="eval"))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_frozen_norm_gives_what_batch_norm_gives_and_keeps_no_input(layout: torch.memory_format):
+    torch.manual_seed(0)
+    frozen, batch = norm("frozen", 48), nn.BatchNorm2d(48).eval()
+    held = {
+        name: torch.rand_like(value) + 0.1 for name, value in batch.state_dict().items() if value.is_floating_point()
+    }
+    frozen.load_state_dict(held, strict=False)
+    batch.load_state_dict(held, strict=False)
+    x = torch.randn(2, 48, 9, 11).to(memory_format=layout).requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        found = frozen(x)
+    assert found.is_contiguous(memory_format=layout)
+    assert not any(value.numel() >= x.numel() for value in kept)
+    torch.testing.assert_close(found, batch(x), rtol=1e-6, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (found, batch(x)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    frozen.requires_grad_(True)
+    given = torch.autograd.grad(frozen(x).sum(), [frozen.weight, frozen.bias])  # thawed, it learns
+    assert all(one.abs().sum() > 0 for one in given)
 
 
 def test_the_last_part_of_a_res2net_is_smoothed_where_asked_for(shallow: None):
@@ -241,7 +264,7 @@ def test_torchvisions_weights_give_its_maps(size: Any, tmp_path: Path, monkeypat
             x = stage(x)
             assert torch.equal(found, x)
     assert model.frozen == ("conv1", "bn1", "layer1"), "as for every backbone with weights"
-    assert isinstance(model.bn1, EvalBatchNorm2d)
+    assert isinstance(model.bn1, FrozenBatchNorm2d)
 
 
 def test_weights_of_its_authors_load_into_a_res2net(shallow: None, tmp_path: Path):

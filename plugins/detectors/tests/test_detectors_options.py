@@ -18,7 +18,7 @@ from detkernel_detection.weights import renamed
 from detkernel_detectors.assigners.max_iou import MaxIouAssigner
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.backbones.deformable import DeformableConv2d
-from detkernel_detectors.backbones.norms import EvalBatchNorm2d
+from detkernel_detectors.backbones.norms import EvalBatchNorm2d, FrozenBatchNorm2d
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, Towers
 from detkernel_detectors.losses.boxes import L1, SmoothL1
@@ -381,7 +381,7 @@ def test_stages_that_are_not_trained_get_no_gradient_and_keep_their_statistics(l
 @pytest.mark.parametrize(
     ("norm", "kind", "trained"),
     [
-        ("frozen", EvalBatchNorm2d, False),
+        ("frozen", FrozenBatchNorm2d, False),
         ("eval", EvalBatchNorm2d, True),
         ("batch", nn.BatchNorm2d, True),
         (None, nn.BatchNorm2d, True),
