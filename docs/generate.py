@@ -94,12 +94,13 @@ def cli_page() -> Iterator[str]:
     yield "# The command line\n\n| exit status | what it means |\n|---|---|"
     yield from (f"| `{status}` | {what} |" for status, what in STATUSES.items())
     yield "\nOutput has 80 columns, or the terminal's; `COLUMNS=120` sets them, `NO_COLOR=1` takes colours off.\n"
-    top = click.Context(cli, info_name="detkernel", max_content_width=80, terminal_width=80)
+    width = {"max_content_width": 80, "terminal_width": 80}
+    top = click.Context(cli, info_name="detkernel", **{**cli.context_settings, **width})
     yield f"```text\n{cli.get_help(top)}\n```\n"
     for name in cli.list_commands(top):
         command = cli.get_command(top, name)
         assert command is not None
-        page = click.Context(command, parent=top, info_name=name, max_content_width=80, terminal_width=80)
+        page = click.Context(command, parent=top, info_name=name, **width)
         yield f"## detkernel {name}\n\n```text\n{command.get_help(page)}\n```\n"
 
 

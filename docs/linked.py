@@ -27,8 +27,11 @@ _TOKEN = re.compile(r"(?<!\S)(?=\S*-)[^\s&]{3,32}(?!\S)")
 _TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _WORDS = {"image_folder", "product"}
 """Plugins that are called like an option or a value, which pages name more often."""
-_BOOSTS = {"": 4, "start": 4, "guides": 4, "data": 2, "reference": 0.5, "catalogue": 0.2, "families": 0.5}
-"""How much the search prefers pages, by the first part of their address."""
+_BOOSTS = {
+    **{"": 4, "start": 4, "guides": 4, "data": 6, "reference": 0.2, "catalogue": 0.2, "families": 0.5},
+    **{"guides/ultralytics": 1, "guides/metrics": 8, "reference/cli": 0.5, "reference/plugins": 0.3},
+}
+"""How much the search prefers pages, by their address or the first part of it."""
 _ANCHORS: dict[str, str] = {}
 
 
@@ -47,7 +50,8 @@ def on_pre_build(config: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Searches find how to do a thing before its reference; where the repository's address is known, pages have it."""
     first, *_ = page.url.split("/")
-    page.meta.setdefault("search", {"boost": _BOOSTS.get(first, 1)})
+    boost = _BOOSTS.get(page.url.rstrip("/"), _BOOSTS.get(first, 1))
+    page.meta.setdefault("search", {"boost": boost})
     return markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}") if config.repo_url else markdown
 
 
