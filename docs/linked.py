@@ -52,7 +52,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     first, *_ = page.url.split("/")
     boost = _BOOSTS.get(page.url.rstrip("/"), _BOOSTS.get(first, 1))
     page.meta.setdefault("search", {"boost": boost})
-    return markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}") if config.repo_url else markdown
+    if not config.repo_url:
+        return markdown
+    said = "`REPOSITORY` stands for the address of the repository."
+    return markdown.replace("git clone REPOSITORY", f"git clone {config.repo_url}").replace(said, "")
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
