@@ -210,12 +210,12 @@ def _weights(name: str, cls: type[BaseDetector]) -> Iterator[str]:
         for config in ZOO
         if next((one for one in longest if re.match(one.replace("_", "-") + "[-_]", config)), "") == name
     ]
-    published = [*(f"mmdet:{config}" for config in own)]
-    published += [f"torchvision:COCO_V1 (of {builder})" for builder in cls.torchvision_builders]
+    published = [*(f"`mmdet:{config}`" for config in own)]
+    published += [f"`torchvision:COCO_V1`, of `{builder}`" for builder in cls.torchvision_builders]
     yield f"\n## Weights\n\nThose of {cls.published_by} load by their names of parameters: `model: {{weights: FILE}}`."
     if published:
         yield "Downloaded by name, as `model: {weights: NAME}`, with the options of their config:\n"
-        yield from (f"- `{one}`" for one in published)
+        yield from (f"- {one}" for one in published)
 
 
 def _linked(text: str) -> str:

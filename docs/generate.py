@@ -116,8 +116,8 @@ def catalogue_page() -> Iterator[str]:
     known = yaml.safe_load((ROOT / "docs/catalogue.yaml").read_text(encoding="utf-8"))
     yield "# Plugins outside of the tree\n"
     yield (
-        "Distributions that others maintain, and the examples of the documentation, which are distributions as yours "
-        "would be. The status says which contracts of `detkernel.testing` its tests run, "
+        "Distributions that others maintain, and the [examples](examples.md) of the documentation, which are "
+        "distributions as yours would be. The status says which contracts of `detkernel.testing` its tests run, "
         "and with which version they passed last. To be listed, add three lines to `docs/catalogue.yaml`; how a plugin "
         "is tested and given away is in [Ship a plugin](shipping.md).\n"
     )
