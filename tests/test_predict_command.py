@@ -245,11 +245,15 @@ class TestCommand:
         assert "1 of 2 images cannot be read; all others are done:\n  mixed/bad.jpg: " in str(done.exception)
         assert Path("predictions/drawn/good.jpg").is_file()
         assert "1 image, 20 detections" in done.output
+        done = ran("predict", here / "best.pt", "mixed/bad.jpg", *ALL)
+        assert str(done.exception).startswith("1 of 1 image cannot be read:\n  mixed/bad.jpg: ")
+        assert done.output == "", "nothing was done"
 
     @pytest.mark.parametrize(
         ("words", "said"),
         [
             (["none.jpg"], "none.jpg: there is no such image, folder or video"),
+            (["0"], "0: there is no such image, folder or video; a camera is camera:0"),
             (["photos", "-o", "best.pt"], "best.pt: there is a file of this name; give another folder with --output"),
             (["photos/a.png", "-o", "photos"], "lies in the folder for the results"),
         ],

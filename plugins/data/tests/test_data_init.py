@@ -371,6 +371,17 @@ def test_the_machine_and_the_data_say_how_large_images_are():
     assert choose(blood, two).epochs == 15
 
 
+def test_few_boxes_of_each_class_are_trained_on_for_longer_in_smaller_images():
+    two = Machine("", 2)
+    one_class, all_differ = (seen([12.0] * 200, [(480, 640)] * 100) for _ in range(2))
+    one_class.labels = [np.zeros(2, dtype=np.int64)] * 100
+    all_differ.labels = [np.array([number % 20, number % 20]) for number in range(100)]
+    plain, few = choose(one_class, two), choose(all_differ, two)
+    assert (plain.few, plain.resize) == (False, {"size": [384, 512]})
+    assert (few.few, few.resize) == (True, {"size": [240, 320]})
+    assert few.iterations == 1500 > 4 * plain.iterations
+
+
 @pytest.mark.parametrize("name", ["bccd_voc", "bmw_dolly_yolo", "coco_open", "nuclei_coco"])
 def test_real_folders_are_taken(real_data: Path, here: Path, name: str):
     """`tests/test_first_day.py` trains with them."""

@@ -249,6 +249,17 @@ class _Job:
             for form in sorted(self.save) if self.images else ():
                 write = WRITERS[form]
                 written.append((form, write(self.output, self.kept, self.model.classes, self.model.keypoint_names)))
+        if self.images or not self.failures:
+            self._say(written)
+        if self.failures:
+            shown = "\n".join(f"  {failure}" for failure in self.failures[:_SHOWN])
+            more = f"\n  and {len(self.failures) - _SHOWN} more" if len(self.failures) > _SHOWN else ""
+            done = "; all others are done" if self.images else ""
+            total = self.images + len(self.failures)
+            raise DataError(f"{len(self.failures)} of {_counted(total, 'image')} cannot be read{done}:\n{shown}{more}")
+
+    def _say(self, written: Sequence[tuple[str, Path]]) -> None:
+        """What was found, and where it was written."""
         count = sum(self.counts.values())
         rate = f"{self.images / self.seconds:.1f} images/s" if self.seconds and self.images else ""
         least = f"{self.model.threshold(self.score):.3g}"
@@ -265,12 +276,6 @@ class _Job:
         width = max((len(what) for what, _ in written), default=0)
         for what, path in written:
             click.echo(f"  {what:<{width}}  {relative(path)}")
-        if self.failures:
-            shown = "\n".join(f"  {failure}" for failure in self.failures[:_SHOWN])
-            more = f"\n  and {len(self.failures) - _SHOWN} more" if len(self.failures) > _SHOWN else ""
-            done = "; all others are done" if self.images else ""
-            total = self.images + len(self.failures)
-            raise DataError(f"{len(self.failures)} of {_counted(total, 'image')} cannot be read{done}:\n{shown}{more}")
 
 
 def _counted(count: int, what: str) -> str:

@@ -81,7 +81,8 @@ def _expanded(text: str) -> Iterator[tuple[str, str]]:
         return
     near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near) if near else ""
-    raise UserError(f"{relative(path)}: there is no such image, folder or video{hint if '?' in hint else ''}")
+    hint = f"; a camera is camera:{text}" if text.isdecimal() else hint if "?" in hint else ""
+    raise UserError(f"{relative(path)}: there is no such image, folder or video{hint}")
 
 
 def _known(path: Path) -> bool:

@@ -295,6 +295,12 @@ class _Started:
             f"{choice.batch_size}"
         )
         click.echo(_wrapped(text))
+        if choice.few:
+            text = (
+                "few boxes of each class: random weights learn little of them, so expect an AP near 0; `weights: DEFAULT` "
+                "begins with those of ImageNet"
+            )
+            click.echo(_wrapped(text))
         if choice.smallest < 6:
             text = (
                 f"10% of the boxes are smaller than {choice.smallest:.0f} pixels then; tiles or larger images find them"

@@ -12,6 +12,8 @@ from detkernel.config.dump import inline
 from detkernel_data.starting.parts import Survey
 
 WIDTH = 100
+_FEW = 30
+"""Boxes a class: of 11, a training of minutes learns next to nothing."""
 NEEDED = (
     *("fcos", "mobilenet_v3", "fpn", "towers", "adamw", "one_cycle", "ema", "coco_map", "checkpoint", "log"),
     *("draw_predictions", "report", "device", "signals", "check_invalid_loss", "check_classes"),
@@ -64,6 +66,8 @@ class Choice:
     """Blocks of MobileNetV3 whose maps are used: strides 8, 16 and perhaps 32."""
     smallest: float
     """The side of a small object (a tenth of them is smaller), in pixels of the resized image."""
+    few: bool = False
+    """Whether there are so few boxes of each class that hardly anything is learnt from random weights."""
 
 
 def choose(data: Survey, machine: Machine) -> Choice:
@@ -71,7 +75,10 @@ def choose(data: Survey, machine: Machine) -> Choice:
     longest = np.median(data.sizes.max(1))
     # objects of 10 pixels are seen by maps of stride 8, smaller ones hardly: rather larger images than such
     small = float(np.quantile(data.scale, 0.1)) if len(data.scale) else 0.1
-    long = int(np.clip(10 / max(small, 1e-6), machine.longest, 1.6 * machine.longest))
+    seen = len(np.unique(np.concatenate(data.labels))) if data.labels else 0
+    few = 0 < len(data.scale) < _FEW * seen
+    largest = 1.0 if few else 1.6  # what is hard to learn wants iterations more than it wants pixels
+    long = int(np.clip(10 / max(small, 1e-6), machine.longest, largest * machine.longest))
     long = max(128, int(min(long, max(longest, 128))) // 32 * 32)
     aspect = data.sizes[:, 1] / data.sizes[:, 0]
     low, high = np.quantile(aspect, [0.02, 0.98])
@@ -83,14 +90,14 @@ def choose(data: Survey, machine: Machine) -> Choice:
         resize = {"short": _rounded(long * 0.75), "long": long}
     images = len(data.ids)
     batch = min(16 if machine.gpu else 4, images)
-    wanted = machine.images * (machine.longest / long) ** 2
+    wanted = machine.images * (machine.longest / long) ** 2 * (2 if few else 1)
     iterations = int(np.clip(wanted / batch, 300, 20_000)) // 30 * 30
     length = -(-images // batch)
     epochs = round(iterations / length / 3) * 3  # validated after each third
     told = epochs if length >= 10 and epochs >= 3 else None
     large = float(np.quantile(data.scale, 0.9)) * long if len(data.scale) else 0.0
     layers = [6, 12, 15] if large > 192 else [6, 12]
-    return Choice(resize, batch, told * length if told else iterations, told, layers, small * long)
+    return Choice(resize, batch, told * length if told else iterations, told, layers, small * long, few)
 
 
 def _rounded(side: float) -> int:
