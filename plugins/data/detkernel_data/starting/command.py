@@ -297,8 +297,8 @@ class _Started:
         click.echo(_wrapped(text))
         if choice.few:
             text = (
-                "few boxes of each class: random weights learn little of them, so expect an AP near 0; `weights: DEFAULT` "
-                "begins with those of ImageNet"
+                "few boxes of each class: random weights learn little of them, so expect an AP near 0; "
+                "`weights: DEFAULT` begins with those of ImageNet"
             )
             click.echo(_wrapped(text))
         if choice.smallest < 6:
