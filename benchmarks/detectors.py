@@ -65,8 +65,12 @@ class Family(NamedTuple):
     classes: int = 80
 
 
+FPN = "neck: {use: fpn, extra_from: output, extra_relu: true}"
+"""The coarse levels of torchvision's RetinaNet are made from the 256 channels of P5; ours by
+default, as MMDetection's, from the 2,048 of C5."""
+
 FAMILIES = {
-    "retinanet": Family(f"{{use: retinanet, {R50}}}", "retinanet_resnet50_fpn"),
+    "retinanet": Family(f"{{use: retinanet, {R50}, {FPN}}}", "retinanet_resnet50_fpn"),
     "fcos": Family(f"{{use: fcos, {R50}}}", "fcos_resnet50_fpn"),
     "atss": Family(f"{{use: atss, {R50}}}", "fcos_resnet50_fpn"),
     "gfl": Family(f"{{use: gfl, {R50}}}", "fcos_resnet50_fpn"),
@@ -81,7 +85,7 @@ FAMILIES = {
     "dfine": Family("{use: dfine}", "transformers:DFine", optimizer=ADAMW),
     "mlperf": Family(
         "{use: retinanet, backbone: {use: resnet, depth: 50, groups: 32, width_per_group: 4, "
-        "norm: frozen, trainable_layers: 3}}",
+        f"norm: frozen, trainable_layers: 3}}, {FPN}}}",
         "retinanet_resnext50_fpn",
         classes=264,
     ),
