@@ -112,7 +112,7 @@ class Block(nn.Module):
         found = self.relu(self.bn1(self.conv1(x)))
         found = self.se(self.relu(self.bn2(self.conv2(found))))
         found = self.bn3(self.conv3(found))
-        found = found + (x if self.downsample is None else self.downsample(x))
+        found += x if self.downsample is None else self.downsample(x)
         result: Tensor = self.relu(found)
         return result
 

@@ -47,7 +47,7 @@ class Block(nn.Module):
             given = part if self.first or not found else found[-1] + part
             found.append(self.relu(bn(conv(given))))
         joined = self.bn3(self.conv3(torch.cat([*found, self.pool(last)], 1)))
-        joined = joined + (x if self.downsample is None else self.downsample(x))
+        joined += x if self.downsample is None else self.downsample(x)
         result: Tensor = self.relu(joined)
         return result
 

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found = self.relu(self.bn1(self.conv1(x)))
         found = self.bn2(self.conv2(found))
-        found = found + (x if self.downsample is None else self.downsample(x))
+        found += x if self.downsample is None else self.downsample(x)
         result: Tensor = self.relu(found)
         return result
 
@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
         found = self.relu(self.bn1(self.conv1(x)))
         found = self.relu(self.bn2(self.conv2(found)))
         found = self.bn3(self.conv3(found))
-        found = found + (x if self.downsample is None else self.downsample(x))
+        found += x if self.downsample is None else self.downsample(x)
         result: Tensor = self.relu(found)
         return result
 
