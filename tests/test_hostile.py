@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,16 @@ def _outcome(content: Content, folder: Path) -> None:
         resume(content, folder)
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Nothing is logged, until the test is over."""
+    log = logging.getLogger("detkernel")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(level)
+
+
 @settings(
     max_examples=int(os.environ.get("DETKERNEL_FUZZ", "40")),
     derandomize="DETKERNEL_FUZZ" not in os.environ,
@@ -188,8 +198,9 @@ def _outcome(content: Content, folder: Path) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
-def test_any_value_anywhere(valid: Content, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    logging.getLogger("detkernel").setLevel(logging.CRITICAL)
+def test_any_value_anywhere(
+    valid: Content, quiet: None, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     content = copy.deepcopy(valid)
     for _ in range(data.draw(st.integers(1, 2))):
         *way, last = data.draw(st.sampled_from(places(content)))
