@@ -365,9 +365,11 @@ def wrong(part: object, name: str, message: str) -> ConfigError:
     """The error to raise for an option found wrong late (against the data, say): it points to where it was written.
 
     raise wrong(self, "milestones", f"expected milestones within {run.max_epochs} epochs, got {last}")
+
+    `name` "": the part itself.
     """
     origin = getattr(part, "__detkernel_origin__", None)
     if origin is None:
         return ConfigError([Problem(Where(type(part).__qualname__), name, message)])
     where = origin.places.get(name) or origin.places[""]
-    return ConfigError([Problem(where, f"{origin.path}.{name}" if origin.path else name, message)])
+    return ConfigError([Problem(where, ".".join(filter(None, (origin.path, name))), message)])

@@ -48,11 +48,15 @@ class Log:
 
     @hookimpl(tryfirst=True)
     def setup(self, run: Run) -> None:
-        """Before all others, so that no message of theirs is lost."""
+        """Before all others, so that no message of theirs is lost. A prediction logs nothing, and opens no sink."""
         from detkernel_logging.forward import Forward
         from detkernel_logging.meter import Meter
 
         self._meter = Meter()
+        if run.mode == "predict":
+            return
+        for sink in self.sinks:
+            sink.check()
         name = next((name for name, part in run.bus.plugins.items() if part is self), "log")
         self._forward = Forward(run, self.sinks, f"{name}.sinks")
 
@@ -60,7 +64,7 @@ class Log:
     def before_run(self, run: Run) -> Generator[None, None, None]:
         """Behind all others: by then a resume was applied."""
         yield
-        if run.checking:
+        if run.checking or self._forward is None:
             return
         if run.mode == "train":
             self._epoch_length, self._max_iters = run.epoch_length, run.max_iters

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
-from detkernel import Mode, Part, Run
+from detkernel import Mode, Part, Run, wrong
 
 if TYPE_CHECKING:
     from detkernel_logging.progress import Progress
@@ -46,11 +47,15 @@ class Entry:
 class Sink(Part, ABC):
     """A place that the log goes to.
 
-    Only the first process has its sinks called. An `OSError` that one raises is reported once, and the run goes on.
+    Only the first process has its sinks started and written to; a prediction has none. An `OSError` that one raises is
+    reported once, and the run goes on.
     """
 
     writes_files: ClassVar[bool] = True
     """Whether something would be left behind: `detkernel check` does without such a sink."""
+
+    def check(self) -> None:
+        """Raise `UserError` where something is missing, such as a package; called before anything is set up."""
 
     def start(self, run: Run, progress: Progress) -> None:
         """The run begins, at `run.iter`: a resume was applied. Entries may have come before."""
@@ -61,3 +66,10 @@ class Sink(Part, ABC):
 
     def stop(self) -> None:
         """The run has ended, well or not, perhaps before it began: leave nothing open."""
+
+
+def needed(sink: Sink, package: str, install: str) -> None:
+    """Raise `UserError`, with the sink's place in the config, where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        message = f"{package} is not installed: `pip install {install}`, or leave this sink out"
+        raise wrong(sink, "", message)

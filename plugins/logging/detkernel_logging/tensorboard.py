@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import time
@@ -16,7 +15,7 @@ from detkernel.errors import printable
 from detkernel.files import refuse_links
 
 from detkernel_logging.files import append
-from detkernel_logging.sink import Entry, Sink
+from detkernel_logging.sink import Entry, Sink, needed
 
 if TYPE_CHECKING:
     from detkernel_logging.progress import Progress
@@ -34,9 +33,8 @@ class TensorBoard(Sink):
     _head: bytes = state(default=b"")
     """What the file begins with."""
 
-    def __attrs_post_init__(self) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ValueError("tensorboard is not installed: `pip install tensorboard`, or leave this sink out")
+    def check(self) -> None:
+        needed(self, "tensorboard", "tensorboard")
 
     def start(self, run: Run, progress: Progress) -> None:
         """What a killed run wrote beyond the position that this one resumes is hidden, by a start at the next step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from detkernel import Run, UserError, option, plugin, state
 from detkernel.errors import printable, relative
 from detkernel.files import read_regular, refuse_links, write_atomic
 
-from detkernel_logging.sink import Entry, Sink
+from detkernel_logging.sink import Entry, Sink, needed
 
 if TYPE_CHECKING:
     from detkernel_logging.progress import Progress
@@ -72,7 +71,7 @@ class Tracker(Sink):
                 if inside and path.is_file():
                     yield path.relative_to(self._run.work_dir).as_posix(), path
 
-    def _check_files(self) -> None:
+    def __attrs_post_init__(self) -> None:
         for pattern in self.files:
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts or not pattern:
                 raise ValueError(f"files: expected names in the work dir, such as checkpoints/best.pt, got '{pattern}'")
@@ -104,10 +103,8 @@ class Wandb(Tracker):
 
     _theirs: Any = state(default=None)
 
-    def __attrs_post_init__(self) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError("wandb is not installed: `pip install 'detkernel-logging[wandb]'`, or leave this sink out")
-        self._check_files()
+    def check(self) -> None:
+        needed(self, "wandb", "'detkernel-logging[wandb]'")
 
     def start(self, run: Run, progress: Progress) -> None:
         import wandb
@@ -186,12 +183,8 @@ class Mlflow(Tracker):
     _client: Any = state(default=None)
     _id: str = state(default="")
 
-    def __attrs_post_init__(self) -> None:
-        if importlib.util.find_spec("mlflow") is None:
-            raise ValueError(
-                "mlflow is not installed: `pip install 'detkernel-logging[mlflow]'`, or leave this sink out"
-            )
-        self._check_files()
+    def check(self) -> None:
+        needed(self, "mlflow", "'detkernel-logging[mlflow]'")
 
     def start(self, run: Run, progress: Progress) -> None:
         from mlflow.exceptions import MlflowException

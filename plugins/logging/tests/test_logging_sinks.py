@@ -122,8 +122,10 @@ def test_a_config_names_sinks(tmp_path: Path):
 
 def test_a_missing_tensorboard_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
+    log = load(str(write_config(tmp_path, "{sinks: [tensorboard]}")), []).plugins["log"]
     with pytest.raises(ConfigError, match=r"log.sinks.0: tensorboard is not installed: `pip install tensorboard`, or"):
-        load(str(write_config(tmp_path, "{sinks: [tensorboard]}")), [])
+        tiny_run({"log": log}, work_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,11 +62,17 @@ def trained(sink: Any, folder: Path, *, resumed_at: int = 0, fails: bool = False
 
 
 @pytest.mark.parametrize(("cls", "name"), [(Wandb, "wandb"), (Mlflow, "mlflow")])
-def test_a_package_that_is_missing_is_said_before_anything_runs(cls: Any, name: str, monkeypatch: Any) -> None:
+def test_a_package_that_is_missing_is_said_before_anything_runs_and_no_prediction_needs_it(
+    cls: Any, name: str, monkeypatch: Any, tmp_path: Path
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None)
     message = rf"{name} is not installed: `pip install 'detkernel-logging\[{name}\]'`, or leave this sink out"
-    with pytest.raises(ValueError, match=message):
-        cls()
+    log = Log(sinks=[cls()])
+    with pytest.raises(UserError, match=message):
+        tiny_run({"log": log}, work_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    log.setup(SimpleNamespace(mode="predict"))  # a prediction logs nothing, and needs neither
+    log.after_run(SimpleNamespace(mode="predict"))
 
 
 @pytest.mark.parametrize("pattern", ["/etc/passwd", "../other/*", ""])
