@@ -23,7 +23,7 @@ from detkernel_report.run_folder import RunFolder
 WORTH = 0.005
 """Half a point of AP: less is not mentioned."""
 SMALL = 32.0
-"""Pixels of an object's side, as the network sees it, below which detectors have a hard time."""
+"""Pixels of an object's side, as the network sees it, below which detectors have a hard time: COCO's small objects."""
 FEW = 100
 """Objects of a class to train on that are few."""
 
@@ -281,11 +281,31 @@ def _classes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:
     mine = objects[names[worst]]
     if type(mine) is not int or not many or others - values[worst] < 0.05:
         return
-    if mine < FEW or mine < 0.2 * float(np.median(many)):
-        yield Advice(
-            f"Too little of {names[worst]}",
-            f"its AP is {values[worst]:.3f}, that of the other classes {others:.3f} on average; it has {mine} objects "
-            f"to train on, the others {np.median(many):.0f} (median)",
-            "Add images of it; until then, show it more often with `data.sampler: {use: class_balanced}`",
-            (others - float(values[worst])) / len(known),
-        )  # fmt: skip
+    few = mine < FEW or mine < 0.2 * float(np.median(many))
+    side, rest = (_median_side(analysis, worst, same) for same in (True, False))
+    small = side < SMALL and side < 0.7 * rest
+    title, evidence, action = (
+        "",
+        [f"its AP is {values[worst]:.3f}, that of the other classes {others:.3f} on average"],
+        [],
+    )
+    if few:
+        title = f"Too little of {names[worst]}" + small * ", which is small"
+        evidence.append(f"it has {mine} objects to train on, the others {np.median(many):.0f} (median)")
+        action.append("Add images of it; until then, show it more often with `data.sampler: {use: class_balanced}`")
+    if small:
+        title = title or f"{names[worst]} is small"
+        evidence.append(
+            f"the median side of its objects is {side:.0f} pixels where the network sees them, of the others "
+            f"{rest:.0f} (images are scaled by {analysis.results.scale:.2g})"
+        )
+        action.append("Train and validate on larger images (`resize` in data.train_transforms and val_transforms)")
+    if action:
+        gain = (others - float(values[worst])) / len(known)
+        yield Advice(title, "; ".join(evidence), ". ".join(reversed(action)), gain)
+
+
+def _median_side(analysis: Analysis, label: int, same: bool) -> float:
+    """Pixels where the network sees them: the root of the median area of a class's objects, or of the others'."""
+    areas = np.concatenate([image.area[(image.labels == label) == same] for image in analysis.results.images])
+    return float(np.median(areas) ** 0.5 * analysis.results.scale) if len(areas) else math.nan

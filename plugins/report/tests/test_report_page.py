@@ -491,6 +491,16 @@ def test_a_class_with_few_objects_is_named(tmp_path):
     assert one.gain == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("count", "title"), [(20, "Too little of dog, which is small"), (800, "dog is small")])
+def test_a_class_of_small_objects_is_named(tmp_path, count, title):
+    data = {"split": "train", "classes": {"cat": [900, 90], "dog": [count, 9]}}
+    found = advised(tmp_path, image(0, [BOX, TINY], [0, 1], [*GOOD, (0, 200, 9, 230, 0.4, 1)]), data=data)
+    one = next(one for one in found if one.title == title)
+    assert "the median side of its objects is 12 pixels where the network sees them, of the others 50" in one.evidence
+    assert one.action.startswith("Train and validate on larger images")
+    assert ("Add images of it" in one.action) == (count == 20)
+
+
 def test_runs_are_compared_by_config_curves_and_classes(work_dir, tmp_path):
     other = copy(work_dir, tmp_path)
     for folder, lr in ((work_dir, 0.1), (other, 0.2)):
