@@ -76,8 +76,10 @@ def measure(root: Path) -> None:
     from detkernel_data.loading.build import build_batches
     from detkernel_data.loading.loader import Loader
     from detkernel_data.transforms.standard import Resize
+    from detkernel_runtime import settings
+    from detkernel_runtime.device import Device
 
-    torch.set_num_threads(1)
+    settings.apply(Device(device="cpu", threads=1), torch.device("cpu"))  # as in a run, before the data are read
     gc.collect()
     start, cpu = time.perf_counter(), time.process_time()
     data = Coco(annotation_file=root / "annotations.json", image_folder=root / "images")
