@@ -21,6 +21,9 @@ _APART = re.compile(
 """What has links of its own, or none: of a table of options, types and defaults."""
 _CODE = re.compile(r"<code>([^<]+)</code>")
 _BLOCK = re.compile(r"(<pre.*?</pre>)", re.DOTALL)
+_HEADING = re.compile(r"<h[1-6]\b.*?</h[1-6]>", re.DOTALL)
+_JOINT = re.compile(r"[._](?=\w)(?![^<]*>)")
+"""Within a name, and not within a tag."""
 _NAME = re.compile(r"\b[A-Z]\w*(?:-[A-Z0-9][\w.]*\b)+")
 _TOKEN = re.compile(r"(?<!\S)(?=\S*-)[^\s&]{3,32}(?!\S)")
 """What has a hyphen: names in sentences, and words of code that a phone has room for."""
@@ -75,7 +78,12 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 
     pieces = _APART.split(_TABLE.sub(_labelled, html))
     pieces[::2] = [_CODE.sub(linked, piece) for piece in pieces[::2]]
-    return "".join(_whole("".join(pieces)))
+    return _HEADING.sub(_breakable, "".join(_whole("".join(pieces))))
+
+
+def _breakable(heading: re.Match[str]) -> str:
+    """A heading, whose names a phone breaks behind a dot or an underscore, and not inside a word."""
+    return _JOINT.sub(r"\g<0><wbr>", heading[0])
 
 
 def _whole(html: str) -> Iterator[str]:
