@@ -79,7 +79,7 @@ def chart(
         view=f"{view.x0!r} {view.x1!r} {view.y0!r} {view.y1!r}", title=title,
         said=_said(title, series, x), name=Markup(name), width=WIDTH, height=HEIGHT, left=LEFT,
         top=TOP, inner=WIDTH - LEFT - RIGHT, high=HEIGHT - TOP - BOTTOM, axes=joined(_axes(view)), lines=lines,
-        middle=(LEFT + WIDTH - RIGHT) / 2, low=HEIGHT - 6, x=x, y=y, legend=_legend(series, last),
+        middle=(LEFT + WIDTH - RIGHT) / 2, low=HEIGHT - 6, x=x, y=y, legend=_legend(title, series, last),
         values=details("Values as a table", _values(title, series, x)),
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ def _thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
     return list(points) if step <= 1 else [*points[:-1:step], points[-1]]
 
 
-def _legend(series: Sequence[Series], last: bool) -> Markup:
+def _legend(title: str, series: Sequence[Series], last: bool) -> Markup:
     rows = joined(
         html(
             '<li><label><input type="checkbox" data-line="{}"{}><svg class="swatch {}" viewBox="0 0 22 8" '
@@ -166,7 +166,7 @@ def _legend(series: Sequence[Series], last: bool) -> Markup:
         )
         for at, one in enumerate(series)
     )  # fmt: skip
-    return html('<ul class="legend">{}</ul>', rows)
+    return html('<ul class="legend" aria-label="Lines of {}">{}</ul>', title, rows)
 
 
 def _last(one: Series) -> float:

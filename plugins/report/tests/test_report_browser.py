@@ -84,6 +84,13 @@ SORT = """(() => {
   return [head.getAttribute("aria-sort"), values.map((text) => text === "–" ? -1 : Number(text))];
 })()"""
 
+CONTROLS = """(() => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  const all = document.querySelectorAll("button, input, select, textarea, summary, a[href]");
+  return [...all].filter((one) => one.checkVisibility()).length;
+})()"""
+CONTROL_ROLES = ("button", "checkbox", "combobox", "textbox", "DisclosureTriangle", "link")
+
 
 def test_nothing_is_wider_than_the_screen_and_nothing_fails(browser, page):
     for width, dark in ((1280, False), (390, True)):
@@ -152,6 +159,9 @@ def test_a_screen_reader_is_told_headings_tables_charts_and_images(browser, page
     assert all(names)
     assert any(name.startswith("Losses: loss from 100") for name in names)
     assert any(name.startswith("Annotated:") for name in names)
+    count = browser.run(CONTROLS)  # also of what is folded at first
+    named = [role for role, name in browser.tree() if role in CONTROL_ROLES and name]
+    assert len(named) == count > 20
 
 
 def test_without_scripts_everything_is_there(browser, page):
