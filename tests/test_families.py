@@ -43,7 +43,7 @@ def test_every_family_has_a_page_with_its_recipes_and_their_published_ap(made: A
 def test_a_page_tells_paper_parts_options_and_weights(pages: dict[str, str]):
     page = pages["families/retinanet.md"]
     assert "<https://arxiv.org/abs/1708.02002>" in page
-    assert "| `detkernel run detkernel_configs:coco_retinanet_r50_1x.yaml` | 36.5 |  | MMDetection |" in page
+    assert "| `detkernel run detkernel_configs:coco_retinanet_r50_1x.yaml` | 36.5 | MMDetection |" in page
     [assigner] = [line for line in page.splitlines() if line.startswith("| `assigner` |")]
     assert "| `max_iou_assigner` |" in assigner
     assert "`atss_assigner`" in assigner.split("|")[-2]
