@@ -37,8 +37,7 @@ class Writer:
         step_back: bool = True,
     ) -> None:
         self._folder, self._keep, self._log, self._infinite = folder, keep, log, infinite
-        first = _step_back if step_back else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint", initializer=first)
+        self._first = _step_back if step_back else None
         self._snapshot = Snapshot()
         self._pending: Future[None] | None = None
         self._entry: Entry | None = None
@@ -64,7 +63,11 @@ class Writer:
         if self._held is not None:
             self._entry, payload = self._held
             self._held = None
-            self._pending = self._thread.submit(self._write, self._entry, payload)
+            # A thread for each: while one that has called torch lives, so do its OpenMP threads, and with more of those
+            # than cores OpenMP lets all of them sleep between operations: training on two cores took twice as long.
+            thread = ThreadPoolExecutor(1, thread_name_prefix="detkernel-checkpoint", initializer=self._first)
+            self._pending = thread.submit(self._write, self._entry, payload)
+            thread.shutdown(wait=False)
 
     def collect(self, wait: bool = False, then: str | None = "training goes on") -> None:
         """See what became of the checkpoint that is being written, if it is done or the caller waits.
@@ -90,7 +93,6 @@ class Writer:
     def close(self) -> None:
         """Finish what is being written; what came of it is `failure` and `safe`."""
         self.collect(wait=True, then=None)
-        self._thread.shutdown()
 
     def safety(self) -> str:
         safe = self.safe
