@@ -66,8 +66,8 @@ class Family(NamedTuple):
 
 
 FPN = "neck: {use: fpn, extra_from: output, extra_relu: true}"
-"""The coarse levels of torchvision's RetinaNet are made from the 256 channels of P5; ours by
-default, as MMDetection's, from the 2,048 of C5."""
+"""The coarse levels of torchvision's RetinaNet are made from the 256 channels of P5; by default ours are made from the
+2,048 of C5, as MMDetection's."""
 
 FAMILIES = {
     "retinanet": Family(f"{{use: retinanet, {R50}, {FPN}}}", "retinanet_resnet50_fpn"),

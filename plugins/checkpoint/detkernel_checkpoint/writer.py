@@ -22,7 +22,8 @@ _NICE = 10
 
 
 class Writer:
-    """One background thread. A failure to write stops nothing: it is logged, and what is safe stays safe.
+    """A thread for each checkpoint, behind training. A failure to write stops nothing: it is logged, and what is safe
+    stays safe.
 
     A state that is not finite is never written: it would take the place of one that is.
     """

@@ -203,6 +203,27 @@ def test_writing_steps_back_for_training(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
+def test_no_thread_that_writes_outlives_what_it_writes(tmp_path: Path):
+    """Its OpenMP threads would live as long, and slow those of training down."""
+    seen: list[bool] = []
+
+    @plugin
+    class Look:
+        """Sees what threads there are behind a save."""
+
+        @hookimpl(trylast=True)
+        def after_train_iter(self, run: Run) -> None:
+            run.bus["checkpoint"]._writer.collect(wait=True)
+            for thread in threading.enumerate():
+                if thread.name.startswith("detkernel-checkpoint"):
+                    thread.join(timeout=2)
+                    seen.append(thread.is_alive())
+
+    tiny_run({"checkpoint": Checkpoint(every="1 iters"), "look": Look()}, until="3 iters", work_dir=tmp_path)
+    assert not any(seen)
+    assert len(names(tmp_path)) == 3
+
+
 def test_a_snapshot_does_not_follow_the_state(tmp_path: Path):
     weight, snapshot = torch.ones(3), Snapshot()
     tree = {"a": weight, "b": [weight, (np.float64(0.5), {2: None})], "c": weight[:2]}
@@ -347,7 +368,8 @@ def test_a_best_that_cannot_be_saved_is_told_though_the_end_is(
 
         @hookimpl(tryfirst=True)
         def after_run(self, run: Run) -> None:
-            run.bus["checkpoint"]._writer._thread.submit(lambda: None).result()  # the best is out, or is not
+            if pending := run.bus["checkpoint"]._writer._pending:
+                pending.exception()  # the best is out, or is not
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     checkpoint = Checkpoint(every=None, best="coco/bbox_mAP", asynchronous=asynchronous)
