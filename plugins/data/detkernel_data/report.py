@@ -74,10 +74,10 @@ def first(items: Sequence[str]) -> list[str]:
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 box`, `2 boxes`."""
+    """`1 box`, `2,000 boxes`."""
     if number == 1:
         return f"1 {thing}"
-    return f"{number} {thing}{'es' if thing.endswith(('x', 's')) else 's'}"
+    return f"{number:,} {thing}{'es' if thing.endswith(('x', 's', 'ch')) else 's'}"
 
 
 def tally(counts: Iterable[tuple[str, int]]) -> str:

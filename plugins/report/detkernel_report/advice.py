@@ -284,11 +284,8 @@ def _classes(run: RunFolder, analysis: Analysis) -> Iterator[Advice]:
     few = mine < FEW or mine < 0.2 * float(np.median(many))
     side, rest = (_median_side(analysis, worst, same) for same in (True, False))
     small = side < SMALL and side < 0.7 * rest
-    title, evidence, action = (
-        "",
-        [f"its AP is {values[worst]:.3f}, that of the other classes {others:.3f} on average"],
-        [],
-    )
+    title, action = "", []
+    evidence = [f"its AP is {values[worst]:.3f}, that of the other classes {others:.3f} on average"]
     if few:
         title = f"Too little of {names[worst]}" + small * ", which is small"
         evidence.append(f"it has {mine} objects to train on, the others {np.median(many):.0f} (median)")

@@ -27,11 +27,10 @@ def lines(
     found = {}
     for mode, loader in loaders.items():
         images, _, boxes, empty = counts[mode]
-        steps = f"{len(loader):,} {'iteration' if trained(mode) else 'batch'}"
-        many = "" if len(loader) == 1 else "s" if trained(mode) else "es"
+        steps = f"{counted(len(loader), 'iteration')} an epoch" if trained(mode) else counted(len(loader), "batch")
         found[mode] = (
             f"{counted(images, 'image')}{', all decoded' if decoded else ''}, {counted(int(boxes.sum()), 'box')}, "
-            f"{counted(empty, 'image')} without a box, {steps}{many}{' an epoch' if trained(mode) else ''}"
+            f"{counted(empty, 'image')} without a box, {steps}"
         )
     for mode, loader in loaders.items():
         found[f"{mode} batch shapes"] = describe(known_shapes(loader))
