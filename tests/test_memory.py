@@ -13,7 +13,7 @@ ITERATIONS = int(os.environ.get("DETKERNEL_LONG", "500"))
 BLOCKS, BYTES = 0.5, 100
 """An iteration may keep on average: Python's blocks (an object is at least one), and malloc's bytes."""
 SCRIPT = """
-import ctypes, gc, sys
+import ctypes, gc, sys, threading
 from pathlib import Path
 from detkernel import Span, hookimpl, plugin, state
 from detkernel_detection.testing import TinyDataset, tiny_run
@@ -52,6 +52,10 @@ class Memory:
         elif part == 2:
             libc.malloc(SIZE)
         if run.iter > WARM and run.iter % 100 == 60:  # between two checkpoints
+            run.bus["checkpoint"]._writer.collect(wait=True)  # on a busy machine it is still being written
+            for thread in threading.enumerate():
+                if thread.name.startswith("detkernel-checkpoint"):
+                    thread.join()
             gc.collect()
             heap = libc.mallinfo2()
             print("memory", part, run.iter, sys.getallocatedblocks(), heap.uordblks + heap.hblkhd, flush=True)
