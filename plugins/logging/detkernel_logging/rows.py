@@ -84,14 +84,15 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     parts = {name: _parts(name) for name in names}
-    evaluators = {tuple(found[-2:-1]) for found in parts.values()}
+    bare = {found[-1] for found in parts.values() if len(found) == 1}  # of no evaluator, such as `score_threshold`
+    evaluators = {found[-2] for found in parts.values() if found[-1] not in bare}
     tasks = {task for name in names if (task := parts[name][-1].partition("_")[0]) in _TASKS}
     short = {}
     for name, found in parts.items():
         task, _, rest = found[-1].partition("_")
         last = rest if task in _TASKS and rest else found[-1]
         last = re.sub(r"^mAP_(\w+)$", r"AP\1", last)
-        words = found[:-2] if len(evaluators) == 1 else found[:-1]
+        words = found[:-2] if len(evaluators) == 1 and found[-1] not in bare else found[:-1]
         words += [_TASKS[task]] if task in _TASKS and rest and len(tasks) > 1 else []
         short[name] = printable(" ".join([*words, last]))
     return short if len(set(short.values())) == len(names) else {name: printable(name) for name in names}

@@ -265,7 +265,11 @@ def test_the_bar_says_iterations_a_second_and_the_time_left():
         (["coco/bbox_mAP", "coco/bbox_AP/red cell", "coco/bbox_AP/a/b"], ["mAP", "AP red cell", "AP a/b"]),
         (["voc/mAP", "night/voc/AP/dog"], ["mAP", "night AP dog"]),
         (["coco/mAP", "mine/mAP"], ["coco mAP", "mine mAP"]),
-        (["mine/found", "alone"], ["mine found", "alone"]),
+        (["mine/found", "alone"], ["found", "alone"]),
+        (
+            ["coco/bbox_mAP", "score_threshold", "night/coco/bbox_mAP", "night/score_threshold"],
+            ["mAP", "score_threshold", "night mAP", "night score_threshold"],
+        ),
         (["a/bbox_mAP_50", "a/AP50"], ["a/bbox_mAP_50", "a/AP50"]),
     ],
 )
