@@ -22,10 +22,10 @@ def take(theirs: Path, mine: Path) -> None:
                 inner.clear()  # nothing in it was ever imported
         elif place.parent.is_dir():
             place.mkdir(exist_ok=True)
-            for file in {*files} - {*os.listdir(place)}:
-                if file.endswith(f".{sys.implementation.cache_tag}.pyc"):
+            for file in files:
+                if file.endswith(f".{sys.implementation.cache_tag}.pyc") and not (place / file).exists():
                     with contextlib.suppress(OSError):  # a file system without links, or somebody was faster
-                        os.link(Path(folder) / file, place / file)
+                        (place / file).hardlink_to(Path(folder) / file)
 
 
 if __name__ == "__main__":
