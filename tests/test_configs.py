@@ -41,7 +41,11 @@ def test_the_schema_is_that_of_the_standard_plugins() -> None:
     assert kept == made, "run `detkernel schema -o configs/schema.json` with the standard plugins installed"
 
 
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(json.loads((CONFIGS / "schema.json").read_text()))
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_the_schema_takes_it(path: Path) -> None:
-    schema = json.loads((CONFIGS / "schema.json").read_text())
-    jsonschema.validate(read_text(path.read_text(), path.name).plain(), schema)
+def test_the_schema_takes_it(path: Path, schema: jsonschema.Draft7Validator) -> None:
+    schema.validate(read_text(path.read_text(), path.name).plain())
