@@ -367,6 +367,30 @@ def test_an_image_without_objects_gives_a_gradient(model: Any):
         model.zero_grad()
 
 
+@pytest.mark.parametrize("name", ["retinanet", "atss", "gfl"])
+def test_an_image_without_objects_counts_as_one_positive(name: str):
+    """In what the losses of classes are divided by, as in MMDetection."""
+    model, batch = of_family(name), batch_of(TWO, [])
+    maps = model.forward_outputs(model.normalize(batch.images, batch.image_sizes), batch.image_sizes)
+    priors = model.family.priors(maps, batch.image_sizes)
+    count = int(model.family.assigner.assign(priors, batch.targets).positive.sum())
+    one, other, both = (losses_of(model, each)["loss_cls"] for each in (batch.keep([0]), batch.keep([1]), batch))
+    assert count > 1
+    assert both == pytest.approx((one * count + other) / (count + 1))
+
+
+def test_what_an_assigner_gives_an_object_is_a_proposal_and_not_the_object():
+    """The best of an object is its own with Mask R-CNN's assigner, even where it overlaps another object more."""
+    one, other, best = [0.0, 0, 20, 10], [0.0, 0, 12, 10], [0.0, 0, 15, 10]  # IoU .75 and .8
+    targets = batch_of([other, one]).targets
+    proposals, valid = torch.tensor([[best, [40.0, 40, 60, 60]]]), torch.ones(1, 2, dtype=torch.bool)
+    for family, owner in ((MaskRcnn(**EVERY), one), (FasterRcnn(**EVERY), other)):
+        found = family.draw(family.assigner, proposals, valid, targets, 3)
+        own = (found.boxes == torch.tensor(best)).all(-1)
+        assert found.wanted[own].tolist() == [owner]
+        assert found.boxes[found.given].tolist() == found.wanted[found.given].tolist() == [other, one]
+
+
 def with_own_statistics(model: Any) -> None:
     """Batch norm by its running statistics, so that images do not depend on what else is in the batch."""
     for module in model.modules():

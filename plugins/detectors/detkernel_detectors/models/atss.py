@@ -75,7 +75,7 @@ class Atss(AnchorDetector):
 
         logit = maps.flat("centreness", 1)[..., 0]
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(logit, central, reduction="none")
-        count = shared_count(matches.positive)
+        count = shared_count(matches.positive.sum(1).clamp(min=1))  # of each image one at least
         return {
             "loss_cls": averaged(self.class_loss(logits, labels), matches.positive | matches.negative, count),
             "loss_bbox": averaged(boxes, weights, shared_count(weights)),

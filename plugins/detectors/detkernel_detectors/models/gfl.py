@@ -74,7 +74,8 @@ class Gfl(AnchorDetector):
         distribution = distribution_focal(distributions, sides.clamp(0, self.largest - 0.1)).mean(-1)
 
         weights = torch.where(matches.positive, logits.detach().amax(-1).sigmoid(), 0.0)
-        count, weight = shared_count(matches.positive), shared_count(weights)
+        count = shared_count(matches.positive.sum(1).clamp(min=1))  # of each image one at least
+        weight = shared_count(weights)
         classes = self.class_loss(logits, labels, quality)
         return {
             "loss_cls": averaged(classes, matches.positive | matches.negative, count),

@@ -161,11 +161,12 @@ class Rcnn(NativeDetector):
 
     def draw(self, assigner: Assigner, boxes: Tensor, valid: Tensor, targets: Targets, background: int) -> Drawn:
         """What is learned from: of the objects and of boxes [B, N, 4] where they are `valid`."""
+        start = targets.valid.shape[1]
         given = torch.cat([targets.valid, torch.zeros_like(valid)], 1)
-        valid, boxes = torch.cat([targets.valid, valid], 1), torch.cat([targets.boxes, boxes], 1)
-        boxes = torch.where(valid[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
-        priors = Priors(boxes, boxes.new_ones(boxes.shape[1]), valid, (boxes.shape[1],))
-        matches = drawn(assigner.assign(priors, targets), self.sampled, self.positive)
+        exists, boxes = torch.cat([targets.valid, valid], 1), torch.cat([targets.boxes, boxes], 1)
+        boxes = torch.where(exists[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        priors = Priors(boxes[:, start:], boxes.new_ones(valid.shape[1]), valid, (valid.shape[1],))
+        matches = drawn(with_objects(assigner.assign(priors, targets), targets), self.sampled, self.positive)
         labels, wanted = wanted_of(matches, targets, boxes, background)
         order = matches.positive.int() * 2 + matches.negative.int()  # those that are drawn, in as many places
         known, places = order.topk(min(self.sampled, order.shape[1]))
@@ -294,6 +295,14 @@ def within(priors: Priors, border: int, maps: Maps, sizes: Tensor | None) -> Pri
     limit = (maps.inside(None, 1) if sizes is None else sizes).flip(1)[:, None]  # [B, 1, 2]: width and height
     low, high = priors.boxes[:, :2] >= -border, priors.boxes[:, 2:] < limit + border
     return priors._replace(valid=priors.valid & low.all(-1) & high.all(-1))
+
+
+def with_objects(matches: Matches, targets: Targets) -> Matches:
+    """The same with the objects in front, each its own. An assigner is not shown them: what it gives an object that no
+    proposal overlaps well would be the object itself."""
+    own = torch.arange(targets.valid.shape[1], device=targets.valid.device).expand_as(targets.valid)
+    parts = (own, targets.valid, torch.zeros_like(targets.valid))
+    return Matches(*(torch.cat(each, 1) for each in zip(parts, matches[:3], strict=True)))
 
 
 def drawn(matches: Matches, count: int, share: float) -> Matches:
