@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from detkernel import ConfigError
+from detkernel import ConfigError, Span
 from detkernel_detection import boxes
 from detkernel_detection.nms import suppressed
 from detkernel_detection.parts import Predicted, Priors, Queries
@@ -490,3 +490,25 @@ def test_boxes_are_pooled_of_their_level_up_to_the_border(aligned: bool, levels:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for grad, other in zip(grads, torch.autograd.grad(expected.square().sum(), maps, allow_unused=True), strict=True):
         torch.testing.assert_close(grad, torch.zeros_like(grad) if other is None else other, rtol=1e-3, atol=1e-3)
+
+
+def test_learning_rates_are_those_of_mmdetections_recipes(parts: dict[str, Tensor]):
+    """1x, YOLOX and RTMDet with 10 iterations an epoch; YOLOX's half cosine is longer than what is run of it."""
+    schedules = pytest.importorskip("detkernel_optim.schedules")
+    epochs, iters = (lambda count: Span(count, "epochs")), (lambda count: Span(count, "iters"))
+    stage, constant, cosine = schedules.Stage, schedules.Constant(), schedules.Cosine
+    last = 0.05 + 0.95 * (1 + math.cos(math.pi * 99 / 150)) / 2
+    yolox = [
+        stage(schedule=constant, until=epochs(5)),
+        stage(schedule=cosine(end=0.05, length=epochs(15)), until=epochs(15)),
+        stage(schedule=constant, factor=last),
+    ]
+    rtmdet = [stage(schedule=constant, until=epochs(10)), stage(schedule=cosine(end=0.05))]
+    for name, rate, schedule in (
+        ("1x", 0.02, schedules.Multistep(milestones=[epochs(8), epochs(11)], warmup=iters(25))),
+        ("yolox", 0.01, schedules.Chain(stages=yolox, warmup=epochs(5), warmup_factor=0.0, warmup_kind="quadratic")),
+        ("rtmdet", 0.004, schedules.Chain(stages=rtmdet, warmup=iters(30), warmup_factor=1e-5)),
+    ):
+        wanted = parts[f"lr.{name}"]
+        found = [rate * schedule.factor_at(iteration, len(wanted), 10) for iteration in range(len(wanted))]
+        assert found == pytest.approx(wanted.tolist(), rel=1e-9), name

@@ -21,7 +21,8 @@ class Schedule:
     warmup: Span | None = option(default=None, help="how long the rate rises at the beginning, such as '500 iters'")
     warmup_factor: float = option(default=0.001, at_least=0, at_most=1, help="factor that the warmup begins with")
     warmup_kind: Literal["linear", "quadratic", "constant", "exponential"] = option(
-        default="linear", help="how it rises to 1; quadratic: as YOLOX's"
+        default="linear",
+        help="how it rises to 1, which its last iteration has (as in MMDetection); quadratic: as YOLOX's",
     )
     by: Literal["iters", "epochs"] = option(
         default="iters",
@@ -75,7 +76,7 @@ class Schedule:
     def check(self, run: Run, max_iters: int) -> None:
         """Check options against the length of the run, or of the part of it that is this schedule's."""
         steps = self.warmup.iters(run.epoch_length) if self.warmup is not None else 0
-        if steps and steps >= max_iters and run.is_main:
+        if steps > max_iters and run.is_main:
             run.log.warning(
                 "schedule: the warmup of %s (%d iterations) does not end within %d iterations: the rate gets to %.3g "
                 "of the full; shorten schedule.warmup, or train longer",
@@ -111,10 +112,12 @@ class Schedule:
             return 1.0
         if self.warmup_kind == "constant":
             return self.warmup_factor
+        share = iteration / max(steps - 1, 1)
         if self.warmup_kind == "exponential":
-            return float(self.warmup_factor ** (1 - iteration / steps))
-        share = iteration / steps
-        return self.warmup_factor + (1 - self.warmup_factor) * (share**2 if self.warmup_kind == "quadratic" else share)
+            return float(self.warmup_factor ** (1 - share))
+        if self.warmup_kind == "quadratic":
+            share = ((iteration + 1) / steps) ** 2
+        return self.warmup_factor + (1 - self.warmup_factor) * share
 
     def _check(self, run: Run, max_iters: int) -> None:
         """The same for the options that a schedule has of its own."""
@@ -163,9 +166,13 @@ class Cosine(Schedule):
     """Fall along half a cosine, from the full learning rate to `end` of it."""
 
     end: float = option(default=0.0, at_least=0, at_most=1, help="factor at the end of the run")
+    length: Span | None = option(
+        default=None, help="how long the half cosine is, after which it stays at `end`; null: the run, or its stage"
+    )
 
     def _factor(self, iteration: int, max_iters: int, epoch_length: int) -> float:
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * iteration / max_iters)) / 2
+        share = iteration / (max_iters if self.length is None else self.length.iters(epoch_length))
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
 @plugin

@@ -69,13 +69,14 @@ def test_one_cycle_rises_and_falls():
 
 
 def test_warmups():
-    linear = curve(Constant(warmup=Span(5, "iters"), warmup_factor=0.5))
-    assert linear[:6] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    linear = curve(Constant(warmup=Span(6, "iters"), warmup_factor=0.5))
+    assert linear[:7] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
+    assert curve(Constant(warmup=Span(1, "iters"), warmup_factor=0.5))[:2] == [0.5, 1]
     constant = curve(Constant(warmup=Span(1, "epochs"), warmup_factor=0.1, warmup_kind="constant"))
     assert constant == [0.1] * 10 + [1] * 30
     quadratic = curve(Constant(warmup=Span(4, "iters"), warmup_factor=0.0, warmup_kind="quadratic"))
-    assert quadratic[:5] == pytest.approx([0, 1 / 16, 4 / 16, 9 / 16, 1])
-    exponential = curve(Constant(warmup=Span(2, "iters"), warmup_factor=0.01, warmup_kind="exponential"))
+    assert quadratic[:5] == pytest.approx([1 / 16, 4 / 16, 9 / 16, 1, 1])
+    exponential = curve(Constant(warmup=Span(3, "iters"), warmup_factor=0.01, warmup_kind="exponential"))
     assert exponential[:3] == pytest.approx([0.01, 0.1, 1])
     with pytest.raises(ValueError, match="must begin above 0"):
         Constant(warmup_kind="exponential", warmup_factor=0)
@@ -99,7 +100,7 @@ def test_the_rate_of_each_iteration_is_set_before_it(tmp_path):
             self.rates.append(run.optimizer.param_groups[0]["lr"])
 
     look = Look()
-    schedule = Multistep(milestones=[Span(3, "iters")], warmup=Span(2, "iters"), warmup_factor=0.5)
+    schedule = Multistep(milestones=[Span(3, "iters")], warmup=Span(3, "iters"), warmup_factor=0.5)
     tiny_run({"optimizer": Sgd(lr=0.2), "schedule": schedule, "look": look}, work_dir=tmp_path)
     assert look.rates == pytest.approx([0.1, 0.15, 0.2, 0.02])
 
@@ -114,7 +115,9 @@ def test_every_other_option_of_the_curves():
     assert gammas == pytest.approx([1.0] * 10 + [0.3] * 10 + [0.09] * 20)
     assert curve(Poly(power=2, end=0.2)) == pytest.approx([0.2 + 0.8 * (1 - n / 40) ** 2 for n in range(40)])
     assert curve(Exponential(gamma=0.5)) == pytest.approx([0.5 ** (n / 10) for n in range(40)])
-    warm = curve(Cosine(by="epochs", warmup=Span(4, "iters"), warmup_factor=0.2))
+    short = curve(Cosine(length=Span(2, "epochs"), end=0.5))
+    assert short == pytest.approx([0.5 + 0.25 * (1 + math.cos(math.pi * min(n, 20) / 20)) for n in range(40)])
+    warm = curve(Cosine(by="epochs", warmup=Span(5, "iters"), warmup_factor=0.2))
     assert warm[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])  # by iteration, though the cosine goes by epochs
     assert warm[10:20] == [pytest.approx((1 + math.cos(math.pi / 4)) / 2)] * 10
 
@@ -125,7 +128,7 @@ def chained(*stages, **options):
 
 def test_a_chain_is_torchs_sequence():
     ours = chained(
-        (Constant(warmup=Span(5, "iters"), warmup_factor=0.2), Span(1, "epochs"), 1.0),
+        (Constant(warmup=Span(6, "iters"), warmup_factor=0.2), Span(1, "epochs"), 1.0),
         (Exponential(gamma=0.8**10), Span(25, "iters"), 1.0),
         (Cosine(end=0.1), None, 1.0),
     )
@@ -192,9 +195,9 @@ def test_stages_that_do_not_fit_the_run(stages, message, tmp_path):
     [
         (
             Cosine(warmup=Span(2, "epochs"), warmup_factor=0.2),
-            "the warmup of 2 epochs (8 iterations) does not end within 6 iterations: the rate gets to 0.7 of the full",
+            "the warmup of 2 epochs (8 iterations) does not end within 6 iterations: the rate gets to 0.771 of the full",
         ),
-        (Constant(warmup=Span(6, "iters")), "the warmup of 6 iters (6 iterations) does not end within 6 iterations"),
+        (Constant(warmup=Span(7, "iters")), "the warmup of 7 iters (7 iterations) does not end within 6 iterations"),
         (Multistep(milestones=[Span(2, "epochs")]), "the milestone at 2 epochs is not within 6 iterations"),
         (
             chained((Constant(warmup=Span(4, "iters")), Span(2, "iters"), 1.0), (Cosine(), None, 1.0)),
@@ -221,7 +224,7 @@ def test_what_does_not_fit_into_the_run_is_said_by_check_and_run(schedule, messa
 
 
 def test_what_fits_is_not_warned_of(tmp_path, caplog):
-    schedule = Multistep(milestones=[Span(5, "iters")], warmup=Span(5, "iters"))
+    schedule = Multistep(milestones=[Span(5, "iters")], warmup=Span(6, "iters"))
     tiny_run({"optimizer": Sgd(lr=0.1), "schedule": schedule}, until="6 iters", work_dir=tmp_path)
     assert not caplog.text
 
