@@ -195,7 +195,7 @@ def test_stages_that_do_not_fit_the_run(stages, message, tmp_path):
     [
         (
             Cosine(warmup=Span(2, "epochs"), warmup_factor=0.2),
-            "the warmup of 2 epochs (8 iterations) does not end within 6 iterations: the rate gets to 0.771 of the full",
+            "the warmup of 2 epochs (8 iterations) does not end within 6 iterations: the rate gets to 0.771",
         ),
         (Constant(warmup=Span(7, "iters")), "the warmup of 7 iters (7 iterations) does not end within 6 iterations"),
         (Multistep(milestones=[Span(2, "epochs")]), "the milestone at 2 epochs is not within 6 iterations"),
