@@ -1,9 +1,10 @@
-"""Two processes, started by torchrun, on the CPU: they train as one, agree, and fail together."""
+"""Two processes on the CPU: they train as one, agree, and, started by torchrun, fail together."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -66,28 +67,38 @@ def weights(run):
 """
 
 
-def torchrun(
-    tmp_path: Path, body: str, processes: int = 2, timeout: float = 120
-) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+Done = tuple[subprocess.CompletedProcess[str], list[dict]]
+
+
+def run(tmp_path: Path, body: str, *launcher: str, timeout: float, **places: str) -> Done:
+    """How the script ended, and what its processes reported."""
     script = tmp_path / "script.py"
     script.write_text(HEAD + textwrap.dedent(body))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        capture_output=True, text=True, timeout=timeout, env={**clean, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *launcher, str(script), str(tmp_path)],
+        capture_output=True, text=True, timeout=timeout, env={**clean, "OMP_NUM_THREADS": "1", **places},
     )  # fmt: skip
-    said = [tmp_path / f"rank{rank}.json" for rank in range(processes)]
+    said = [tmp_path / f"rank{rank}.json" for rank in range(2)]
     return done, [json.loads(path.read_text()) for path in said if path.exists()]
 
 
+def torchrun(tmp_path: Path, body: str, timeout: float) -> Done:
+    return run(tmp_path, body, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", timeout=timeout)
+
+
 SCENES = """
+import torch._dynamo  # once for both processes
 from detkernel import Span, UserError
 from detkernel_checkpoint.checkpoint import Checkpoint
 from detkernel_data.loading.loader import Loader
 from detkernel_data.transforms.batch import MultiScale
 from detkernel_detection import Sampler
 from detkernel_optim.stepping import Adamw, Sgd
+
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
+
 @plugin
 class Saw:
     '''Notes images, random numbers, and what a validation sees.'''
@@ -276,13 +287,18 @@ report(trained, counts=[counted(), counted(accumulate=2)], frozen=[frozen(True),
        stopped=[asked.iter, asked.stop_reason, asked.exit_status], stopped_late=[validated.iter, validated.stop_reason],
        synchronised=numbers(synchronised), alone=numbers(alone), spare=weights(spare), tested=tested.mode,
        without_gradient=said, threads=[name for name in names if "gloo" in name])
+assert child == 0 or os.waitpid(child, 0)[1] == 0
 """
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """A dozen runs in one pair of processes, one after the other; what each process saw of them."""
-    done, ranks = torchrun(tmp_path_factory.mktemp("scenes"), SCENES, timeout=240)
+    folder = tmp_path_factory.mktemp("scenes")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    done, ranks = run(folder, SCENES, timeout=240, **places)
     assert done.returncode == 0, done.stderr
     return ranks
 

@@ -19,7 +19,14 @@ def test_the_table_is_read():
 
 @pytest.mark.parametrize(("name", "row"), [row for row in ROWS if row[0] not in WITH_FILES])
 def test_a_row_works_with_the_demo(name, row, tmp_path, monkeypatch):
-    small = ["run.until=2 iters", "run.validate=null", "data.train.size=16", "data.val.size=2", "data.workers=0"]
+    small = [
+        "data.batch_size=2",
+        "run.until=2 iters",
+        "run.validate=null",
+        "data.train.size=16",
+        "data.val.size=2",
+        "data.workers=0",
+    ]
     small += [f"data.{split}.{value}" for split in ("train", "val") for value in ("side=64", "sizes=[12, 40]")]
     without = "schedule: null\n" if name == "two_optimizers" else ""
     (tmp_path / "config.yaml").write_text(f"base: {ROOT}/configs/shapes.yaml\n{without}{row}\n")

@@ -111,9 +111,9 @@ def test_it_resumes_bit_for_bit_with_its_weight_and_its_projector(tmp_path):
         plugins = {**small(share=0.5, tolerance=0.02), "checkpoint": Checkpoint(every="1 iters")}
         return tiny_kernel(plugins, until=until, work_dir=folder).run(), plugins["rtdetrv4"]
 
-    through, weights = trained(tmp_path / "through", "12 iters")
-    trained(tmp_path / "killed", "6 iters")
-    resumed, others = trained(tmp_path / "killed", "12 iters")
+    through, weights = trained(tmp_path / "through", "8 iters")
+    trained(tmp_path / "killed", "3 iters")
+    resumed, others = trained(tmp_path / "killed", "8 iters")
     assert weights.factors[-1] == others.factors[-1] != 5.0
     for network in (lambda run: run.bare_model, lambda run: run.modules["projector"]):
         kept = network(resumed).state_dict()
