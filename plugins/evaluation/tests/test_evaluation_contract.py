@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from detkernel_detection.testing import EvaluatorContract
 from detkernel_evaluation.coco import CocoMap
 from detkernel_evaluation.voc import VocMap
