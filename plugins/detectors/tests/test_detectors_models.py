@@ -580,7 +580,22 @@ def test_a_loss_and_an_assigner_are_replaced_in_a_config(tmp_path: Path):
 def test_a_part_of_another_kind_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model.box_loss.use: 'focal' is a ClassLoss, not a BoxLoss"):
         of_config(tmp_path, box_loss="focal")
+    with pytest.raises(ConfigError, match=r"model.assigner.use: 'focal' is a ClassLoss, not an Assigner"):
+        of_config(tmp_path, assigner="focal")
+    with pytest.raises(ConfigError, match=r"model.box_loss: expected a box loss, such as .*, got the number 3"):
+        of_config(tmp_path, box_loss="3")
+    (tmp_path / "lacking.py").write_text(LACKING)
+    with pytest.raises(ConfigError, match=r"model.box_loss.use: Mine lacks __call__, which every one of its kind has"):
+        of_config(tmp_path, box_loss="{use: ./lacking.py:Mine}")
 
+
+LACKING = """
+from detkernel import plugin
+from detkernel_detection import BoxLoss
+@plugin
+class Mine(BoxLoss):
+    'Has yet to be written.'
+"""
 
 THEIRS = [
     ("neck.laterals.", "neck.lateral_convs.{}.conv"),

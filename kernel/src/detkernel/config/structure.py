@@ -20,7 +20,16 @@ from detkernel.catalog import Catalog
 from detkernel.config.foreign import outside
 from detkernel.config.read import scalar
 from detkernel.config.tree import Node, folder_of, kind
-from detkernel.config.types import expected, has_origin, is_base, members, option_fields, option_type
+from detkernel.config.types import (
+    expected,
+    has_origin,
+    is_base,
+    members,
+    option_fields,
+    option_type,
+    with_article,
+    words,
+)
 from detkernel.errors import CatalogError, ConfigError, Problem, Where, did_you_mean, printable
 from detkernel.plugin import RESERVED, Origin, bound_problem, is_plugin
 from detkernel.span import Span
@@ -79,6 +88,8 @@ class Structurer:
             )
         try:
             cls = self.catalog.load(named, folder)
+            if lacking := sorted(getattr(cls, "__abstractmethods__", ())):
+                raise CatalogError(f"{cls.__name__} lacks {' and '.join(lacking)}, which every one of its kind has")
             for option in option_fields(cls):
                 option_type(cls, option)
             return cls, self.catalog.absolute(named, folder)
@@ -172,12 +183,12 @@ class Structurer:
             raise self._problem(node, f"expected {expected(base)}, got {kind(node)}")
         use, priority = node.child("use") or node.over, node.child("priority")
         if use is None:
-            raise self._problem(node, f"`use` is missing: which {base.__name__.lower()}? Write {{use: NAME, ...}}")
+            raise self._problem(node, f"`use` is missing: which {words(base)}? Write {{use: NAME, ...}}")
         cls, name = self._load(node, use)
         if not issubclass(cls, base):
             bases = [parent.__name__ for parent in cls.__mro__ if is_base(parent)]
-            message = f"'{use.value}' is a {bases[0] if bases else 'plugin for events'}, not a {base.__name__}"
-            raise self._problem(use, message, "use")
+            found, wanted = with_article(bases[0] if bases else "plugin for events"), with_article(base.__name__)
+            raise self._problem(use, f"'{use.value}' is {found}, not {wanted}", "use")
         if priority is not None:
             raise self._problem(priority, "only plugins on the top level have a priority", "priority")
         return self._object(node, cls, name)

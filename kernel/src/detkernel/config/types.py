@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import typing
@@ -97,10 +98,19 @@ def expected(kind: Any) -> str:
     if origin is dict:
         return f"a map to {expected(args[1])}"
     if is_base(kind):
-        return f"a {kind.__name__.lower()}, such as {{use: NAME, ...}}"
+        return f"{with_article(words(kind))}, such as {{use: NAME, ...}}"
     if is_plugin(kind):
         return f"a map of {', '.join(option_fields(kind))}"
     return getattr(kind, "__name__", str(kind))
+
+
+def words(cls: type[Any]) -> str:
+    """A class's name as words: `box loss` of BoxLoss."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+
+
+def with_article(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def short(kind: Any) -> str:
