@@ -129,6 +129,9 @@ class Matches(NamedTuple):
 class Assigner(Part, ABC):
     """Decides which priors are to predict which objects."""
 
+    by_level: ClassVar[bool] = False
+    """Whether it goes by the levels of a pyramid, so that it cannot match proposals, which have none."""
+
     @abstractmethod
     def assign(self, priors: Priors, targets: Targets) -> Matches:
         """Match all images at once. An object where `targets.valid` is false does not exist; a prior where
@@ -186,6 +189,8 @@ class ClassLoss(Part, ABC):
     """How wrong the class logits of a prior are; each class is a yes or no of its own."""
 
     weight: float = option(default=1.0, at_least=0, help="factor of this loss")
+    of_one_choice: ClassVar[bool] = False
+    """Whether it is of one choice among all classes and no object, which has a logit of its own, the last."""
 
     @abstractmethod
     def __call__(self, logits: Tensor, labels: Tensor, quality: Tensor | None = None) -> Tensor:

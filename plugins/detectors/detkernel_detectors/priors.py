@@ -36,6 +36,11 @@ class Anchors:
         "where 13 are for 800; false: by the stride",
     )
 
+    def __attrs_post_init__(self) -> None:
+        for name in ("scales", "ratios"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+
     @property
     def sides(self) -> list[tuple[float, float]]:
         """(width, height) in strides, of each anchor of a place: by ratio, then by scale."""

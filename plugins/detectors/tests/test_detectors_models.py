@@ -15,9 +15,12 @@ from detkernel_detection.parts import Matches
 from detkernel_detection.structures import Batch, Targets
 from detkernel_detection.testing import ModelContract, TinyDataset
 from detkernel_detection.weights import load_into, read_weights
+from detkernel_detectors.assigners.atss import AtssAssigner
+from detkernel_detectors.assigners.hungarian import HungarianAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
+from detkernel_detectors.losses.classes import Softmax
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
 from detkernel_detectors.models.conditional_detr import ConditionalDetr
@@ -587,6 +590,54 @@ def test_a_part_of_another_kind_is_refused(tmp_path: Path):
     (tmp_path / "lacking.py").write_text(LACKING)
     with pytest.raises(ConfigError, match=r"model.box_loss.use: Mine lacks __call__, which every one of its kind has"):
         of_config(tmp_path, box_loss="{use: ./lacking.py:Mine}")
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        (
+            Retinanet,
+            {"class_loss": Softmax()},
+            "class_loss: Softmax is of one choice among classes and no object",
+        ),
+        (
+            Retinanet,
+            {"head": StarTowers(channels=8, groups=4)},
+            "it predicts cls, reg and refined, and is asked",
+        ),
+        (
+            FasterRcnn,
+            {"assigner": AtssAssigner()},
+            "assigner: AtssAssigner goes by the levels of a pyramid",
+        ),
+        (CascadeRcnn, {"assigners": [FcosAssigner()] * 3}, "assigners.0: FcosAssigner goes by the levels of a pyramid"),
+        (
+            Dino,
+            {"attention_heads": 3},
+            "attention_heads: the neck has 16 channels; expected a multiple of 4 and of the 3",
+        ),
+        (
+            Detr,
+            {"attention_heads": 3},
+            "attention_heads: the neck has 16 channels; expected a multiple of 4 and of the 3",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_their_family_are_one_line(family: Any, options: dict[str, Any], message: str):
+    small = {Detr: {**DETR, **ONE_MAP}, Dino: {**DETR, **MAPS}}.get(family, RCNN if "rcnn" in str(family) else SMALL)
+    with pytest.raises(ConfigError, match=message):
+        made(family(**{**small, **options}))
+
+
+def test_lists_of_parts_without_any_and_ranges_that_fall_are_refused():
+    for make, message in (
+        (lambda: Anchors(ratios=[]), "ratios: expected at least one"),
+        (lambda: Anchors(scales=[]), "scales: expected at least one"),
+        (lambda: HungarianAssigner(costs=[]), "costs: expected at least one"),
+        (lambda: FcosAssigner(ranges=[64.0, 32.0]), "ranges: expected rising numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 LACKING = """

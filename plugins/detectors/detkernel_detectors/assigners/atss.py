@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import option, plugin
 from detkernel_detection import Assigner
@@ -29,6 +29,8 @@ class AtssAssigner(Assigner):
     https://arxiv.org/abs/1912.02424. Their centres must be inside the object; a prior that several objects want is that
     one's which it overlaps most.
     """
+
+    by_level: ClassVar[bool] = True
 
     nearest: int = option(default=9, at_least=1, help="priors of each level that are looked at, by distance of centres")
 

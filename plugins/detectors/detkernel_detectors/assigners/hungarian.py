@@ -70,6 +70,10 @@ class HungarianAssigner(SetAssigner):
         help="what is added up; for DETR's softmax, `softmax_cost` in place of `focal_cost`",
     )
 
+    def __attrs_post_init__(self) -> None:
+        if not self.costs:
+            raise ValueError("costs: expected at least one, got none")
+
     def assign(self, queries: Queries, targets: Targets) -> Matches:
         from detkernel_detectors.assigners.linear_sum import assigned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import option, plugin, wrong
 from detkernel_detection import Assigner
@@ -31,6 +31,8 @@ class FcosAssigner(Assigner):
     farthest side.
     """
 
+    by_level: ClassVar[bool] = True
+
     ranges: list[float] | None = option(
         default=None,
         above=0,
@@ -40,6 +42,10 @@ class FcosAssigner(Assigner):
     radius: float | None = option(
         default=1.5, above=0, help="strides that a point may be away from the centre, in x and in y; null: any"
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.ranges is not None and self.ranges != sorted(set(self.ranges)):
+            raise ValueError(f"ranges: expected rising numbers, got {self.ranges}")
 
     def assign(self, priors: Priors, targets: Targets) -> Matches:
         points, boxes = centres(priors.boxes), targets.boxes[:, :, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from detkernel import option, plugin
+from detkernel import option, plugin, wrong
 from detkernel_detection import BoxHead, Head, MaskHead
 from detkernel_detection.parts import Output
 
@@ -110,6 +110,9 @@ class StarTowers(Towers):
     def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
         from detkernel_detectors.heads.star import StarHead
 
+        names = [output.name for output in outputs]
+        if names != ["cls", "reg", "refined"]:
+            raise wrong(self, "", f"it predicts cls, reg and refined, and is asked for {', '.join(names)}")
         return StarHead(self, channels, levels, outputs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import option, plugin
 from detkernel_detection import ClassLoss
@@ -53,6 +53,8 @@ class CrossEntropy(ClassLoss):
 @plugin
 class Softmax(ClassLoss):
     """Cross-entropy of one choice among all classes and no object, whose logit is the last: -ln p of the truth."""
+
+    of_one_choice: ClassVar[bool] = True
 
     background: float = option(default=0.1, at_least=0, help="weight of what is no object, since most queries are not")
 

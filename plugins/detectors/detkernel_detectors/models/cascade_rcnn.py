@@ -73,6 +73,7 @@ class CascadeRcnn(Rcnn):
     # Each stage has a head of its own, with one box for all classes.
 
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+        self.check_assigners(**{f"assigners.{stage}": assigner for stage, assigner in enumerate(self.assigners)})
         heads = torch.nn.ModuleList([self.box_head.build(channels, classes + 1, 1) for _ in self.stage_weights])
         return {"head": self.rpn_head(channels), "box_heads": heads}
 

@@ -72,6 +72,7 @@ class DeformableDetr(DeformableFamily):
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
         from detkernel_detectors.transformers.deformable_detr import DeformableDetrTransformer
 
+        self.check_heads(channels, self.attention_heads)
         made = DeformableDetrTransformer(self, channels, len(strides), classes, self.two_stage, self.refine)
         return {"transformer": made}
 

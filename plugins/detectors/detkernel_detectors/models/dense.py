@@ -123,6 +123,9 @@ class BaseDetector(DetectorPlugin):
     torchvision_builders: ClassVar[tuple[str, ...]] = ()
     """torchvision's functions whose published weights fit, by options (`configs/base/torchvision_*.yaml`)."""
 
+    one_choice: ClassVar[bool] = False
+    """Whether logits are of one choice among all classes and no object, the last."""
+
     backbone: Backbone = option(factory=Resnet, help="what makes feature maps of an image")
     neck: Neck = option(factory=Fpn, help="what makes a pyramid of them")
     weights: str | None = option(

@@ -62,6 +62,7 @@ class DetrFamily(SetDetector):
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
         if len(strides) != 1:
             raise wrong(self, "neck", f"expected one that gives one map, got one of strides {list(strides)}")
+        self.check_heads(channels, self.attention_heads)
         return {"transformer": self.transformer(channels, classes)}
 
     def class_outputs(self) -> dict[str, ClassOutput]:
@@ -92,6 +93,8 @@ class Detr(DetrFamily):
 
     https://arxiv.org/abs/2005.12872.
     """
+
+    one_choice: ClassVar[bool] = True
 
     assigner: SetAssigner = option(
         factory=lambda: HungarianAssigner(costs=[SoftmaxCost(), L1Cost(weight=5.0), GiouCost(weight=2.0)]),

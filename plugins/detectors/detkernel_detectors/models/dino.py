@@ -62,6 +62,7 @@ class Dino(DeformableFamily):
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
         from detkernel_detectors.transformers.dino import DinoTransformer
 
+        self.check_heads(channels, self.attention_heads)
         return {"transformer": DinoTransformer(self, channels, len(strides), classes)}
 
     # Training: the proposals and every layer's predictions are matched, and have losses. Noisy queries are not matched:

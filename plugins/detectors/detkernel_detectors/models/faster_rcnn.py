@@ -51,6 +51,7 @@ class FasterRcnn(Rcnn):
     # What is pooled of a box goes through two layers, and gives logits and a box for every class.
 
     def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+        self.check_assigners(assigner=self.assigner)
         box_head = self.box_head.build(channels, classes + 1, classes)
         return {"head": self.rpn_head(channels), "box_head": box_head}
 

@@ -36,6 +36,12 @@ class Network(Detector):
                 used = type(family.backbone).__qualname__
                 raise wrong(family, "backbone", f"{used}.build() gave a module without `{name}`")
         neck: Any = family.neck.build(backbone.channels, backbone.strides)
+        loss = getattr(family, "class_loss", None)
+        if loss is not None and loss.of_one_choice != family.one_choice:
+            rest = "of one choice among classes and no object" if loss.of_one_choice else "of each class by itself"
+            raise wrong(
+                family, "class_loss", f"{type(loss).__qualname__} is {rest}; {type(family).__qualname__} is not"
+            )
         self.backbone, self.neck = backbone, neck
         self.strides = tuple(neck.strides)
         for name, head in family.heads(neck.channels, self.strides, len(self.classes)).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from detkernel import option, plugin
+from detkernel import option, plugin, wrong
 from detkernel_detection import Assigner, BoxCoder, BoxHead, BoxLoss, MaskHead, Neck
 from detkernel_detection.boxes import clip
 from detkernel_detection.parts import Matches, Priors
@@ -105,6 +105,13 @@ class Rcnn(NativeDetector):
         default=None, at_least=0, help="pixels that width and height of a detection must exceed; null: they may be 0"
     )
     box_head: BoxHead = option(factory=FcBoxHead, help="what predicts classes and boxes of what is pooled of a box")
+
+    def check_assigners(self, **assigners: Assigner) -> None:
+        """Raise `ConfigError` for one of the second stage that cannot match proposals."""
+        for name, assigner in assigners.items():
+            if assigner.by_level:
+                kind = type(assigner).__qualname__
+                raise wrong(self, name, f"{kind} goes by the levels of a pyramid, which proposals do not have")
 
     def rpn_head(self, channels: int) -> nn.Module:
         from detkernel_detectors.heads.rcnn import RpnHead

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from detkernel import option, plugin
+from detkernel import option, plugin, wrong
 from detkernel_detection import BoxLoss, ClassLoss, SetAssigner
 from detkernel_detection.boxes import clip, cxcywh, xyxy
 from detkernel_detection.parts import Matches, Queries
@@ -35,6 +35,14 @@ class SetDetector(BaseDetector):
     box_loss: BoxLoss = option(factory=lambda: L1(weight=5.0), help="of the boxes of matched queries, in shares")
     iou_loss: BoxLoss = option(factory=lambda: Giou(weight=2.0), help="of the same boxes, a second loss")
     size_divisible: int = option(default=1, at_least=1, help="batches are padded to a multiple of this, in pixels")
+
+    def check_heads(self, channels: int, heads: int) -> None:
+        """Raise `ConfigError` where the neck's channels are not for these heads, or for sines and cosines of x and y."""
+        if channels % heads or channels % 4:
+            expected = (
+                f"expected channels of the neck that are a multiple of 4 and of the {heads} heads, got {channels}"
+            )
+            raise wrong(self, "attention_heads", expected)
 
     def set_losses(
         self, queries: Queries, matches: Matches, targets: Targets, names: Sequence[str]
