@@ -37,12 +37,10 @@ class SetDetector(BaseDetector):
     size_divisible: int = option(default=1, at_least=1, help="batches are padded to a multiple of this, in pixels")
 
     def check_heads(self, channels: int, heads: int) -> None:
-        """Raise `ConfigError` where the neck's channels are not for these heads, or for sines and cosines of x and y."""
+        """Raise `ConfigError` where the neck's channels are not for these heads, or for sines and cosines of places."""
         if channels % heads or channels % 4:
-            expected = (
-                f"expected channels of the neck that are a multiple of 4 and of the {heads} heads, got {channels}"
-            )
-            raise wrong(self, "attention_heads", expected)
+            message = f"expected channels of the neck that are a multiple of 4 and of {heads} heads, got {channels}"
+            raise wrong(self, "attention_heads", message)
 
     def set_losses(
         self, queries: Queries, matches: Matches, targets: Targets, names: Sequence[str]
