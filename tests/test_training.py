@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import Detkernel, long
+from .conftest import Detkernel, Warm, long
 
 CONFIG = """
 run: {until: 12 iters, validate: every 6 iters, work_dir: work}
@@ -41,12 +41,12 @@ check_classes: {}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, python: Warm) -> Path:
     """A folder with a config and the run that it gave."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "config.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "detkernel", "run", "config.yaml"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    result = python("-m", "detkernel", "run", "config.yaml", cwd=folder)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
