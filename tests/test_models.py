@@ -28,6 +28,15 @@ FEW = {
 """,
 }
 """What makes the R-CNNs' heads of masks and keypoints take seconds on a CPU, and is of no matter here."""
+DETRS = {
+    "dfine": "  decoder_layers: 2\n",
+    "rtdetr": "  decoder_layers: 2\n",
+    **dict.fromkeys(
+        ("conditional_detr", "dab_detr", "deformable_detr", "detr", "dino"),
+        "  encoder_layers: 1\n  decoder_layers: 2\n",
+    ),
+}
+"""Six layers take as long as they are alike."""
 OTHER_BACKBONES = {"dfine", "rtmdet", "rtmdet_ins", "yolox"}
 """Native models whose backbone is not a ResNet; the others get a small one."""
 CONFIG = """
@@ -78,7 +87,10 @@ def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Pat
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
     library = next(point.value.split(".")[0] for point in POINTS if point.name == name)
     if library == "detkernel_detectors" and name not in OTHER_BACKBONES:
-        config += "  backbone: {use: resnet, depth: 18}\n"
+        config += "  backbone: {use: resnet, depth: 18, channels: 8}\n"
+    elif library == "detkernel_torchvision" and name not in ("ssd", "ssdlite"):
+        config += "  backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}\n  neck_channels: 64\n"
+    config += DETRS.get(name, "")
     (tmp_path / "c.yaml").write_text(config + (FEW[library] if "rcnn" in name else ""))
     result = detkernel_here("run", "c.yaml")
     assert result.returncode == 0, result.stderr
