@@ -73,11 +73,11 @@ signals: {}
 """
 
 
-def train(folder: Path, work_dir: Path, workers: int) -> None:
+def train(folder: Path, work_dir: Path, workers: int, *more: str) -> None:
     from detkernel.config import load
     from detkernel.loop import Kernel
 
-    config = load(folder / "config.yaml", [f"run.work_dir={work_dir}", f"data.workers={workers}"])
+    config = load(folder / "config.yaml", [f"run.work_dir={work_dir}", f"data.workers={workers}", *more])
     Kernel(config.plugins, config.options, config=config.plain, versions=config.versions).run()
 
 
@@ -151,7 +151,7 @@ def main(folder: Path, seed: int, kills: int, processes: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     (folder / "backbone.py").write_text(BACKBONE)
     (folder / "config.yaml").write_text(CONFIG)
-    train(folder, folder / "warm", 0)  # imports everything, for all that are forked
+    train(folder, folder / "warm", 0, "run.until=10 iters")  # imports everything, for all that are forked
     began = time.monotonic()
     assert finish(start(folder, folder / "whole", 1, processes)) == [0] * processes
     whole = time.monotonic() - began
