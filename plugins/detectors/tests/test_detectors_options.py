@@ -21,6 +21,7 @@ from detkernel_detectors.backbones.deformable import DeformableConv2d
 from detkernel_detectors.backbones.norms import EvalBatchNorm2d, FrozenBatchNorm2d
 from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, Towers
+from detkernel_detectors.heads.towers import over_levels
 from detkernel_detectors.losses.boxes import L1, SmoothL1
 from detkernel_detectors.losses.classes import Focal
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
@@ -264,6 +265,34 @@ def test_towers_are_made_as_asked_for(options: dict[str, Any], norm: type, biase
         assert all(getattr(layer.norm, "num_groups", 3) == 3 for layer in tower)
     found = head([torch.randn(1, 6, 4, 4)])
     assert {name: one[0].shape[1] for name, one in found.items()} == {"cls": 5, "reg": 4}
+
+
+@pytest.mark.parametrize(
+    ("sides", "calls"),
+    [
+        ([(24, 33), (12, 17), (6, 9), (3, 5), (2, 3)], 3),
+        ([(20, 2), (10, 1), (5, 1), (3, 1), (2, 1), (1, 1)], 3),
+        ([(4, 4), (2, 2), (1, 1), (1, 1)], 3),
+        ([(9, 4), (7, 2), (2, 5)], 3),
+        ([(8, 8)], 1),
+    ],
+)
+def test_coarse_levels_share_a_convolution_and_are_as_if_each_had_its_own(sides: list[tuple[int, int]], calls: int):
+    conv = nn.Conv2d(3, 4, 3, padding=1).double()
+    maps = [torch.randn(2, 3, *side, dtype=torch.float64, requires_grad=True) for side in sides]
+    weights = [torch.randn(2, 4, *side, dtype=torch.float64) for side in sides]
+    seen: list[torch.Size] = []
+    handle = conv.register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    found = over_levels(conv, maps)
+    handle.remove()
+    assert len(seen) == calls
+    expected = [conv(one) for one in maps]
+    inputs = [*maps, *conv.parameters()]
+    ours, theirs = (
+        torch.autograd.grad(sum((one * weight).sum() for one, weight in zip(values, weights, strict=True)), inputs)
+        for values in (found, expected)
+    )
+    torch.testing.assert_close((found, ours), (expected, theirs), rtol=1e-12, atol=1e-12)
 
 
 # the backbone

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from detkernel_detectors.backbones.norms import norm
+from detkernel_detectors.heads.towers import over_levels
 
 if TYPE_CHECKING:
     from detkernel_detectors.heads import FcBoxHead, FcnMaskHead
@@ -35,7 +36,7 @@ class RpnHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         features = list(maps)
         for conv in self.convs:
-            features = [conv(one).relu() for one in features]
+            features = [one.relu() for one in over_levels(conv, features)]
         return {"cls": [self.cls(one) for one in features], "reg": [self.reg(one) for one in features]}
 
 

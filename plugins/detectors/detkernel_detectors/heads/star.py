@@ -12,7 +12,7 @@ from torchvision.ops import deform_conv2d
 
 from detkernel_detectors.coders.distance import exponential
 from detkernel_detectors.heads import REACH
-from detkernel_detectors.heads.towers import Layer, tower
+from detkernel_detectors.heads.towers import Layer, over_levels, tower
 
 if TYPE_CHECKING:
     from detkernel_detectors.heads import StarTowers
@@ -45,19 +45,22 @@ class StarHead(nn.Module):
         self.gradient = options.gradient
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        found: dict[str, list[Tensor]] = {"cls": [], "reg": [], "refined": []}
-        for level, one in enumerate(maps):
-            cls, reg = self.cls_tower(one), self.reg_tower(one)
-            first = self.reg(self.reg_conv(reg)) * self.scales[level]
-            offsets = star(exponential(first.float()) * REACH, self.gradient)
-            seen = [
-                deform_conv2d(x.float(), offsets, conv.weight.float(), padding=1).relu()
-                for x, conv in ((cls, self.cls_star), (reg, self.reg_star))
+        cls, reg = self.cls_tower(maps), self.reg_tower(maps)
+        first = self._scaled(self.reg, self.reg_conv(reg), self.scales)
+        offsets = [star(exponential(one.float()) * REACH, self.gradient) for one in first]
+        cls, reg = (
+            [
+                deform_conv2d(x.float(), where, conv.weight.float(), padding=1).relu()
+                for x, where in zip(features, offsets, strict=True)
             ]
-            found["cls"].append(self.cls(seen[0]))
-            found["reg"].append(first)
-            found["refined"].append(self.refined(seen[1]) * self.refined_scales[level])
-        return found
+            for features, conv in ((cls, self.cls_star), (reg, self.reg_star))
+        )
+        refined = self._scaled(self.refined, reg, self.refined_scales)
+        return {"cls": over_levels(self.cls, cls), "reg": first, "refined": refined}
+
+    @staticmethod
+    def _scaled(conv: nn.Module, features: Sequence[Tensor], scales: nn.ParameterList) -> list[Tensor]:
+        return [value * scale for value, scale in zip(over_levels(conv, features), scales, strict=True)]
 
 
 def star(sides: Tensor, gradient: float) -> Tensor:

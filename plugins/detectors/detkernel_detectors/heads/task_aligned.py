@@ -75,12 +75,12 @@ class TaskAligned(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         found: dict[str, list[Tensor]] = {output.name: [] for output in self.outputs}
-        for level, x in enumerate(maps):
-            layers = []
-            for layer in self.tower:
-                x = layer(x)
-                layers.append(x)
-            every = torch.cat(layers, 1)
+        layers = []
+        for layer in self.tower:
+            maps = layer(maps)
+            layers.append(maps)
+        for level, levels in enumerate(zip(*layers, strict=True)):
+            every = torch.cat(levels, 1)
             mean = every.mean((2, 3), keepdim=True)
             features = {"cls": self.cls_decomposition(every, mean), "reg": self.reg_decomposition(every, mean)}
             for output in self.outputs:

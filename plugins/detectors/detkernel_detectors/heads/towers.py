@@ -35,12 +35,13 @@ class TwoTowers(nn.Module):
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in range(levels)] if scaled else [])
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        found: dict[str, list[Tensor]] = {output.name: [] for output in self.outputs}
-        for level, one in enumerate(maps):
-            features = {"cls": self.cls_tower(one), "reg": self.reg_tower(one)}
-            for output in self.outputs:
-                value = self.get_submodule(output.name)(features[output.branch])
-                found[output.name].append(value * self.scales[level] if output.scaled else value)
+        features = {"cls": self.cls_tower(maps), "reg": self.reg_tower(maps)}
+        found = {}
+        for output in self.outputs:
+            values = over_levels(self.get_submodule(output.name), features[output.branch])
+            found[output.name] = (
+                [value * scale for value, scale in zip(values, self.scales, strict=True)] if output.scaled else values
+            )
         return found
 
 
@@ -53,12 +54,48 @@ class Layer(nn.Module):
         self.conv = nn.Conv2d(channels, options.channels, 3, padding=1, bias=bias)
         self.norm = normalisation(options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(self.norm(self.conv(x)), inplace=True)
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [nn.functional.relu(self.norm(x)) for x in over_levels(self.conv, maps)]
 
 
 def tower(options: Towers, channels: int) -> nn.Sequential:
+    """Its input and output are the maps of all levels."""
     return nn.Sequential(*(Layer(options, options.channels if number else channels) for number in range(options.convs)))
+
+
+def over_levels(conv: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """A 3x3 convolution of the maps of all levels, fine to coarse, that pads with a row of zeros.
+
+    A map of 4x4 costs less than the weights that are read for it, and than the gradient that is written for them. So
+    the coarse ones, from the third on, lie on one map, with zeros between them as the padding would be: the results are
+    the same. An exported model has them one by one, since its sizes may be open.
+    """
+    fine, coarse = list(maps[:_FINE]), maps[_FINE:]
+    if len(coarse) < 2 or torch.compiler.is_exporting():
+        return [conv(one) for one in maps]
+    height, width = coarse[0].shape[-2:]
+    found, below = conv(side_by_side(coarse)), 0
+    apart = [found[..., :height, :width]]
+    for one in coarse[1:]:
+        apart.append(found[..., below : below + one.shape[-2], width + 1 : width + 1 + one.shape[-1]])
+        below += one.shape[-2] + 1
+    return [conv(one) for one in fine] + apart
+
+
+_FINE = 2
+"""Levels that are large enough for a convolution of their own."""
+
+
+def side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """[B, C, H, W]: one map at the left, the others below each other at its right, a row or column of zeros apart."""
+    first, *others = maps
+    height, width = sum(one.shape[-2] + 1 for one in others) - 1, max(one.shape[-1] for one in others)
+    pad = nn.functional.pad
+    column = torch.cat(
+        [pad(one, (1, width - one.shape[-1], int(number > 0), 0)) for number, one in enumerate(others)], 2
+    )
+    most = max(height, first.shape[-2])
+    return torch.cat([pad(first, (0, 0, 0, most - first.shape[-2])), pad(column, (0, 0, 0, most - height))], 3)
 
 
 def normalisation(options: Towers) -> nn.Module:
