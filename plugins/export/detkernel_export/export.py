@@ -102,7 +102,13 @@ def write(
         first: Any = network(torch.zeros(1, 3, height, width, dtype=torch.uint8), None, torch.tensor([[height, width]]))
     outputs = graph.outputs_of(first)
     held = _held(model, outputs, (height, width), multiple if dynamic else None)
-    made = graph.program(graph.Graph(network), (height, width), multiple if dynamic else None)
+    made = graph.program(graph.Graph(network), (height, width), held["multiple"])
+    shape = f"{width}x{height}"
+    if dynamic:
+        held["smallest"], held["largest"] = graph.limits(made, multiple)
+        (low, narrow), (high, wide) = held["smallest"], held["largest"]
+        held["size"] = [max(height, low), max(width, narrow)]
+        shape = f"any size from {narrow}x{low} to {wide}x{high} (multiples of {multiple})"
     with _beside(target) as temporary:
         if form == "onnx":
             graph.onnx_file(made, str(temporary), outputs, {"detkernel": json.dumps(held)})
@@ -117,7 +123,6 @@ def write(
         from detkernel_export.torch_file import remember
 
         remember(target)
-    shape = f"any size (multiples of {multiple})" if dynamic else f"{width}x{height}"
     yield f"wrote {relative(target)} ({target.stat().st_size / 1e6:.1f} MB): any number of images of {shape}"
     yield told
     yield f"next: detkernel test {relative(target)}"
@@ -207,12 +212,13 @@ def _checked(model: Model, path: Path, form: str, held: dict[str, Any], toleranc
     run = _runner(path, form, held)
     worst = {"score": 0.0, "box": 0.0, "mask": 0.0, "keypoint": 0.0}
     count = 0
-    for batch in ([0], list(range(len(images)))):
+    resized = [_resized(images, size) for size in _other_sizes(held)]
+    for batch, theirs in [(images[:1], sizes[:1]), *resized, (images, sizes)]:
         with torch.no_grad():
-            wanted = model.module(images[batch], None, sizes[batch])
-        found = run(images[batch], sizes[batch])
+            wanted = model.module(batch, None, theirs)
+        found = run(batch, theirs)
         count = int(wanted.valid.sum())
-        for name, value in differences(found, wanted, max(held["size"])).items():
+        for name, value in differences(found, wanted, max(batch.shape[-2:])).items():
             worst[name] = max(worst[name], value)
     by = "ONNX Runtime" if form == "onnx" else "torch.export"
     names = {"score": "scores", "box": "boxes", "mask": "masks", "keypoint": "keypoints"}
@@ -221,6 +227,25 @@ def _checked(model: Model, path: Path, form: str, held: dict[str, Any], toleranc
     if not max(worst.values()) <= tolerance:
         raise UserError(f"the file does not find what the original does: it was removed; {line}, allowed {tolerance:g}")
     return line
+
+
+def _other_sizes(held: dict[str, Any]) -> list[tuple[int, int]]:
+    """Where a file takes images of any size: the smallest, and one of another form than it was made with."""
+    if held["multiple"] is None:
+        return []
+    height, width = (
+        min(max(least, side + more * held["multiple"]), most)
+        for least, side, more, most in zip(held["smallest"], held["size"][::-1], (3, 1), held["largest"], strict=True)
+    )
+    return [held["smallest"], (height, width)]
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The images with what is around them, to the nearest pixel, and their sizes."""
+    import torch
+
+    found = torch.nn.functional.interpolate(images, size)
+    return found, torch.tensor([size] * len(images))
 
 
 def _runner(path: Path, form: str, held: dict[str, Any]) -> Any:

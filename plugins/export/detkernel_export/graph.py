@@ -41,14 +41,17 @@ def outputs_of(found: Predictions) -> list[str]:
 
 
 def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> ExportedProgram:
-    """The graph for batches of any number of images of a size; `dynamic`: of any multiple of this number of pixels.
+    """The graph for batches of any number of images of a size; `dynamic`: of any multiple of this number of pixels,
+    within `limits`.
 
     Raises `UserError` where the model is no such graph.
     """
     batch = torch.export.Dim("batch", min=1, max=1024)
     image: dict[int, Any] = {0: batch}
     if dynamic is not None:
-        most = max(2, 4096 // dynamic)
+        # torch takes a side of 1 for one that is always 1: the coarsest map is to be larger, and no two sides alike
+        size = 16 * dynamic, 20 * dynamic
+        most = max(32, 4096 // dynamic)
         image |= {2: dynamic * torch.export.Dim("rows", min=1, max=most)}
         image |= {3: dynamic * torch.export.Dim("columns", min=1, max=most)}
     images = torch.zeros((2, 3, *size), dtype=torch.uint8)
@@ -64,6 +67,19 @@ def program(graph: Graph, size: tuple[int, int], dynamic: int | None = None) -> 
             f"torch cannot make one graph of it ({_said(error)}); "
             f"{INSTEAD if dynamic is None else 'leave out --dynamic-size'}"
         ) from error
+
+
+def limits(exported: ExportedProgram, dynamic: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The smallest and the largest (height, width) that a graph of any size is right for: torch finds what its steps
+    need, such as a coarsest map of more than one row."""
+    images = next(node for node in exported.graph.nodes if node.name == "images")
+    found = []
+    for side in images.meta["val"].shape[2:]:
+        [symbol] = side.node.expr.free_symbols
+        bounds = exported.range_constraints[symbol]
+        found.append((int(bounds.lower) * dynamic, int(bounds.upper) * dynamic))
+    (least_rows, most_rows), (least_columns, most_columns) = found
+    return (least_rows, least_columns), (most_rows, most_columns)
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class FileDetector(Detector):
         self.outputs = [name for name in held["outputs"] if name in OUTPUTS]
         self.size: tuple[int, int] = tuple(held["size"])
         self.multiple: int | None = held.get("multiple")
+        self.smallest: Sequence[int] = held.get("smallest", (1, 1))
+        self.largest: Sequence[int] = self.size if self.multiple is None else held.get("largest", (4096, 4096))
         self.path = path
         places = [classes.index(name) if name in classes else -1 for name in held["classes"]]
         self.register_buffer("labels", torch.tensor(places), persistent=False)
@@ -94,15 +96,15 @@ class FileDetector(Detector):
 
     def _room(self, side: int, axis: int) -> int:
         """Pixels of padding that the file wants."""
-        if self.multiple is not None:
-            return -side % self.multiple
-        if side > self.size[axis]:
-            height, width = self.size
+        if side > self.largest[axis]:
+            height, width = self.largest
+            what = "export it with a larger --size" if self.multiple is None else "make them smaller"
             raise DataError(
-                f"{relative(self.path)}: takes images of up to {width}x{height}, got one with a side of {side}; export "
-                "it with a larger --size"
+                f"{relative(self.path)}: takes images of up to {width}x{height}, got one with a side of {side}; {what}"
             )
-        return self.size[axis] - side
+        if self.multiple is None:
+            return self.size[axis] - side
+        return max(side + -side % self.multiple, self.smallest[axis]) - side
 
     def _relabelled(self, found: Predictions) -> Predictions:
         """With the run's labels; classes that the run does not have go, and what is left stands first."""

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detkernel import UserError
+from detkernel import DataError, UserError
 from detkernel_detection.detector import Detector
 from detkernel_detection.nms import suppressed
 from detkernel_detection.normalize import Normalize
 from detkernel_detection.predictions import Predictions
 from detkernel_export import graph
 from detkernel_export.export import differences, write
-from detkernel_export.exported import Exported
+from detkernel_export.exported import Exported, metadata
+from detkernel_export.session import OnnxDetector
 
 
 class Pixels(Detector):
@@ -59,6 +60,14 @@ class Sized(Pixels):
         return super().forward_outputs(images + torch.zeros(64, 64))
 
 
+class Coarse(Pixels):
+    """Has a map of a pixel for each 32."""
+
+    def forward_outputs(self, images, sizes=None):
+        coarse = torch.nn.functional.avg_pool2d(images, 32, ceil_mode=True).flatten(2)
+        return super().forward_outputs(images) + 0 * coarse.mean(2, keepdim=True)
+
+
 class Bends(Pixels):
     """Has an operation that ONNX does not."""
 
@@ -87,8 +96,8 @@ def images(count, height=64, width=64):
 def test_onnx_suppresses_as_torch_does_for_any_batch_and_size(tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    lines = list(write(model(Pixels()), tmp_path / "a.onnx", "onnx", size="64x64", dynamic=True))
-    assert lines[0].endswith("any number of images of any size (multiples of 8)")
+    lines = list(write(model(Coarse()), tmp_path / "a.onnx", "onnx", size="32x32", dynamic=True))
+    assert lines[0].endswith("any number of images of any size from 16x16 to 4096x4096 (multiples of 8)")
     session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
     for batch in (images(1), images(5), images(2, 128, 72)):
         sizes = torch.tensor([batch.shape[-2:]] * len(batch))
@@ -100,6 +109,12 @@ def test_onnx_suppresses_as_torch_does_for_any_batch_and_size(tmp_path):
         assert torch.equal(found.valid, wanted.valid)
         assert torch.equal(found.scores, wanted.scores)
         assert max(differences(found, wanted, 64).values()) < 1e-5
+    detector = OnnxDetector(tmp_path / "a.onnx", metadata(tmp_path / "a.onnx"), Pixels().classes, "cpu")
+    small = images(2, 8, 16)
+    padded = torch.nn.functional.pad(small, (0, 0, 0, 8))
+    assert torch.equal(detector(small).scores, detector(padded, None, torch.tensor([[8, 16]] * 2)).scores)
+    with pytest.raises(DataError, match="up to 4096x4096, got one with a side of 4104; make them smaller"):
+        detector(images(1, 8, 4104))
 
 
 def test_a_model_of_one_size_says_so_in_one_line(tmp_path, capfd):
