@@ -70,7 +70,7 @@ def test_the_five_commands_as_they_stand(tmp_path: Path) -> None:
     _labelled(tmp_path / "photos", 40)
     for program, *words in _five():
         if program == "git":
-            words = [str(ROOT) if word == "..." else word for word in words]
+            words = [str(ROOT) if word == "REPOSITORY" else word for word in words]
         if words[:1] == ["install"]:
             words.append("--no-build-isolation")
         if words[0] == "run":
