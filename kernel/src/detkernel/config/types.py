@@ -105,7 +105,7 @@ def expected(kind: Any) -> str:
 
 
 def words(cls: type[Any]) -> str:
-    """A class's name as words: `box loss` of BoxLoss."""
+    """The name of a class as words: `batch sampler` of BatchSampler."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
 
 
