@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -42,9 +43,13 @@ def modules(folder: Path) -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[Import]:
+def imports(path: Path) -> tuple[Import, ...]:
     """Every import of a file, also inside functions, and those spelt as text for `import_module`."""
+    return _imports(path.read_text(encoding="utf-8"))
 
+
+@cache  # several questions are asked of the same files
+def _imports(source: str) -> tuple[Import, ...]:
     def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             inner = at_import and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
@@ -59,7 +64,7 @@ def imports(path: Path) -> Iterator[Import]:
             else:
                 yield from walk(child, inner)
 
-    return walk(ast.parse(path.read_text(encoding="utf-8")), True)
+    return tuple(walk(ast.parse(source), True))
 
 
 def cycles(folder: Path) -> list[list[str]]:

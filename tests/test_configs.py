@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 from detkernel.config import load
 from detkernel.config.read import read_text
+
+from .conftest import Detkernel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -33,9 +33,8 @@ def test_editors_know_its_schema(path: Path) -> None:
     assert path.read_text().splitlines()[0] == f"# yaml-language-server: $schema={'../' * depth}schema.json"
 
 
-def test_the_schema_is_that_of_the_standard_plugins() -> None:
-    command = [sys.executable, "-m", "detkernel", "schema"]
-    made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def test_the_schema_is_that_of_the_standard_plugins(detkernel_here: Detkernel) -> None:
+    made = json.loads(detkernel_here("schema").stdout)
     kept = json.loads((CONFIGS / "schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(kept)
     assert kept == made, "run `detkernel schema -o configs/schema.json` with the standard plugins installed"
