@@ -38,7 +38,7 @@ from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.sets import SetDetector
-from detkernel_detectors.models.tood import Tood, aligned_boxes
+from detkernel_detectors.models.tood import Tood, aligned_boxes, boxes_around
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolox import NORM, Yolox
 from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn, HybridEncoder
@@ -188,7 +188,7 @@ SHOWN: Any = {
     "vfnet": {"refined": lambda value, stride, others: (value + others["reg"]).exp() * 8 * stride},
     "tood": {
         "cls": lambda value, stride, others: (value.sigmoid() * others["alignment"].sigmoid()).sqrt(),
-        "reg": lambda value, stride, others: aligned_boxes(value, others["offsets"]),
+        "reg": lambda value, stride, others: aligned_boxes(boxes_around(value), others["offsets"]),
     },
 }
 """What MMDetection's head gives where it is not the output itself: mostly distances in pixels. `others`: all outputs of

@@ -15,13 +15,15 @@ from detkernel_detection.structures import Targets
 from detkernel_detectors.assigners.atss import AtssAssigner
 from detkernel_detectors.assigners.task_aligned import TaskAlignedAssigner
 from detkernel_detectors.backbones import Resnet
+from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.heads import StarTowers, TaskAlignedHead
 from detkernel_detectors.heads.star import star
 from detkernel_detectors.losses.boxes import Giou, Iou
 from detkernel_detectors.losses.classes import CrossEntropy, Focal, QualityFocal, Varifocal
 from detkernel_detectors.losses.sums import averaged
+from detkernel_detectors.models.dense import Maps
 from detkernel_detectors.models.network import Network
-from detkernel_detectors.models.tood import Tood, aligned_boxes
+from detkernel_detectors.models.tood import Tood, aligned_boxes, boxes_around
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.necks import Fpn
 from detkernel_detectors.priors import Anchors, anchors
@@ -216,16 +218,32 @@ def test_a_decomposition_weighs_the_layers_of_each_image():
 
 
 def test_each_side_of_a_box_is_read_at_its_own_place():
-    sides = torch.ones(1, 4, 3, 3)
+    around = boxes_around(torch.ones(1, 4, 3, 3))
     offsets = torch.zeros(1, 8, 3, 3)
-    boxes = aligned_boxes(sides, offsets)
+    boxes = aligned_boxes(around, offsets)
     assert boxes[0, :, 1, 2].tolist() == [1, 0, 3, 2]
     offsets[0, 1, 1, 1] = 0.5  # x of the left side: half a place to the right
     offsets[0, 6, 1, 1] = 1.0  # y of the lower side: a place down
-    moved = aligned_boxes(sides, offsets)
+    moved = aligned_boxes(around, offsets)
     assert moved[0, :, 1, 1].tolist() == [0.5, 0, 2, 3]
     offsets[0, 4, 1, 1] = 9.0  # y of the right side: beyond the map, where nothing is
-    assert aligned_boxes(sides, offsets)[0, :, 1, 1].tolist() == boxes[0, :, 1, 1].tolist(), "else it were inverted"
+    assert aligned_boxes(around, offsets)[0, :, 1, 1].tolist() == boxes[0, :, 1, 1].tolist(), "else it were inverted"
+
+
+def test_boxes_are_told_by_deltas_to_anchors_where_asked_for():
+    """As in MMDetection's anchor-based models: a learned factor, no exponential, and the anchor where all are 0."""
+    model = Tood(regression="deltas", box_coder=DeltaCoder(stds=(0.5, 1.0, 1.0, 1.0)))
+    head: Any = TaskAlignedHead(convs=1, channels=8, norm=None).build(4, 1, model.outputs(2))
+    nn.init.constant_(head.reg.bias, 1.0)
+    nn.init.constant_(head.scales[0], 2.0)
+    told = head([torch.zeros(1, 4, 3, 3)])["reg"][0]
+    assert told.unique().tolist() == [2.0]
+    deltas = torch.zeros(1, 4, 3, 3)
+    deltas[0, 0, 1, 2] = 1.0  # half an anchor to the right
+    maps = Maps([deltas], {"reg": [deltas], "offsets": [torch.zeros(1, 8, 3, 3)]}, (8,), (24, 24))
+    found = model._boxes(maps)[0]
+    assert found[0].tolist() == [-4, -4, 4, 4]
+    assert found[5].tolist() == [2, -3, 10, 5]
 
 
 # models

@@ -120,8 +120,8 @@ class StarTowers(Towers):
 class TaskAlignedHead(Towers):
     """TOOD's head (Feng et al. 2021): one tower, of whose layers classes and boxes each take what they need.
 
-    How much of each layer is told by attention to the mean of all. `reg` is given as distances in strides; outputs
-    beside `cls` and `reg` see all layers.
+    How much of each layer is told by attention to the mean of all. `reg` is given as distances in strides, or as it is
+    where a learned factor is asked for; outputs beside `cls` and `reg` see all layers.
     """
 
     convs: int = option(default=6, at_least=1, help="convolutions in the tower")

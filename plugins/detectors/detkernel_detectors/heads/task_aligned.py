@@ -86,6 +86,7 @@ class TaskAligned(nn.Module):
             for output in self.outputs:
                 value = self.get_submodule(output.name)(features.get(output.name, every))
                 if output.name == "reg":
-                    value = exponential(value.float()) * self.scales[level]
+                    value = value.float() if output.scaled else exponential(value.float())
+                    value = value * self.scales[level]
                 found[output.name].append(value)
         return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from detkernel import Run, hookimpl, option, plugin, state
-from detkernel_detection import Assigner, BoxLoss, ClassLoss, DynamicAssigner, Head, Neck
+from detkernel_detection import Assigner, BoxCoder, BoxLoss, ClassLoss, DynamicAssigner, Head, Neck
 from detkernel_detection.boxes import centres
 from detkernel_detection.parts import RARE, Output, Predicted
 
 from detkernel_detectors.assigners.atss import AtssAssigner
 from detkernel_detectors.assigners.task_aligned import TaskAlignedAssigner
+from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.coders.distance import centreness, distances
 from detkernel_detectors.heads import TaskAlignedHead
 from detkernel_detectors.losses.boxes import Giou
@@ -60,6 +61,15 @@ class Tood(AnchorDetector):
         factory=lambda: Giou(weight=2.0),
         help="of the boxes of positive anchors, weighted by alignment, or by centre-ness in the initial epochs",
     )
+    regression: Literal["distances", "deltas"] = option(
+        default="distances",
+        help="how a box is told: by the distances of its sides, or by deltas to its anchor (`box_coder`), as in "
+        "MMDetection's anchor-based models",
+    )
+    box_coder: BoxCoder = option(
+        factory=lambda: DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2)),
+        help="how deltas tell a box, relative to its anchor",
+    )
     nms_thresh: float = option(default=0.6, at_least=0, at_most=1, help="IoU above which a detection is dropped")
 
     _initial: bool = state(default=False)
@@ -71,7 +81,7 @@ class Tood(AnchorDetector):
         self.check_one_per_place()
         return [
             Output("cls", classes, "cls", bias=RARE),
-            Output("reg", 4, "reg"),
+            Output("reg", 4, "reg", scaled=self.regression == "deltas"),
             Output("alignment", 1, "cls", bias=RARE),
             Output("offsets", 8, "reg"),
         ]
@@ -119,20 +129,37 @@ class Tood(AnchorDetector):
 
     def _boxes(self, maps: Maps) -> Tensor:
         """float32 [B, N, 4], in strides."""
-        pairs = zip(maps.outputs["reg"], maps.outputs["offsets"], strict=True)
-        return torch.cat([aligned_boxes(*pair).flatten(2).transpose(1, 2) for pair in pairs], 1)
+        made = []
+        for told, offsets in zip(maps.outputs["reg"], maps.outputs["offsets"], strict=True):
+            boxes = boxes_around(told) if self.regression == "distances" else self._by_anchors(told)
+            made.append(aligned_boxes(boxes, offsets).flatten(2).transpose(1, 2))
+        return torch.cat(made, 1)
+
+    def _by_anchors(self, deltas: Tensor) -> Tensor:
+        """[B, 4, H, W] -> boxes in strides."""
+        width, height = self.anchors.sides[0]
+        half = deltas.new_tensor([width, height]).float()[:, None, None] / 2
+        anchors = torch.cat([places(deltas) - half, places(deltas) + half]).movedim(0, -1)
+        return self.box_coder.decode(anchors, deltas.float().movedim(1, -1)).movedim(-1, 1)
 
 
-def aligned_boxes(sides: Tensor, offsets: Tensor) -> Tensor:
-    """Distances [B, 4, H, W] in strides and offsets [B, 8, H, W], y and x for each side -> boxes [B, 4, H, W] in
-    strides, each side read where its offset says. A box that would be inverted is read where it is."""
+def places(like: Tensor) -> Tensor:
+    """float32 [2, H, W]: x and y of each place of a map, in strides."""
+    height, width = like.shape[-2:]
+    y, x = (torch.arange(side, device=like.device, dtype=torch.float32) for side in (height, width))
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+
+
+def boxes_around(sides: Tensor) -> Tensor:
+    """Distances [B, 4, H, W] in strides -> boxes [B, 4, H, W] in strides."""
+    return torch.cat([places(sides) - sides[:, :2].float(), places(sides) + sides[:, 2:].float()], 1)
+
+
+def aligned_boxes(boxes: Tensor, offsets: Tensor) -> Tensor:
+    """Boxes [B, 4, H, W] in strides and offsets [B, 8, H, W], y and x for each side -> boxes [B, 4, H, W], each side
+    read where its offset says. A box that would be inverted is read where it is."""
     from torchvision.ops import deform_conv2d
 
-    sides, offsets = sides.float(), offsets.float()
-    height, width = sides.shape[-2:]
-    y, x = (torch.arange(side, device=sides.device, dtype=sides.dtype) for side in (height, width))
-    place = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    boxes = torch.cat([place - sides[:, :2], place + sides[:, 2:]], 1)
-    read = deform_conv2d(boxes, offsets, boxes.new_ones(4, 1, 1, 1))
+    read = deform_conv2d(boxes, offsets.float(), boxes.new_ones(4, 1, 1, 1))
     inverted = (read[:, :2] > read[:, 2:]).any(1, keepdim=True)
     return torch.where(inverted, boxes, read)
