@@ -21,7 +21,7 @@ from detkernel_detectors.coders.delta import DeltaCoder
 from detkernel_detectors.coders.distance import DistanceCoder, centreness, distances
 from detkernel_detectors.heads.rcnn import levels_of, pooled_of
 from detkernel_detectors.losses.boxes import L1, Ciou, Diou, Giou, Iou, SmoothL1
-from detkernel_detectors.losses.classes import CrossEntropy, Focal, QualityFocal
+from detkernel_detectors.losses.classes import CrossEntropy, Focal, QualityFocal, Softmax
 from detkernel_detectors.losses.distribution import distribution_focal, expected
 from detkernel_detectors.losses.sums import averaged
 from detkernel_detectors.priors import Anchors, anchors, points
@@ -416,6 +416,23 @@ def test_nms(parts: dict[str, Tensor]):
     assert not found.boxes[1].any()
     few = suppressed(*(value.expand(2, *value.shape) for value in padded), valid, 0.5, 3)
     assert few.boxes[0].tolist() == given[kept[:3]].tolist()
+
+
+def test_nms_of_pairs_of_box_and_class(parts: dict[str, Tensor]):
+    scores, best = parts["nms.multi_scores"][:, :-1], parts["nms.multiclass.dets"]  # the last are of no object
+    count, classes = scores.shape
+    boxes = parts["nms.boxes"].repeat_interleave(classes, 0)[None]
+    labels = torch.arange(classes).repeat(count)[None]
+    found = suppressed(boxes, scores.flatten()[None], labels, scores.flatten()[None] > 0.3, 0.5, len(best))
+    torch.testing.assert_close(torch.cat([found.boxes[0], found.scores[0, :, None]], 1), best)
+    assert found.labels[0].tolist() == parts["nms.multiclass.labels"].tolist()
+
+
+def test_softmax_cross_entropy(parts: dict[str, Tensor]):
+    """Of one choice among the classes and no object, the last; all with the same weight."""
+    logits = torch.cat([parts["loss.logits"], parts["loss.logits"][:, :1]], 1)
+    losses = Softmax(background=1.0)(logits, parts["loss.labels"])
+    torch.testing.assert_close(averaged(losses, parts["loss.weight"], torch.tensor(3.0)), parts["loss.ce"])
 
 
 DETR = [SoftmaxCost(), L1Cost(weight=5), GiouCost(weight=2)]
