@@ -95,8 +95,9 @@ class MaskHead(Part, ABC):
 
     @abstractmethod
     def build(self, channels: int, classes: int) -> nn.Module:
-        """Make the module. It maps [R, channels, pooled, pooled] to logits [R, classes, side, side], and has `side` as
-        an attribute. Its last layer is the attribute `logits`, with a class a row of its weight."""
+        """Make the module. It maps [R, channels, pooled, pooled] and labels int64 [R] to logits [R, side, side], those
+        of the label's mask, and has `side` as an attribute. Its last layer is the attribute `logits`, with a class a
+        row of its weight."""
 
 
 class Priors(NamedTuple):

@@ -586,10 +586,36 @@ def test_a_box_head_is_made_as_asked_for(options: Any, names: dict[str, tuple[in
 @pytest.mark.parametrize(("convs", "norm"), [(0, None), (2, None), (2, "batch")])
 def test_a_mask_head_is_made_as_asked_for(convs: int, norm: Any):
     head: Any = FcnMaskHead(convs=convs, channels=8, norm=norm, pooled=5).build(6, 3)
-    assert head(torch.randn(4, 6, 5, 5)).shape == (4, 3, 10, 10)
+    assert head(torch.randn(4, 6, 5, 5), torch.tensor([0, 2, 1, 2])).shape == (4, 10, 10)
     assert len(head.convs) == convs
     assert all(isinstance(layer.norm, nn.BatchNorm2d) == (norm == "batch") for layer in head.convs)
     assert all((layer.conv.bias is None) == (norm == "batch") for layer in head.convs)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_mask_is_that_of_its_class_of_the_masks_of_all_classes(classes: int):
+    head: Any = FcnMaskHead(convs=1, channels=4, pooled=3).build(4, classes).double()
+    nn.init.normal_(head.logits.bias)
+    pooled, labels = torch.randn(5, 4, 3, 3, dtype=torch.float64), torch.tensor([2, 0, 1, 2, 2])
+    every = head.logits(head.upsample(head.convs(pooled)).relu())
+    expected = every[torch.arange(5), labels.clamp(max=classes - 1)]
+    weights = torch.randn_like(expected)
+    ours, theirs = (
+        torch.autograd.grad((found * weights).sum(), list(head.parameters()))
+        for found in (head(pooled, labels), expected)
+    )
+    torch.testing.assert_close((head(pooled, labels), ours), (expected, theirs), rtol=1e-12, atol=1e-12)
+
+
+def test_training_masks_keeps_nothing_for_classes_that_a_box_is_not_of():
+    def kept(classes: int) -> int:
+        sizes: list[int] = []
+        head: Any = FcnMaskHead(convs=0, channels=4, pooled=7).build(4, classes)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+            head(torch.randn(6, 4, 7, 7, requires_grad=True), torch.arange(6)).sum()
+        return sum(sizes)
+
+    assert kept(80) - kept(20) < 6 * 14**2, "of one of the classes"
 
 
 # what is refined from stage to stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class FullyConnected(nn.Module):
 
 
 class FullyConvolutional(nn.Module):
-    """Convolutions, one that doubles height and width, and a mask for each class."""
+    """Convolutions, one that doubles height and width, and a mask: of the class of each box, of all that are known."""
 
     def __init__(self, options: FcnMaskHead, channels: int, classes: int) -> None:
         super().__init__()
@@ -101,9 +101,16 @@ class FullyConvolutional(nn.Module):
         for layer in (self.upsample, self.logits):
             _begin(layer)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        found: Tensor = self.logits(self.upsample(self.convs(pooled)).relu())
-        return found
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        features = self.upsample(self.convs(pooled)).relu()
+        # The masks of the other classes are not needed: of eighty, they would be the largest tensor of a training. The
+        # weights are chosen by a product, since the gradient of an index is added in any order on a GPU.
+        last: Any = self.logits
+        classes = torch.arange(last.out_channels, device=labels.device)
+        own = (labels.clamp(max=len(classes) - 1)[:, None] == classes).to(last.weight.dtype)
+        weight, bias = own @ last.weight.flatten(1), own @ last.bias[:, None]
+        found: Tensor = torch.bmm(weight[:, None], features.flatten(2)) + bias[:, None]
+        return found.view(len(labels), self.side, self.side)
 
 
 def pooled_of(

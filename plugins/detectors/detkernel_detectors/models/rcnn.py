@@ -243,7 +243,7 @@ class MaskedRcnn(Rcnn):
         "whole pixels (torchvision)",
     )
 
-    # A mask for every class of each positive box, from a pooling of its own; that of the object's class is learned.
+    # The mask of its object's class for each positive box, from a pooling of its own.
 
     def mask_losses(self, found: Drawn, maps: Maps, targets: Targets, sizes: Tensor | None, head: Any) -> Tensor:
         """The mean cross-entropy of the pixels of positive boxes."""
@@ -263,9 +263,8 @@ class MaskedRcnn(Rcnn):
 
     def _masks(self, maps: Maps, boxes: Tensor, labels: Tensor, head: Any) -> Tensor:
         """Logits [B, S, side, side] of boxes [B, S, 4], each of its class."""
-        logits: Tensor = head(self.pool(maps, boxes, self.mask_head.pooled)).float()
-        own = labels.flatten().clamp(max=logits.shape[1] - 1)[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-        return logits.gather(1, own).view(*labels.shape, *logits.shape[2:])
+        logits: Tensor = head(self.pool(maps, boxes, self.mask_head.pooled), labels.flatten()).float()
+        return logits.view(*labels.shape, *logits.shape[1:])
 
 
 def needed(positive: Tensor, most: int) -> int:
