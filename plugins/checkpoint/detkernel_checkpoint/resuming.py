@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from detkernel import CheckpointError, Run, Span, UserError, wrong
 from detkernel.errors import printable, relative
-from detkernel_detection.weights import keypoints_in
+from detkernel_detection.weights import classes_in, keypoints_in
 
 from detkernel_checkpoint import checkpoint_file, finite
 from detkernel_checkpoint.folder import Entry, Folder
@@ -114,7 +114,10 @@ def compare(run: Run, found: Found, provenance: Mapping[str, Any], key: str, acc
     shown = [f"  {line}" for line in lines[:_SHOWN]] + [f"  and {len(lines) - _SHOWN} more"] * (len(lines) > _SHOWN)
     listed = "\n".join(shown)
     if accept:
-        _refuse_other("classes", found.content["classes"], run.classes, relative(found.path), key)
+        classes = classes_in(found.content)
+        if classes is None:
+            raise CheckpointError(f"{relative(found.path)}: does not say which classes its run had")
+        _refuse_other("classes", classes, run.classes, relative(found.path), key)
         run.log.warning(
             "going on from %s, though this run differs from the one it is of:\n%s", relative(found.path), listed
         )

@@ -85,3 +85,15 @@ def test_a_valid_file_with_other_content(
     with suppress(CheckpointError):
         run = tiny_run({"checkpoint": plugin}, until="4 iters", validate="2 iters", work_dir=folder)
         assert run.iter >= 4
+
+
+@pytest.mark.parametrize("classes", [None, True, [1, 2, 3]])
+def test_changes_are_not_accepted_of_a_run_of_no_classes(valid: Path, classes: Any, tmp_path: Path) -> None:
+    content = copy.deepcopy(checkpoint_file.load(valid))
+    content["classes"] = classes
+    content["provenance"]["config"]["model"] = True
+    path = valid.with_name("classless.pt")
+    checkpoint_file.write(path, content)
+    plugin = Checkpoint(every=None, resume=str(path), accept_changes=True)
+    with pytest.raises(CheckpointError, match=r"classless\.pt: does not say which classes its run had"):
+        tiny_run({"checkpoint": plugin}, until="4 iters", work_dir=tmp_path)
