@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -11,6 +15,8 @@ import torch
 from detkernel import UserError
 from detkernel.errors import printable
 
+TIMEOUT = 60.0
+"""Seconds for which a server may send nothing."""
 _DIGEST = re.compile(r"(?:-|_(?!\d+\.))([0-9a-f]{8,64})\.\w+$")  # `_20210419.pth` ends with a date
 
 
@@ -33,7 +39,8 @@ def downloaded(url: str, what: str) -> Path:
     shown = printable(url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), digest_in(file), progress=False)
+        with _patience():
+            torch.hub.download_url_to_file(url, str(path), digest_in(file), progress=sys.stderr.isatty())
     except RuntimeError:
         raise UserError(
             f"{what} from {shown} is not the file that its name says: its SHA-256 does not begin with "
@@ -46,3 +53,14 @@ def downloaded(url: str, what: str) -> Path:
             f"where there is no network, put the file at {path}, or give its path as `weights`"
         ) from None
     return path
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """torch waits for ever: its only limit is that of new connections of the process."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from detkernel import CheckpointError, ConfigError, UserError
+from detkernel_detection import downloads
 from detkernel_detection.downloads import digest_in
 from detkernel_detectors import zoo
 from detkernel_detectors.backbones import Resnet
@@ -34,11 +36,12 @@ CODE = b"cbuiltins\neval\n(S'1/0'\ntR."
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`, each whole or cut off at half, and counts what it was asked for."""
+    """Serves `files`, each whole, cut off at half or silent from there on, and counts what it was asked for."""
 
     daemon_threads = True
     files: dict[str, bytes]
     cut = False
+    silent: threading.Event | None = None
     asked: list[str]
 
 
@@ -53,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if server.cut else content)
+        self.wfile.write(content[: len(content) // 2] if server.cut or server.silent else content)
+        if server.silent:
+            server.silent.wait()
 
     def log_message(self, *args: Any) -> None: ...
 
@@ -135,6 +140,18 @@ def test_a_file_of_another_hash_and_one_cut_off_are_told_and_not_kept(cut: bool,
     if cut:
         server.cut = False
         load(path)
+
+
+def test_a_server_that_falls_silent_is_told(server: Server, monkeypatch: pytest.MonkeyPatch):
+    content = published()[1]
+    server.files[f"/zoo/{named(content)}"] = content
+    server.silent = threading.Event()
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
+    with pytest.raises(UserError, match=r"small.*\.pth cannot be downloaded from http://.* \(timed out\)"):
+        load(named(content))
+    server.silent.set()
+    assert socket.getdefaulttimeout() is None
+    assert list((Path(torch.hub.get_dir()) / "checkpoints").iterdir()) == []
 
 
 def test_a_file_that_is_not_there_and_a_server_that_is_not_there_are_told(
