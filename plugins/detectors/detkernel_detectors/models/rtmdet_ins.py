@@ -80,7 +80,9 @@ class RtmdetIns(Rtmdet):
         features = MaskFeatures(channels, self.mask_channels, len(strides), self.mask_convs, BatchNorm(1e-5, 0.1))
         return {**super().heads(channels, strides, classes), "mask_features": features}
 
-    # Training: the masks of positive points, at a stride of 4.
+    # Training: the masks of positive points, at a stride of 4. MMDetection numbers the points of an image that is
+    # smaller than its batch without those in the padding, and takes the parameters of others for them: its loss is
+    # another there, but not in its recipe, whose images are padded before.
 
     def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
         from detkernel_detectors.heads.mask_kernels import dice
