@@ -119,6 +119,7 @@ def test_all_models_are_known() -> None:
         "rtmdet_ins",
         "tood",
         "vfnet",
+        "yolof",
         "yolox",
         "faster_rcnn",
         "fcos",

@@ -125,6 +125,9 @@ class Matches(NamedTuple):
     quality: Tensor | None = None
     """float32 [B, N], 0..1: what the score of a positive prior is to be; 0 elsewhere. None: an assigner that does not
     know the predictions."""
+    pairs: Tensor | None = None
+    """int64 [B, M, K]: the places of the priors that learn the box of each object, -1 for none, from an assigner that
+    gives a prior several. None: a positive prior learns the box of its object."""
 
 
 class Assigner(Part, ABC):

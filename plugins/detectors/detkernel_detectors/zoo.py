@@ -120,6 +120,7 @@ ZOO = {
     "yolox_s_8xb8-300e_coco": Published("v2.0/yolox", "yolox_s_8x8_300e_coco", "_20211121_095711-4592a793"),
     "yolox_l_8xb8-300e_coco": Published("v2.0/yolox", "yolox_l_8x8_300e_coco", "_20211126_140236-d3bd2b23"),
     "yolox_x_8xb8-300e_coco": Published("v2.0/yolox", "yolox_x_8x8_300e_coco", "_20211126_140254-1ef88d67"),
+    "yolof_r50-c5_8xb8-1x_coco": Published("v2.0/yolof", "yolof_r50_c5_8x8_1x_coco", "_20210425_024427-8e864411"),
     "rtmdet_tiny_8xb32-300e_coco": Published("v3.0/rtmdet", "rtmdet_tiny_8xb32-300e_coco", "_20220902_112414-78e30dcc"),
     "rtmdet_s_8xb32-300e_coco": Published("v3.0/rtmdet", "rtmdet_s_8xb32-300e_coco", "_20220905_161602-387a891e"),
     "rtmdet_m_8xb32-300e_coco": Published("v3.0/rtmdet", "rtmdet_m_8xb32-300e_coco", "_20220719_112220-229f527c"),

@@ -19,7 +19,15 @@ from detkernel_detectors.assigners.atss import AtssAssigner
 from detkernel_detectors.assigners.hungarian import HungarianAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
-from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
+from detkernel_detectors.heads import (
+    FcBoxHead,
+    FcnMaskHead,
+    LevelTowers,
+    StarTowers,
+    TaskAlignedHead,
+    Towers,
+    UnequalTowers,
+)
 from detkernel_detectors.losses.classes import Softmax
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
@@ -42,8 +50,9 @@ from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.rtmdet_ins import RtmdetIns
 from detkernel_detectors.models.tood import Tood
 from detkernel_detectors.models.vfnet import Vfnet
+from detkernel_detectors.models.yolof import Yolof
 from detkernel_detectors.models.yolox import Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn, HybridEncoder
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder
 from detkernel_detectors.priors import Anchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -117,6 +126,12 @@ STAR: Any = {"head": StarTowers(convs=1, channels=16, groups=4)}
 TASKS: Any = {"head": TaskAlignedHead(convs=2, channels=16, groups=4)}
 FAMILIES |= {"vfnet": (Vfnet, STAR), "tood": (Tood, TASKS), "tood_initial": (Tood, TASKS)}
 FAMILIES |= {"rtmdet_ins": (RtmdetIns, {**CSP, "mask_channels": 16, "mask_convs": 1})}
+YOLOF: Any = {
+    "neck": DilatedEncoder(channels=16, block_channels=8, dilations=[1, 2]),
+    "head": UnequalTowers(convs=1, box_convs=1, channels=16, norm="group", groups=4),
+    "anchors": Anchors(scales=[2.0, 4.0], ratios=[1.0]),  # of a map of stride 8
+}
+FAMILIES |= {"yolof": (Yolof, YOLOF)}
 FAMILIES |= {"yolox_further": (Yolox, YOLOX)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
@@ -259,6 +274,11 @@ class TestGfl(Contract):
     family = Gfl
     options: ClassVar[dict[str, Any]] = {**Contract.options, "largest": 4}
     test_overfits_two_images = None
+
+
+class TestYolof(ModelContract):
+    def plugin(self) -> Any:
+        return Yolof(**{**SMALL, **YOLOF})
 
 
 class TestRtmdet(ModelContract):

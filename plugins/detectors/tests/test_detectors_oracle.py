@@ -18,7 +18,15 @@ from detkernel_detection.weights import load_into, read_weights, renamed
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Hgnetv2, Resnet
 from detkernel_detectors.backbones.hgnetv2 import Size, Stage
-from detkernel_detectors.heads import FcBoxHead, FcnMaskHead, LevelTowers, StarTowers, TaskAlignedHead, Towers
+from detkernel_detectors.heads import (
+    FcBoxHead,
+    FcnMaskHead,
+    LevelTowers,
+    StarTowers,
+    TaskAlignedHead,
+    Towers,
+    UnequalTowers,
+)
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeRcnn
@@ -40,8 +48,9 @@ from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.sets import SetDetector
 from detkernel_detectors.models.tood import Tood, aligned_boxes, boxes_around
 from detkernel_detectors.models.vfnet import Vfnet
+from detkernel_detectors.models.yolof import Yolof, of_both
 from detkernel_detectors.models.yolox import NORM, Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, Fpn, HybridEncoder
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder
 from detkernel_detectors.transformers import denoising
 from torch import Tensor
 
@@ -178,6 +187,17 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
     ),
     "vfnet": (small(Vfnet, head=StarTowers(**GN)), ("cls", "refined")),
     "tood": (small(Tood, head=TaskAlignedHead(**{**GN, "convs": 3})), ("cls", "reg")),
+    "yolof": (
+        Yolof(
+            backbone=Resnet(depth=18, channels=3, norm="frozen", trainable_layers=3),
+            neck=DilatedEncoder(channels=16, block_channels=8),
+            head=UnequalTowers(channels=16),
+            image_mean=(123.675, 116.28, 103.53),
+            image_std=(1.0, 1.0, 1.0),
+            channel_order="bgr",
+        ),
+        ("cls", "reg"),
+    ),
 }
 """Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
 
@@ -189,6 +209,11 @@ SHOWN: Any = {
     "tood": {
         "cls": lambda value, stride, others: (value.sigmoid() * others["alignment"].sigmoid()).sqrt(),
         "reg": lambda value, stride, others: aligned_boxes(boxes_around(value), others["offsets"]),
+    },
+    "yolof": {
+        "cls": lambda value, stride, others: of_both(
+            value.unflatten(1, (5, -1)), others["objectness"][:, :, None]
+        ).flatten(1, 2)
     },
 }
 """What MMDetection's head gives where it is not the output itself: mostly distances in pixels. `others`: all outputs of

@@ -35,6 +35,12 @@ class DeltaCoder(BoxCoder):
 
     bound_below: bool = option(default=True, help="whether dw and dh are bounded below too (torchvision: not)")
 
+    largest_shift: float | None = option(
+        default=None,
+        above=0,
+        help="pixels that a centre is moved by at most in x and in y (YOLOF: 32); null: any number",
+    )
+
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         (centre, sides), (wanted, wanted_sides) = _split(priors), _split(boxes)
         deltas = torch.cat([(wanted - centre) / sides, (wanted_sides / sides).log()], -1)
@@ -44,7 +50,10 @@ class DeltaCoder(BoxCoder):
         centre, sides = _split(priors)
         if not self._plain:
             deltas = deltas * deltas.new_tensor(self.stds)
-        centre = centre + deltas[..., :2] * sides
+        shift = deltas[..., :2] * sides
+        if self.largest_shift is not None:
+            shift = shift.clamp(-self.largest_shift, self.largest_shift)
+        centre = centre + shift
         half = sides * deltas[..., 2:].clamp(-self.bound if self.bound_below else None, self.bound).exp() / 2
         return torch.cat([centre - half, centre + half], -1)
 

@@ -31,10 +31,32 @@ class Towers(Head):
         if self.norm == "group" and self.channels % self.groups:
             raise ValueError(f"channels: expected a multiple of the {self.groups} groups, got {self.channels}")
 
+    @property
+    def depths(self) -> dict[str, int]:
+        """Convolutions in the tower of each branch."""
+        return {"cls": self.convs, "reg": self.convs}
+
     def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
         from detkernel_detectors.heads.towers import TwoTowers
 
         return TwoTowers(self, channels, levels, outputs)
+
+
+@plugin
+class UnequalTowers(Towers):
+    """Towers as in YOLOF's head (Chen et al. 2021): boxes need more convolutions than classes.
+
+    https://arxiv.org/abs/2103.09460, section 4.4
+    """
+
+    convs: int = option(default=2, at_least=0, help="convolutions in the tower for classes")
+    box_convs: int = option(default=4, at_least=0, help="convolutions in the tower for boxes")
+    channels: int = option(default=512, at_least=1, help="channels of each")
+    norm: Literal["group", "batch"] | None = option(default="batch", help="normalisation after each; null: none")
+
+    @property
+    def depths(self) -> dict[str, int]:
+        return {"cls": self.convs, "reg": self.box_convs}
 
 
 @plugin

@@ -18,9 +18,10 @@ class TwoTowers(nn.Module):
 
     def __init__(self, options: Towers, channels: int, levels: int, outputs: Sequence[Output]) -> None:
         super().__init__()
-        self.cls_tower, self.reg_tower = (tower(options, channels) for _ in range(2))
-        width = options.channels if options.convs else channels
+        depths = options.depths
+        self.cls_tower, self.reg_tower = (tower(options, channels, depths[branch]) for branch in ("cls", "reg"))
         for output in outputs:
+            width = options.channels if depths[output.branch] else channels
             self.add_module(output.name, nn.Conv2d(width, output.channels, 3, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -58,9 +59,10 @@ class Layer(nn.Module):
         return [nn.functional.relu(self.norm(x)) for x in over_levels(self.conv, maps)]
 
 
-def tower(options: Towers, channels: int) -> nn.Sequential:
-    """Its input and output are the maps of all levels."""
-    return nn.Sequential(*(Layer(options, options.channels if number else channels) for number in range(options.convs)))
+def tower(options: Towers, channels: int, depth: int | None = None) -> nn.Sequential:
+    """So many layers, by default `convs`. Its input and output are the maps of all levels."""
+    depth = options.convs if depth is None else depth
+    return nn.Sequential(*(Layer(options, options.channels if number else channels) for number in range(depth)))
 
 
 def over_levels(conv: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -104,6 +104,26 @@ class ChannelMapper(Neck):
 
 
 @plugin
+class DilatedEncoder(Neck):
+    """YOLOF's encoder (Chen et al. 2021): one map, the coarsest, in which objects of all sizes are to be found.
+
+    https://arxiv.org/abs/2103.09460, section 4.2. After the two layers of an FPN, residual blocks add what dilated
+    convolutions see farther and farther away, so that small objects are seen still, and large ones as a whole.
+    """
+
+    channels: int = option(default=512, at_least=1, help="of the map")
+    block_channels: int = option(default=128, at_least=1, help="of the convolutions inside of the blocks")
+    dilations: list[int] = option(
+        factory=lambda: [2, 4, 6, 8], at_least=1, help="a residual block for each: how far apart its 3x3 pixels are"
+    )
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.dilated import Encoder
+
+        return Encoder(self, channels, strides)
+
+
+@plugin
 class HybridEncoder(Neck):
     """RT-DETR's encoder (Zhao et al. 2024): attention in the coarsest map, then fusion from coarse to fine and back.
 
