@@ -56,7 +56,8 @@ class Layer(nn.Module):
         self.norm = normalisation(options)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [nn.functional.relu(self.norm(x)) for x in over_levels(self.conv, maps)]
+        own = not isinstance(self.norm, nn.Identity)  # else it may be a part of a map of several levels
+        return [nn.functional.relu(self.norm(x), inplace=own) for x in over_levels(self.conv, maps)]
 
 
 def tower(options: Towers, channels: int, depth: int | None = None) -> nn.Sequential:
