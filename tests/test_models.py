@@ -37,6 +37,13 @@ DETRS = {
     ),
 }
 """Six layers take as long as they are alike."""
+NARROW = {
+    "yolov3": """
+  neck: {use: yolo_neck, channels: [8, 8, 8]}
+  head: {use: yolo_head, channels: [8, 8, 8]}
+""",
+}
+"""What widens necks and heads, and is of no matter here."""
 OTHER_BACKBONES = {"dfine", "rtmdet", "rtmdet_ins", "yolox"}
 """Native models whose backbone is not a ResNet; the others get a small one."""
 CONFIG = """
@@ -90,7 +97,7 @@ def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Pat
         config += "  backbone: {use: resnet, depth: 18, channels: 8}\n"
     elif library == "detkernel_torchvision" and name not in ("ssd", "ssdlite"):
         config += "  backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}\n  neck_channels: 64\n"
-    config += DETRS.get(name, "")
+    config += DETRS.get(name, "") + NARROW.get(name, "")
     (tmp_path / "c.yaml").write_text(config + (FEW[library] if "rcnn" in name else ""))
     result = detkernel_here("run", "c.yaml")
     assert result.returncode == 0, result.stderr
@@ -120,6 +127,7 @@ def test_all_models_are_known() -> None:
         "tood",
         "vfnet",
         "yolof",
+        "yolov3",
         "yolox",
         "faster_rcnn",
         "fcos",

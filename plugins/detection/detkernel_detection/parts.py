@@ -46,7 +46,8 @@ class Neck(Part, ABC):
     @abstractmethod
     def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
         """Make the module for maps of such channels and strides, fine to coarse. It maps a list of them to a list of
-        maps, fine to coarse, and has the attributes `channels: int`, of each of these, and `strides: list[int]`."""
+        maps, fine to coarse, and has the attributes `channels: int`, of each of these, and `strides: list[int]`. Where
+        maps differ in channels, `channels` is a list, one a map; not every head takes these (`Head.per_level`)."""
 
 
 RARE = -math.log(99)
@@ -67,12 +68,16 @@ class Output(NamedTuple):
 
 
 class Head(Part, ABC):
-    """Predicts from the maps of a pyramid, with the same weights at each level."""
+    """Predicts from the maps of a pyramid, with the same weights at each level or with others."""
+
+    per_level: ClassVar[bool] = False
+    """Whether the maps may differ in channels; `build` is then given a list, one a level."""
 
     @abstractmethod
     def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
         """Make the module. It maps a list of `levels` maps [B, channels, H, W] to a dict: for each output's name a list
-        of [B, its channels, H, W]. Its last convolution of each output is the attribute of that name."""
+        of [B, its channels, H, W]. Its last convolution of each output is the attribute of that name, or a list of
+        them, one a level."""
 
 
 class BoxHead(Part, ABC):

@@ -1,4 +1,5 @@
-"""Blocks that backbones, necks and heads of the CSP detectors (YOLOX, RTMDet) share, with MMDetection's names."""
+"""Blocks that backbones, necks and heads of YOLOv3 and of the CSP detectors (YOLOX, RTMDet) share, with MMDetection's
+names."""
 
 from __future__ import annotations
 
@@ -25,6 +26,18 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.silu(self.bn(self.conv(x)), inplace=True)
+
+
+class LeakyConv(nn.Module):
+    """The same with a leaky ReLU (Redmon and Farhadi 2018), and a norm of any kind."""
+
+    def __init__(self, inside: int, outside: int, size: int, norm: nn.Module, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inside, outside, size, stride, size // 2, bias=False)
+        self.bn = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(self.bn(self.conv(x)), 0.1, inplace=True)
 
 
 class SeparableConv(nn.Module):

@@ -69,6 +69,45 @@ class Anchors:
         return (places.repeat(1, 2)[:, None] + around).flatten(0, 1)
 
 
+@plugin
+class GridAnchors:
+    """Boxes of given widths and heights at every place of a map, centred on the middle of its cell (YOLOv3)."""
+
+    sizes: list[list[tuple[float, float]]] = option(
+        factory=lambda: [
+            [(10.0, 13.0), (16.0, 30.0), (33.0, 23.0)],
+            [(30.0, 61.0), (62.0, 45.0), (59.0, 119.0)],
+            [(116.0, 90.0), (156.0, 198.0), (373.0, 326.0)],
+        ],
+        help="(width, height) in pixels of each anchor of a place, for each level, fine to coarse; by default those of "
+        "the paper, for COCO in 416 pixels",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        counts = [len(level) for level in self.sizes]
+        if len(set(counts)) != 1 or not counts[0]:
+            raise ValueError(f"sizes: expected as many anchors at each level, and at least one, got {counts}")
+        small = [side for level in self.sizes for size in level for side in size if side <= 0]
+        if small:
+            raise ValueError(f"sizes: expected numbers above 0, got {small[0]:g}")
+
+    @property
+    def per_place(self) -> int:
+        """How many anchors are at a place of each level."""
+        return len(self.sizes[0])
+
+
+def grid_anchors(options: GridAnchors, maps: Sequence[Tensor], strides: Sequence[int], inside: Tensor) -> Priors:
+    """The anchors for maps [B, _, H, W] of such strides, of which `inside` is as for `anchors`."""
+    grids = [_grid(one, stride, None) for one, stride in zip(maps, strides, strict=True)]
+    boxes = []
+    for places, stride, sizes in zip(grids, strides, options.sizes, strict=True):
+        half = places.new_tensor(sizes) / 2
+        centres = (places + stride / 2).repeat(1, 2)[:, None]
+        boxes.append((centres + torch.cat([-half, half], 1)).flatten(0, 1))
+    return _priors(boxes, grids, strides, inside)
+
+
 def anchors(
     options: Anchors,
     maps: Sequence[Tensor],

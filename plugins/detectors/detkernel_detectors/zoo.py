@@ -116,6 +116,11 @@ ZOO = {
     "tood_r50_fpn_ms-2x_coco": Published("v2.0/tood", "tood_r50_fpn_mstrain_2x_coco", "_20211210_144231-3b23174c"),
     "tood_r101_fpn_ms-2x_coco": Published("v2.0/tood", "tood_r101_fpn_mstrain_2x_coco", "_20211210_144232-a18f53c8"),
     "vfnet_r50_fpn_1x_coco": Published("v2.0/vfnet", "vfnet_r50_fpn_1x_coco", "_20201027-38db6f58"),
+    "yolov3_d53_8xb8-320-273e_coco": Published("v2.0/yolo", "yolov3_d53_320_273e_coco", "-421362b6"),
+    "yolov3_d53_8xb8-ms-416-273e_coco": Published("v2.0/yolo", "yolov3_d53_mstrain-416_273e_coco", "-2b60fcd9"),
+    "yolov3_d53_8xb8-ms-608-273e_coco": Published(
+        "v2.0/yolo", "yolov3_d53_mstrain-608_273e_coco", "_20210518_115020-a2c3acb8"
+    ),
     "yolox_tiny_8xb8-300e_coco": Published("v2.0/yolox", "yolox_tiny_8x8_300e_coco", "_20211124_171234-b4047906"),
     "yolox_s_8xb8-300e_coco": Published("v2.0/yolox", "yolox_s_8x8_300e_coco", "_20211121_095711-4592a793"),
     "yolox_l_8xb8-300e_coco": Published("v2.0/yolox", "yolox_l_8x8_300e_coco", "_20211126_140236-d3bd2b23"),

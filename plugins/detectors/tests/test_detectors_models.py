@@ -27,6 +27,7 @@ from detkernel_detectors.heads import (
     TaskAlignedHead,
     Towers,
     UnequalTowers,
+    YoloHead,
 )
 from detkernel_detectors.losses.classes import Softmax
 from detkernel_detectors.models.atss import Atss
@@ -51,9 +52,10 @@ from detkernel_detectors.models.rtmdet_ins import RtmdetIns
 from detkernel_detectors.models.tood import Tood
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof
+from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder
-from detkernel_detectors.priors import Anchors
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
+from detkernel_detectors.priors import Anchors, GridAnchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -133,6 +135,12 @@ YOLOF: Any = {
 }
 FAMILIES |= {"yolof": (Yolof, YOLOF)}
 FAMILIES |= {"yolox_further": (Yolox, YOLOX)}
+YOLOV3: Any = {
+    "neck": YoloNeck(channels=[16]),
+    "head": YoloHead(channels=[16]),
+    "anchors": GridAnchors(sizes=[[(12.0, 12.0), (20.0, 24.0), (48.0, 40.0)]]),
+}
+FAMILIES |= {"yolov3": (Yolov3, YOLOV3)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
@@ -316,6 +324,15 @@ class TestYolox(ModelContract):
         return Yolox(**YOLOX)
 
 
+class TestYolov3(ModelContract):
+    """Its losses are sums, so that the rate is small."""
+
+    lr = 0.001
+
+    def plugin(self) -> Any:
+        return Yolov3(backbone=SMALL["backbone"], **YOLOV3)
+
+
 def made(plugin: BaseDetector, classes: int = 3) -> Any:
     torch.manual_seed(0)
     return Network(plugin, [f"class {number}" for number in range(classes)])
@@ -385,7 +402,8 @@ def test_an_image_without_objects_gives_a_gradient(model: Any):
         total.backward()
         assert total.isfinite()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-        learned = [loss.item() for name, loss in losses.items() if "bbox" in name or "mask" in name]
+        boxes = ("bbox", "mask", "loss_xy", "loss_wh")
+        learned = [loss.item() for name, loss in losses.items() if any(word in name for word in boxes)]
         assert not any(learned) or objects[1]
         model.zero_grad()
 
@@ -423,7 +441,9 @@ def with_own_statistics(model: Any) -> None:
 
 
 def test_two_processes_have_the_losses_of_one(model: Any, monkeypatch: pytest.MonkeyPatch):
-    """Each with one image, and the counts of both averaged: the mean of their losses is that of the batch."""
+    """Each with one image, and the counts of both averaged: the mean of their losses is that of the batch.
+
+    YOLOv3's are sums over the images of a process, as in MMDetection, and count nothing."""
     batch = batch_of(ONE, TWO)
     with_own_statistics(model)
     halves = [batch.keep([number]) for number in range(2)]
@@ -435,6 +455,11 @@ def test_two_processes_have_the_losses_of_one(model: Any, monkeypatch: pytest.Mo
         losses_of(model, half)
         sums.append(list(seen))
         seen.clear()
+    if isinstance(model.family, Yolov3):
+        assert not any(sums)
+        one, other = (losses_of(model, half) for half in halves)
+        assert whole == pytest.approx({name: one[name] + other[name] for name in whole})
+        return
     shared = [one + other for one, other in zip(*sums, strict=True)]
     assert shared, "no count is shared"
     for half in halves:

@@ -26,6 +26,7 @@ from detkernel_detectors.heads import (
     TaskAlignedHead,
     Towers,
     UnequalTowers,
+    YoloHead,
 )
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
@@ -49,8 +50,9 @@ from detkernel_detectors.models.sets import SetDetector
 from detkernel_detectors.models.tood import Tood, aligned_boxes, boxes_around
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof, of_both
+from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import NORM, Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
 from detkernel_detectors.transformers import denoising
 from torch import Tensor
 
@@ -161,6 +163,16 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
         ),
         ("cls", "reg", "objectness"),
     ),
+    "yolov3": (
+        Yolov3(
+            backbone=Resnet(depth=18, channels=3, norm="eval"),
+            neck=YoloNeck(channels=[12, 12, 12]),
+            head=YoloHead(channels=[12, 12, 12]),
+            image_mean=(123.675, 116.28, 103.53),
+            image_std=(58.395, 57.12, 57.375),
+        ),
+        ("pred",),
+    ),
     "detr": (Detr(**DETR, **ONE_MAP), ()),
     "conditional_detr": (ConditionalDetr(**DETR, **ONE_MAP), ()),
     "dab_detr": (DabDetr(**DETR, **ONE_MAP), ()),
@@ -225,8 +237,11 @@ OTHER_LOSSES: Any = {
 }
 """Further losses of a family: how they are named, and in which state of the plugin it has them."""
 
-UNCLIPPED = ("yolox", "tood")
+UNCLIPPED = ("yolox", "tood", "yolov3")
 """Families whose boxes MMDetection does not clip to the image."""
+
+COARSE_FIRST = ("yolov3",)
+"""Families whose levels MMDetection counts from the coarsest."""
 
 
 class Case:
@@ -295,13 +310,15 @@ def test_the_maps_are_equal(case: Case):
     used = [key for key in case.expected if key.startswith("backbone.")]  # some have the coarsest maps alone
     for number, one in enumerate(features[-len(used) :]):
         case.check(f"backbone.{number}", one)
-    for number, one in enumerate(maps.features):
-        case.check(f"neck.{number}", one)
+    levels = range(len(maps.features))
+    theirs = levels[::-1] if case.name in COARSE_FIRST else levels
+    for level, one in zip(theirs, maps.features, strict=True):
+        case.check(f"neck.{level}", one)
     for number, name in enumerate(case.outputs):
         for level, one in enumerate(maps.outputs[name]):
             shown = SHOWN.get(case.name, {}).get(name, lambda value, stride, others: value)
             others = {other: levels[level] for other, levels in maps.outputs.items()}
-            named = f"rpn.{name}.{level}" if case.name in TWO_STAGES else f"head.{number}.{level}"
+            named = f"rpn.{name}.{level}" if case.name in TWO_STAGES else f"head.{number}.{theirs[level]}"
             case.check(named, shown(one, maps.strides[level], others))
 
 

@@ -158,6 +158,32 @@ class Hrnet(Backbone):
 
 
 @plugin
+class Darknet(Backbone):
+    """Darknet-53 (Redmon and Farhadi 2018), the backbone of YOLOv3: maps at strides 8, 16 and 32.
+
+    https://arxiv.org/abs/1804.02767: 3x3 convolutions of stride 2, each before residual blocks of a 1x1 and a 3x3.
+    """
+
+    channels: int = option(default=32, at_least=1, help="of the first convolution; every stage has twice as many")
+    weights: str | None = option(
+        default=None, help="a file, ours or MMDetection's, such as its darknet53-a628ea1b.pth of ImageNet; null: random"
+    )
+    trainable_layers: int = option(
+        default=5, at_least=0, at_most=5, help="stages trained, from the last one; 5: and the first convolution"
+    )
+    norm: Literal["frozen", "eval", "batch", "group"] | None = option(
+        default=None,
+        help="frozen: constants; eval: constant statistics, trained scale; batch; group; null: eval with weights, "
+        "else batch",
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import darknet
+
+        return darknet.build(self)
+
+
+@plugin
 class CspDarknet(Backbone):
     """CSPDarknet (Bochkovskiy et al. 2020) as YOLOX has it (Ge et al. 2021): maps at strides 8, 16 and 32."""
 

@@ -42,12 +42,12 @@ class DeltaCoder(BoxCoder):
     )
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
-        (centre, sides), (wanted, wanted_sides) = _split(priors), _split(boxes)
+        (centre, sides), (wanted, wanted_sides) = split(priors), split(boxes)
         deltas = torch.cat([(wanted - centre) / sides, (wanted_sides / sides).log()], -1)
         return deltas if self._plain else deltas / deltas.new_tensor(self.stds)
 
     def decode(self, priors: Tensor, deltas: Tensor) -> Tensor:
-        centre, sides = _split(priors)
+        centre, sides = split(priors)
         if not self._plain:
             deltas = deltas * deltas.new_tensor(self.stds)
         shift = deltas[..., :2] * sides
@@ -62,6 +62,6 @@ class DeltaCoder(BoxCoder):
         return self.stds == (1.0, 1.0, 1.0, 1.0)
 
 
-def _split(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def split(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Centre and sides, [..., 2] each."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]

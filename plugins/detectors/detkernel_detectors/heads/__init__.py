@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from detkernel import option, plugin, wrong
 from detkernel_detection import BoxHead, Head, MaskHead
@@ -81,6 +81,30 @@ class LevelTowers(Head):
         from detkernel_detectors.heads.level_towers import TowersEach
 
         return TowersEach(self, channels, levels, outputs)
+
+
+@plugin
+class YoloHead(Head):
+    """YOLOv3's head (Redmon and Farhadi 2018): at each level a 3x3 convolution of its own, then one of 1x1.
+
+    https://arxiv.org/abs/1804.02767, section 2.3. Levels may differ in channels.
+    """
+
+    per_level: ClassVar[bool] = True
+
+    channels: list[int] = option(
+        factory=lambda: [256, 512, 1024], at_least=1, help="of the 3x3 convolution of each level, fine to coarse"
+    )
+    deviation: float = option(default=0.01, above=0, help="standard deviation of the first weights")
+    norm_eps: float = option(default=1e-5, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
+
+    def build(self, channels: int | Sequence[int], levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.yolo import LevelConvs
+
+        if len(self.channels) != levels:
+            raise wrong(self, "channels", f"expected {levels}, one for each level of the neck, got {self.channels}")
+        return LevelConvs(self, [channels] * levels if isinstance(channels, int) else channels, outputs)
 
 
 @plugin

@@ -38,6 +38,16 @@ class SmoothL1(BoxLoss):
 
 
 @plugin
+class SquaredError(BoxLoss):
+    """The sum of the squared differences, of the numbers of the box coder (Redmon and Farhadi 2018)."""
+
+    compares: ClassVar[Literal["boxes", "deltas"]] = "deltas"
+
+    def __call__(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        return self.weight * (predicted - wanted).square().sum(-1)
+
+
+@plugin
 class Iou(BoxLoss):
     """From the intersection over union (Yu et al. 2016): -ln IoU, 1 - IoU or 1 - IoU^2."""
 

@@ -147,8 +147,9 @@ class BaseDetector(DetectorPlugin):
     size_divisible: int = option(default=32, at_least=1, help="batches are padded to a multiple of this, in pixels")
     max_detections: int = option(default=100, at_least=1, help="detections an image")
 
-    def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
-        """The modules behind the neck, by name; `head` is given its maps."""
+    def heads(self, channels: Any, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+        """The modules behind the neck, by name; `head` is given its maps. `channels`: an int, or for a `Head` with
+        `per_level` maybe a list of them."""
         raise NotImplementedError
 
     def class_outputs(self) -> dict[str, ClassOutput]:
@@ -219,7 +220,7 @@ class DenseDetector(NativeDetector):
         """Of the classes, [B, N, C]."""
         return maps.flat("cls", maps.outputs["cls"][0].shape[1] // self.per_place)
 
-    def heads(self, channels: int, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
+    def heads(self, channels: Any, strides: Sequence[int], classes: int) -> dict[str, nn.Module]:
         return {"head": self.head.build(channels, len(strides), self.outputs(classes))}
 
     def detected(self, maps: Maps, sizes: Tensor | None) -> Candidates:

@@ -36,6 +36,11 @@ class Network(Detector):
                 used = type(family.backbone).__qualname__
                 raise wrong(family, "backbone", f"{used}.build() gave a module without `{name}`")
         neck: Any = family.neck.build(backbone.channels, backbone.strides)
+        head = getattr(family, "head", None)
+        if not isinstance(neck.channels, int) and not getattr(head, "per_level", False):
+            given = f"maps of {', '.join(map(str, neck.channels))} channels"
+            used = f"{type(family).__qualname__}" if head is None else f"the head {type(head).__qualname__}"
+            raise wrong(family, "neck", f"it gives {given}, and {used} takes maps of equal channels")
         loss = getattr(family, "class_loss", None)
         if loss is not None and loss.of_one_choice != family.one_choice:
             rest = "of one choice among classes and no object" if loss.of_one_choice else "of each class by itself"

@@ -124,6 +124,34 @@ class DilatedEncoder(Neck):
 
 
 @plugin
+class YoloNeck(Neck):
+    """YOLOv3's neck (Redmon and Farhadi 2018): five convolutions, then up to the next finer map and again.
+
+    https://arxiv.org/abs/1804.02767, section 2.3. It gives a map for each that it uses, of channels of its own.
+    """
+
+    channels: list[int] = option(
+        factory=lambda: [128, 256, 512],
+        at_least=1,
+        help="of each map that it gives, fine to coarse; as many of the backbone's coarsest maps are used",
+    )
+    norm_eps: float = option(default=1e-5, above=0, help="what a batch norm adds to the variance")
+    norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("channels: expected at least one, got none")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.yolo import CoarseToFine
+
+        if len(self.channels) > len(channels):
+            most = f"at most {len(channels)}, as many as the backbone has maps"
+            raise wrong(self, "channels", f"expected {most}, got {self.channels}")
+        return CoarseToFine(self, channels, strides)
+
+
+@plugin
 class HybridEncoder(Neck):
     """RT-DETR's encoder (Zhao et al. 2024): attention in the coarsest map, then fusion from coarse to fine and back.
 
