@@ -114,6 +114,7 @@ def test_all_models_are_known() -> None:
         "atss",
         "cascade_mask_rcnn",
         "cascade_rcnn",
+        "centernet",
         "conditional_detr",
         "dab_detr",
         "deformable_detr",

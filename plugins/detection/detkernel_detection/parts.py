@@ -207,6 +207,27 @@ class ClassLoss(Part, ABC):
         `weight`. `quality` [...] 0..1: how good the prior's box is, for losses that want it as the score."""
 
 
+class Heatmap(Part, ABC):
+    """How near priors are to the centres of objects, which is what class logits of centre detectors are to say."""
+
+    @abstractmethod
+    def __call__(self, priors: Priors, targets: Targets, classes: int) -> Tensor:
+        """float32 [B, N, C], 0..1: exactly 1 for the class of an object whose centre is at the prior, less around it,
+        and 0 far from all. An object where `targets.valid` is false does not exist."""
+
+
+@_kind
+class HeatmapLoss(Part, ABC):
+    """How wrong class logits are about where centres of objects are."""
+
+    weight: float = option(default=1.0, at_least=0, help="factor of this loss")
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
+        """Logits [..., C], how near each place is to a centre of the class, 0..1, and how often it is one -> [...],
+        summed over classes, with the factor `weight`."""
+
+
 class Queries(NamedTuple):
     """What sets of queries predict: one set after the other, such as those of all layers of a decoder."""
 

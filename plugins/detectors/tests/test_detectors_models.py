@@ -20,6 +20,7 @@ from detkernel_detectors.assigners.hungarian import HungarianAssigner
 from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Resnet
 from detkernel_detectors.heads import (
+    Branches,
     FcBoxHead,
     FcnMaskHead,
     LevelTowers,
@@ -32,6 +33,7 @@ from detkernel_detectors.heads import (
 from detkernel_detectors.losses.classes import Softmax
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
+from detkernel_detectors.models.centernet import Centernet
 from detkernel_detectors.models.conditional_detr import ConditionalDetr
 from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
@@ -54,7 +56,7 @@ from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof
 from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DeconvNeck, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
 from detkernel_detectors.priors import Anchors, GridAnchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,6 +143,8 @@ YOLOV3: Any = {
     "anchors": GridAnchors(sizes=[[(12.0, 12.0), (20.0, 24.0), (48.0, 40.0)]]),
 }
 FAMILIES |= {"yolov3": (Yolov3, YOLOV3)}
+CENTRES: Any = {"neck": DeconvNeck(channels=[16]), "head": Branches(channels=16)}
+FAMILIES |= {"centernet": (Centernet, CENTRES)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
@@ -287,6 +291,11 @@ class TestGfl(Contract):
 class TestYolof(ModelContract):
     def plugin(self) -> Any:
         return Yolof(**{**SMALL, **YOLOF})
+
+
+class TestCenternet(ModelContract):
+    def plugin(self) -> Any:
+        return Centernet(backbone=SMALL["backbone"], **CENTRES)
 
 
 class TestRtmdet(ModelContract):

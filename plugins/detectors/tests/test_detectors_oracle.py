@@ -19,6 +19,7 @@ from detkernel_detectors.assigners.points import FcosAssigner
 from detkernel_detectors.backbones import CspDarknet, Cspnext, Hgnetv2, Resnet
 from detkernel_detectors.backbones.hgnetv2 import Size, Stage
 from detkernel_detectors.heads import (
+    Branches,
     FcBoxHead,
     FcnMaskHead,
     LevelTowers,
@@ -31,10 +32,11 @@ from detkernel_detectors.heads import (
 from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeRcnn
+from detkernel_detectors.models.centernet import Centernet
 from detkernel_detectors.models.conditional_detr import ConditionalDetr
 from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
-from detkernel_detectors.models.dense import DenseDetector, NativeDetector
+from detkernel_detectors.models.dense import BaseDetector, DenseDetector
 from detkernel_detectors.models.detr import Detr
 from detkernel_detectors.models.dfine import Dfine
 from detkernel_detectors.models.dino import Dino
@@ -52,7 +54,7 @@ from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof, of_both
 from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import NORM, Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
+from detkernel_detectors.necks import ChannelMapper, CspPafpn, DeconvNeck, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
 from detkernel_detectors.transformers import denoising
 from torch import Tensor
 
@@ -102,7 +104,7 @@ class TinyHgnetv2(Hgnetv2):
         return Size((8, 8), stages, layers=2, affine=True)
 
 
-FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
+FAMILIES: dict[str, tuple[BaseDetector, tuple[str, ...]]] = {
     "retinanet": (small(Retinanet, head=Towers(convs=2, channels=12)), ("cls", "reg")),
     "fcos": (
         small(
@@ -210,10 +212,20 @@ FAMILIES: dict[str, tuple[NativeDetector, tuple[str, ...]]] = {
         ),
         ("cls", "reg"),
     ),
+    "centernet": (
+        Centernet(
+            backbone=Resnet(depth=18, channels=3),
+            neck=DeconvNeck(channels=[16, 8, 8]),
+            head=Branches(channels=8),
+            min_size=None,
+        ),
+        ("cls", "size", "offset"),
+    ),
 }
 """Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
 
 SHOWN: Any = {
+    "centernet": {"cls": lambda value, stride, others: value.sigmoid()},
     "fcos": {"reg": lambda value, stride, others: value.exp()},
     "fcos_center": {"reg": lambda value, stride, others: value.relu() * stride},
     "rtmdet": {"reg": lambda value, stride, others: value.exp() * stride},
@@ -247,7 +259,7 @@ COARSE_FIRST = ("yolov3",)
 class Case:
     """A model with the reference's weights, its batch, and what is expected of it."""
 
-    def __init__(self, folder: Path, plugin: NativeDetector) -> None:
+    def __init__(self, folder: Path, plugin: BaseDetector) -> None:
         self.expected: dict[str, Tensor] = torch.load(folder / "expected.pt", weights_only=True)
         inputs: dict[str, Any] = torch.load(folder / "inputs.pt", weights_only=True)
         self.classes = [f"class {number}" for number in range(inputs["num_classes"])]

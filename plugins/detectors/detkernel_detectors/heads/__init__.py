@@ -177,3 +177,16 @@ class TaskAlignedHead(Towers):
         from detkernel_detectors.heads.task_aligned import TaskAligned
 
         return TaskAligned(self, channels, levels, outputs)
+
+
+@plugin
+class Branches(Head):
+    """A branch of its own for each output, shared by all levels: a 3x3 convolution, a ReLU and a 1x1 one (Zhou et al.
+    2019)."""
+
+    channels: int = option(default=64, at_least=1, help="between the two convolutions of a branch")
+
+    def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.branches import BranchesEach
+
+        return BranchesEach(self, channels, outputs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 from detkernel import option, plugin
-from detkernel_detection import ClassLoss
+from detkernel_detection import ClassLoss, HeatmapLoss
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,35 @@ class Varifocal(ClassLoss):
         factor = torch.where(own, wanted, self.alpha * probability.pow(self.gamma))
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return self.weight * (factor * entropy).sum(-1)
+
+
+@plugin
+class GaussianFocal(HeatmapLoss):
+    """Focal loss of maps of centres (Law and Deng 2018): places beside a centre are hardly told that they are none.
+
+    -(1 - p)^alpha ln p at a centre, and -(1 - y)^beta p^alpha ln(1 - p) everywhere, where y is how near a centre is: 1
+    at one. Equation 1 of https://arxiv.org/abs/1904.07850 (Zhou et al. 2019).
+    """
+
+    alpha: float = option(default=2.0, at_least=0, help="power of how wrong a probability is: 0 is cross-entropy")
+    beta: float = option(default=4.0, at_least=0, help="power of how far a place is from a centre, 1 - y")
+    yes: float = option(default=1.0, at_least=0, help="weight of what is said at centres")
+    no: float = option(default=1.0, at_least=0, help="weight of what is said elsewhere")
+    least: float = option(
+        default=0.0, at_least=0, below=0.5, help="probabilities nearer to 0 or 1 count as this near, without a gradient"
+    )
+
+    def __call__(self, logits: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
+        if self.least:
+            most = math.log(1 / self.least - 1)
+            logits = logits.clamp(-most, most)
+        scores = logits.sigmoid()
+        there = self.yes * positive * self._of(scores, 1 - scores)
+        return self.weight * (there + self.no * (1 - wanted).pow(self.beta) * self._of(1 - scores, scores)).sum(-1)
+
+    def _of(self, true: Tensor, wrong: Tensor) -> Tensor:
+        """What is given to the true answer, and to the other. A loss is 28 at most, as MMDetection's: it adds 1e-12."""
+        return -wrong.pow(self.alpha) * (true + 1e-12).log()
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -178,3 +178,29 @@ class HybridEncoder(Neck):
                 self, "channels", f"expected a multiple of 4 and of {self.attention_heads} heads, got {self.channels}"
             )
         return Encoder(self, channels, strides)
+
+
+@plugin
+class DeconvNeck(Neck):
+    """Transposed convolutions that double the coarsest map until it is fine (Xiao et al. 2018), as in CenterNet.
+
+    https://arxiv.org/abs/1804.06208. It gives one map: of stride 4 where the backbone's coarsest has 32.
+    """
+
+    channels: list[int] = option(
+        factory=lambda: [256, 128, 64],
+        at_least=1,
+        help="after each doubling: of a 3x3 and a 4x4 transposed convolution",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("channels: expected at least one, got none")
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.deconv import Deconvolutions
+
+        if strides[-1] % 2 ** len(self.channels):
+            message = f"{len(self.channels)} doublings of the backbone's map of stride {strides[-1]} are too many"
+            raise wrong(self, "channels", message)
+        return Deconvolutions(self, channels, strides)
