@@ -88,14 +88,18 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=long if name == "ssd" else ()) for name in MODELS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=long if name == "torchvision_ssd" else ()) for name in MODELS]
+)
 def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Path, detkernel_here: Detkernel) -> None:
-    side = {"ssd": 300, "ssdlite": 320}.get(name, 64)
+    side = {"ssd": 300, "torchvision_ssd": 300, "ssdlite": 320}.get(name, 64)
     config = CONFIG.replace("DATA", str(objects)).replace("SIDE", str(side)).replace("NAME", name)
     library = next(point.value.split(".")[0] for point in POINTS if point.name == name)
-    if library == "detkernel_detectors" and name not in OTHER_BACKBONES:
+    if name == "ssd":
+        config += "  backbone: {use: vgg, channels: 4}\n  neck: {use: ssd_neck, extra: [16, 8, 8, 8]}\n"
+    elif library == "detkernel_detectors" and name not in OTHER_BACKBONES:
         config += "  backbone: {use: resnet, depth: 18, channels: 8}\n"
-    elif library == "detkernel_torchvision" and name not in ("ssd", "ssdlite"):
+    elif library == "detkernel_torchvision" and name not in ("torchvision_ssd", "ssdlite"):
         config += "  backbone: {use: mobilenet_v3, size: small, layers: [3, 8]}\n  neck_channels: 64\n"
     config += DETRS.get(name, "") + NARROW.get(name, "")
     (tmp_path / "c.yaml").write_text(config + (FEW[library] if "rcnn" in name else ""))
@@ -106,9 +110,8 @@ def test_two_iterations_and_a_validation(name: str, objects: Path, tmp_path: Pat
 def test_all_models_are_known() -> None:
     theirs = {
         "keypoint_rcnn",
-        "ssd",
         "ssdlite",
-        *(f"torchvision_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet")),
+        *(f"torchvision_{name}" for name in ("faster_rcnn", "fcos", "mask_rcnn", "retinanet", "ssd")),
     }
     native = {
         "atss",
@@ -125,6 +128,7 @@ def test_all_models_are_known() -> None:
         "rtdetr",
         "rtmdet",
         "rtmdet_ins",
+        "ssd",
         "tood",
         "vfnet",
         "yolof",

@@ -65,6 +65,8 @@ class Output(NamedTuple):
     """What its bias begins with: `RARE` for classes, which at first are background almost everywhere."""
     scaled: bool = False
     """Whether each level has a learned factor for it."""
+    priors: tuple[int, ...] | None = None
+    """How many priors are at a place of each level, where levels differ in that: `channels` are then of one of them."""
 
 
 class Head(Part, ABC):
@@ -72,6 +74,9 @@ class Head(Part, ABC):
 
     per_level: ClassVar[bool] = False
     """Whether the maps may differ in channels; `build` is then given a list, one a level."""
+
+    per_prior: ClassVar[bool] = False
+    """Whether levels may differ in how many priors they have at a place (`Output.priors`)."""
 
     @abstractmethod
     def build(self, channels: int, levels: int, outputs: Sequence[Output]) -> nn.Module:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detkernel import option, plugin
+from detkernel import option, plugin, wrong
 from detkernel_detection.parts import Priors
 
 if TYPE_CHECKING:
@@ -106,6 +107,79 @@ def grid_anchors(options: GridAnchors, maps: Sequence[Tensor], strides: Sequence
         centres = (places + stride / 2).repeat(1, 2)[:, None]
         boxes.append((centres + torch.cat([-half, half], 1)).flatten(0, 1))
     return _priors(boxes, grids, strides, inside)
+
+
+@plugin
+class LevelAnchors:
+    """SSD's default boxes (Liu et al. 2016): each level has a size, and shapes, of its own.
+
+    At a place there are, around its middle: a square of the level's side s, a larger one of sqrt(s s'), where s' is the
+    side of the next level, and for each ratio r boxes of s sqrt(r) by s / sqrt(r), lying and standing.
+    """
+
+    sides: list[float] = option(
+        factory=lambda: [21.0, 45.0, 99.0, 153.0, 207.0, 261.0, 315.0],
+        above=0,
+        help="of the squares of each level in pixels, and of one that would follow; those for COCO at 300x300",
+    )
+    ratios: list[list[float]] = option(
+        factory=lambda: [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]],
+        above=0,
+        help="of long to short side, beside the squares, at each level",
+    )
+    steps: list[int] = option(
+        factory=lambda: [8, 16, 32, 64, 100, 300], above=0, help="how far places are apart in pixels, at each level"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        levels = len(self.steps)
+        if not levels:
+            raise ValueError("steps: expected at least one")
+        for name, most in (("ratios", levels), ("sides", levels + 1)):
+            if len(getattr(self, name)) != most:
+                raise ValueError(f"{name}: expected {most} for the {levels} steps, got {len(getattr(self, name))}")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many are at a place of each level."""
+        return tuple(2 + 2 * len(ratios) for ratios in self.ratios)
+
+    def at(self, level: int) -> list[tuple[float, float]]:
+        """(width, height) in pixels, of each at a place of a level."""
+        side, following = self.sides[level : level + 2]
+        found = [(side, side), (math.sqrt(side * following),) * 2]
+        for ratio in self.ratios[level]:
+            long, short = side * math.sqrt(ratio), side / math.sqrt(ratio)
+            found += [(long, short), (short, long)]
+        return found
+
+
+def level_anchors(options: LevelAnchors, maps: Sequence[Tensor], inside: Tensor, size: tuple[int, int]) -> Priors:
+    """The default boxes for maps [B, _, H, W], one for each of `options.steps`. `inside` [B, 2]: height and width in
+    which they are valid; `size`: those of the batch. Raises `ConfigError` where the steps are not for such images."""
+    if not torch.compiler.is_exporting():
+        _check_steps(options, [(one.shape[-2], one.shape[-1]) for one in maps], size)
+    grids = [_grid(one, step, None) for one, step in zip(maps, options.steps, strict=True)]
+    boxes = []
+    for level, (places, step) in enumerate(zip(grids, options.steps, strict=True)):
+        half = places.new_tensor(options.at(level)) / 2
+        middles = places + step / 2
+        boxes.append((middles.repeat(1, 2)[:, None] + torch.cat([-half, half], 1)).flatten(0, 1))
+    return _priors(boxes, grids, options.steps, inside)
+
+
+def _check_steps(options: LevelAnchors, maps: Sequence[tuple[int, int]], size: tuple[int, int]) -> None:
+    """At each level, places cover the images, to a step."""
+    for level, (places, step) in enumerate(zip(maps, options.steps, strict=True)):
+        if any(abs(count * step - side) > step for count, side in zip(places, size, strict=True)):
+            (height, width), (rows, columns) = size, places
+            raise wrong(
+                options,
+                "steps",
+                f"level {level} of images of {height}x{width} pixels has {rows}x{columns} places, which a step of "
+                f"{step} does not spread over them: the steps are for images of one size, 300x300 by default; resize "
+                "them ({use: resize, size: [300, 300]}), or give other steps",
+            )
 
 
 def anchors(

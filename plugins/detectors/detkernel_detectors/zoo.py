@@ -112,6 +112,8 @@ ZOO = {
     "gfl_r50_fpn_1x_coco": Published("v2.0/gfl", "gfl_r50_fpn_1x_coco", "_20200629_121244-25944287"),
     "gfl_r50_fpn_ms-2x_coco": Published("v2.0/gfl", "gfl_r50_fpn_mstrain_2x_coco", "_20200629_213802-37bb1edc"),
     "gfl_r101_fpn_ms-2x_coco": Published("v2.0/gfl", "gfl_r101_fpn_mstrain_2x_coco", "_20200629_200126-dd12f847"),
+    "ssd300_coco": Published("v2.0/ssd", "ssd300_coco", "_20210803_015428-d231a06e"),
+    "ssd512_coco": Published("v2.0/ssd", "ssd512_coco", "_20210803_022849-0a47a1ca"),
     "tood_r50_fpn_1x_coco": Published("v2.0/tood", "tood_r50_fpn_1x_coco", "_20211210_103425-20e20746"),
     "tood_r50_fpn_ms-2x_coco": Published("v2.0/tood", "tood_r50_fpn_mstrain_2x_coco", "_20211210_144231-3b23174c"),
     "tood_r101_fpn_ms-2x_coco": Published("v2.0/tood", "tood_r101_fpn_mstrain_2x_coco", "_20211210_144232-a18f53c8"),

@@ -23,6 +23,7 @@ from detkernel_detectors.heads import (
     Branches,
     FcBoxHead,
     FcnMaskHead,
+    LevelConvs,
     LevelTowers,
     StarTowers,
     TaskAlignedHead,
@@ -51,13 +52,23 @@ from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.rtmdet_ins import RtmdetIns
+from detkernel_detectors.models.ssd import Ssd
 from detkernel_detectors.models.tood import Tood
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof
 from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DeconvNeck, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
-from detkernel_detectors.priors import Anchors, GridAnchors
+from detkernel_detectors.necks import (
+    ChannelMapper,
+    CspPafpn,
+    DeconvNeck,
+    DilatedEncoder,
+    Fpn,
+    HybridEncoder,
+    SsdNeck,
+    YoloNeck,
+)
+from detkernel_detectors.priors import Anchors, GridAnchors, LevelAnchors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -145,6 +156,13 @@ YOLOV3: Any = {
 FAMILIES |= {"yolov3": (Yolov3, YOLOV3)}
 CENTRES: Any = {"neck": DeconvNeck(channels=[16]), "head": Branches(channels=16)}
 FAMILIES |= {"centernet": (Centernet, CENTRES)}
+SSD: Any = {
+    "neck": SsdNeck(extra=[16], extra_strides=[2], extra_paddings=[1]),
+    "head": LevelConvs(),
+    "anchors": LevelAnchors(sides=[12.0, 24.0, 48.0], ratios=[[2.0], [2.0, 3.0]], steps=[8, 16]),
+    "max_detections": 100,
+}
+FAMILIES |= {"ssd": (Ssd, SSD)}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
@@ -317,6 +335,15 @@ class TestRtmdetIns(ModelContract):
 
     def plugin(self) -> Any:
         return self.family(**{**CSP, "max_detections": 20}, mask_channels=16, mask_convs=1)
+
+
+class TestSsd(ModelContract):
+    """The factors of its first map, which begin at 20, are of large gradients."""
+
+    lr = 0.001
+
+    def plugin(self) -> Any:
+        return Ssd(**{**SMALL, **SSD})
 
 
 class TestYolox(ModelContract):

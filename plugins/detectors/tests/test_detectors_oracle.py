@@ -49,12 +49,22 @@ from detkernel_detectors.models.retinanet import Retinanet
 from detkernel_detectors.models.rtdetr import RtDetr
 from detkernel_detectors.models.rtmdet import Rtmdet
 from detkernel_detectors.models.sets import SetDetector
+from detkernel_detectors.models.ssd import Ssd
 from detkernel_detectors.models.tood import Tood, aligned_boxes, boxes_around
 from detkernel_detectors.models.vfnet import Vfnet
 from detkernel_detectors.models.yolof import Yolof, of_both
 from detkernel_detectors.models.yolov3 import Yolov3
 from detkernel_detectors.models.yolox import NORM, Yolox
-from detkernel_detectors.necks import ChannelMapper, CspPafpn, DeconvNeck, DilatedEncoder, Fpn, HybridEncoder, YoloNeck
+from detkernel_detectors.necks import (
+    ChannelMapper,
+    CspPafpn,
+    DeconvNeck,
+    DilatedEncoder,
+    Fpn,
+    HybridEncoder,
+    SsdNeck,
+    YoloNeck,
+)
 from detkernel_detectors.transformers import denoising
 from torch import Tensor
 
@@ -199,6 +209,13 @@ FAMILIES: dict[str, tuple[BaseDetector, tuple[str, ...]]] = {
         ),
         (),
     ),
+    "ssd": (
+        Ssd(
+            backbone=Resnet(depth=18, channels=3, stages=3, norm="eval", trainable_layers=5),
+            neck=SsdNeck(extra=[12, 8, 8, 8]),
+        ),
+        ("cls", "reg"),
+    ),
     "vfnet": (small(Vfnet, head=StarTowers(**GN)), ("cls", "refined")),
     "tood": (small(Tood, head=TaskAlignedHead(**{**GN, "convs": 3})), ("cls", "reg")),
     "yolof": (
@@ -256,6 +273,10 @@ COARSE_FIRST = ("yolov3",)
 """Families whose levels MMDetection counts from the coarsest."""
 
 
+UNUSED: Any = {"ssd": ("backbone.layer4.",)}
+"""How the names of weights begin that a reference's model has and does not use."""
+
+
 class Case:
     """A model with the reference's weights, its batch, and what is expected of it."""
 
@@ -264,7 +285,8 @@ class Case:
         inputs: dict[str, Any] = torch.load(folder / "inputs.pt", weights_only=True)
         self.classes = [f"class {number}" for number in range(inputs["num_classes"])]
         self.model: Any = Network(plugin, self.classes)
-        load_into(self.model, read_weights(folder / "weights.pt"), self.classes, given="same_order")
+        unused = UNUSED.get(folder.name, ())
+        load_into(self.model, read_weights(folder / "weights.pt"), self.classes, given="same_order", ignore=unused)
         self.grad_names = list(renamed(dict.fromkeys(inputs["grad_names"]), self.model.key_maps[plugin.published_by]))
         self.batch = _batch(inputs)
 

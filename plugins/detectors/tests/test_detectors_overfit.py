@@ -24,7 +24,20 @@ from detkernel_detection.testing.tiny import make_batch
 from detkernel_detectors.necks import Fpn
 
 MORE = (
-    *("retinanet", "atss", "gfl", "tood", "vfnet", "rtmdet", "rtmdet_ins", "yolof", "yolox", "yolov3", "centernet"),
+    *(
+        "retinanet",
+        "atss",
+        "gfl",
+        "tood",
+        "vfnet",
+        "rtmdet",
+        "rtmdet_ins",
+        "yolof",
+        "yolox",
+        "yolov3",
+        "centernet",
+        "ssd",
+    ),
     *("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"),
     *("detr", "conditional_detr", "dab_detr", "deformable_detr", "dino", "rtdetr", "dfine"),
 )

@@ -248,6 +248,32 @@ class Hgnetv2(Backbone):
 
 
 @plugin
+class Vgg(Backbone):
+    """VGG-16 (Simonyan and Zisserman 2015) as SSD has it (Liu et al. 2016): maps at strides 8 and 16.
+
+    https://arxiv.org/abs/1512.02325: of the fully connected layers, conv6, 3x3 with holes of 6 pixels, and conv7, 1x1.
+    The maps are those of conv4_3 and conv7.
+    """
+
+    channels: int = option(
+        default=64, at_least=1, help="of the first stage; conv4_3 has 8 times, conv7 16 times as many"
+    )
+    weights: str | None = option(
+        default=None,
+        help="torchvision's by name, such as IMAGENET1K_FEATURES, which are Caffe's, made for SSD's normalisation; a "
+        "file; null: random. conv6 and conv7 begin at random where the weights have none",
+    )
+    trainable_layers: int = option(
+        default=5, at_least=0, at_most=5, help="stages trained, from the last one; conv6 and conv7 are of the last"
+    )
+
+    def build(self) -> nn.Module:
+        from detkernel_detectors.backbones import vgg
+
+        return vgg.build(self)
+
+
+@plugin
 class Timm(Backbone):
     """Any model of timm that gives feature maps, by name: those of the strides asked for.
 

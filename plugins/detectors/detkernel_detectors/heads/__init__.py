@@ -108,6 +108,22 @@ class YoloHead(Head):
 
 
 @plugin
+class LevelConvs(Head):
+    """SSD's head (Liu et al. 2016): at each level one convolution for each output. Levels may differ in their channels
+    and in how many priors they have at a place."""
+
+    per_level: ClassVar[bool] = True
+    per_prior: ClassVar[bool] = True
+
+    size: Literal[1, 3] = option(default=3, help="height and width of the convolutions")
+
+    def build(self, channels: int | Sequence[int], levels: int, outputs: Sequence[Output]) -> nn.Module:
+        from detkernel_detectors.heads.level_convs import ConvsEach
+
+        return ConvsEach(self, [channels] * levels if isinstance(channels, int) else list(channels), outputs)
+
+
+@plugin
 class FcBoxHead(BoxHead):
     """Two fully connected layers (Girshick 2015), which 3x3 convolutions may precede."""
 

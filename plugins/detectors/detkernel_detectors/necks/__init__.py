@@ -204,3 +204,41 @@ class DeconvNeck(Neck):
             message = f"{len(self.channels)} doublings of the backbone's map of stride {strides[-1]} are too many"
             raise wrong(self, "channels", message)
         return Deconvolutions(self, channels, strides)
+
+
+@plugin
+class SsdNeck(Neck):
+    """SSD's levels (Liu et al. 2016): the backbone's maps, and further ones, each of the one before by 1x1 and 3x3.
+
+    The first map is divided by the length of its vector of channels at each pixel, times a learned factor of each
+    channel (L2 normalisation, Liu et al. 2015, https://arxiv.org/abs/1506.04579). Maps keep their own channels.
+    """
+
+    finest: int = option(default=8, at_least=1, help="stride of the finest map that is used")
+    extra: list[int] = option(
+        factory=lambda: [512, 256, 256, 256], above=0, help="channels of each further level; its 1x1 has half of them"
+    )
+    extra_strides: list[Literal[1, 2]] = option(factory=lambda: [2, 2, 1, 1], help="of the 3x3 of each further level")
+    extra_paddings: list[Literal[0, 1]] = option(
+        factory=lambda: [1, 1, 0, 0], help="pixels of zeros around the map, for the same"
+    )
+    last_size: int = option(
+        default=3, at_least=1, help="height and width of the last one's convolution, in place of 3: 4 in SSD512"
+    )
+    scale: float | None = option(
+        default=20.0, above=0, help="what the factors of the first map begin with; null: it is not normalised"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("extra_strides", "extra_paddings"):
+            if len(getattr(self, name)) != len(self.extra):
+                raise ValueError(
+                    f"{name}: expected one for each of the {len(self.extra)} further levels, got {getattr(self, name)}"
+                )
+
+    def build(self, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        from detkernel_detectors.necks.ssd import Levels
+
+        if not any(stride >= self.finest for stride in strides):
+            raise wrong(self, "finest", f"the backbone has maps of strides {list(strides)}, none of {self.finest}")
+        return Levels(self, channels, strides)
