@@ -183,6 +183,19 @@ class BoxCoder(Part, ABC):
         """The boxes [..., 4] of numbers [..., 4], not clipped. Always finite for finite numbers."""
 
 
+class CellCoder(Part, ABC):
+    """The same where a prior lies in a cell of a grid, in which the network says where the centre is."""
+
+    @abstractmethod
+    def encode(self, priors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
+        """Boxes [..., 4], xyxy in pixels, as numbers [..., 4]: of the centre as shares of the cell, above 0 and below
+        1, and of the sides. `strides` [...]: sides of the cells of the priors, in pixels."""
+
+    @abstractmethod
+    def decode(self, priors: Tensor, deltas: Tensor, strides: Tensor) -> Tensor:
+        """The boxes [..., 4] of numbers [..., 4], not clipped. Always finite for finite numbers."""
+
+
 @_kind
 class BoxLoss(Part, ABC):
     """How far a predicted box is from its object."""

@@ -144,11 +144,12 @@ def test_yolo_coder(parts: dict[str, Tensor]):
     torch.testing.assert_close(coder.decode(priors, parts["yolo.pred"], strides), parts["yolo.decode"])
     torch.testing.assert_close(coder.encode(priors, parts["delta.boxes"], strides), parts["yolo.encode"])
     inside = torch.tensor([[10.0, 10, 30, 50]])
-    for stride in (torch.tensor([64.0]), None):
-        there = coder.encode(torch.tensor([[0.0, 0, 40, 40]]), inside, stride)
-        torch.testing.assert_close(coder.decode(torch.tensor([[0.0, 0, 40, 40]]), there, stride), inside)
+    prior, stride = torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([64.0])
+    there = coder.encode(prior, inside, stride)
+    torch.testing.assert_close(there[0, :2], torch.tensor([0.5, 0.5 + 10 / 64]))
+    torch.testing.assert_close(coder.decode(prior, there, stride), inside)
     far = torch.tensor([[0.5, 0.5, 90.0, 90.0]])
-    width = YoloCoder(bound=2.0).decode(torch.tensor([[0.0, 0, 40, 40]]), far)
+    width = YoloCoder(bound=2.0).decode(prior, far, stride)
     assert (width[0, 2] - width[0, 0]).item() == pytest.approx(40 * math.exp(2))
 
 

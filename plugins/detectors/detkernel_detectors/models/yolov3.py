@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from detkernel import option, plugin, wrong
-from detkernel_detection import Assigner, Backbone, BoxLoss, ClassLoss, Head, Neck
+from detkernel_detection import Assigner, Backbone, BoxLoss, CellCoder, ClassLoss, Head, Neck
 from detkernel_detection.parts import RARE, Output, Priors
 
 from detkernel_detectors.assigners.grid import GridAssigner
@@ -51,7 +51,7 @@ class Yolov3(DenseDetector):
     head: Head = option(factory=YoloHead, help="what predicts from the pyramid")
     anchors: GridAnchors = option(factory=GridAnchors, help="what boxes are predicted from")
     assigner: Assigner = option(factory=GridAssigner, help="which anchors are to predict which objects")
-    box_coder: YoloCoder = option(factory=YoloCoder, help="how a box is told, relative to its anchor and cell")
+    box_coder: CellCoder = option(factory=YoloCoder, help="how a box is told, relative to its anchor and cell")
     class_loss: ClassLoss = option(factory=CrossEntropy, help="of the classes of positive anchors")
     objectness_weight: float = option(
         default=1.0, at_least=0, help="factor of the cross-entropy of the objectness of all anchors but ignored ones"
