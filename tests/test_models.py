@@ -118,6 +118,7 @@ def test_all_models_are_known() -> None:
         "cascade_mask_rcnn",
         "cascade_rcnn",
         "centernet",
+        "centernet_update",
         "conditional_detr",
         "dab_detr",
         "deformable_detr",

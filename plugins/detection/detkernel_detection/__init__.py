@@ -18,6 +18,7 @@ from detkernel_detection.parts import (
     MaskHead,
     MatchCost,
     Neck,
+    Region,
     SetAssigner,
 )
 from detkernel_detection.sampler import Sampler
@@ -49,6 +50,7 @@ __all__ = [
     "MaskHead",
     "MatchCost",
     "Neck",
+    "Region",
     "Sample",
     "Sampler",
     "SetAssigner",

@@ -229,9 +229,19 @@ class Heatmap(Part, ABC):
     """How near priors are to the centres of objects, which is what class logits of centre detectors are to say."""
 
     @abstractmethod
-    def __call__(self, priors: Priors, targets: Targets, classes: int) -> Tensor:
-        """float32 [B, N, C], 0..1: exactly 1 for the class of an object whose centre is at the prior, less around it,
-        and 0 far from all. An object where `targets.valid` is false does not exist."""
+    def __call__(self, priors: Priors, targets: Targets) -> Tensor:
+        """float32 [B, M, N], 0 and more: how far each prior is from the centre of each object, exactly 0 where it lies,
+        infinite where that is of no matter. The map of a class is e to the power of minus that, of its nearest object;
+        what would be less than 1e-4 is 0."""
+
+
+class Region(Part, ABC):
+    """Which priors are candidates for which objects."""
+
+    @abstractmethod
+    def __call__(self, priors: Priors, targets: Targets) -> tuple[Tensor, Tensor]:
+        """bool [B, M, N]: which priors may predict the box of each object, and which are its centre, at each level that
+        is to find it. An object where `targets.valid` is false has none."""
 
 
 @_kind

@@ -10,12 +10,14 @@ import torch
 from detkernel import ConfigError
 from detkernel_detection.parts import Priors
 from detkernel_detection.structures import Targets
-from detkernel_detectors.assigners.heatmap import RadiusHeatmap, corner_radius
+from detkernel_detectors.assigners.heatmap import AreaHeatmap, CentreRegion, RadiusHeatmap, corner_radius, map_of
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.heads import Branches
+from detkernel_detectors.losses.boxes import Giou
 from detkernel_detectors.losses.classes import GaussianFocal
 from detkernel_detectors.losses.sums import averaged
 from detkernel_detectors.models.centernet import Centernet
+from detkernel_detectors.models.centernet_update import CenternetUpdate
 from detkernel_detectors.models.dense import Maps
 from detkernel_detectors.models.network import Network
 from detkernel_detectors.necks import DeconvNeck, Fpn
@@ -37,7 +39,7 @@ def heat(targets: Targets, **options: Any) -> Tensor:
     priors = Priors(
         torch.stack([x, y, x, y], 1), torch.full((count,), 4.0), torch.ones(1, count, dtype=torch.bool), (count,)
     )
-    return RadiusHeatmap(**options)(priors, targets, 2)[0].T.reshape(2, SIDE, SIDE)
+    return map_of(RadiusHeatmap(**options)(priors, targets), targets, 2)[0].T.reshape(2, SIDE, SIDE)
 
 
 # maps of centres
@@ -171,3 +173,65 @@ def test_sizes_and_offsets_are_learned_at_centres_of_the_last_object_of_a_place(
     factors = {name: (changed[name] / losses[name]).item() for name in losses}
     assert factors == pytest.approx({"loss_center_heatmap": 2.0, "loss_wh": 10.0, "loss_offset": 3.0})
     assert other.losses(maps, targets._replace(valid=torch.zeros(1, 3, dtype=torch.bool)), None, None)["loss_wh"] == 0
+
+
+# CenterNetUpdate
+
+
+LEVELS = (8, 4)
+"""Places of a side at strides 8 and 16."""
+
+
+def priors_of() -> Priors:
+    boxes, strides = [], []
+    for side, stride in zip(LEVELS, (8.0, 16.0), strict=True):
+        y, x = (
+            (values.flatten() + 0.5) * stride for values in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
+        )
+        boxes.append(torch.stack([x, y, x, y], 1))
+        strides.append(torch.full((side * side,), stride))
+    counts = tuple(side * side for side in LEVELS)
+    return Priors(torch.cat(boxes), torch.cat(strides), torch.ones(1, sum(counts), dtype=torch.bool), counts)
+
+
+def test_a_region_is_nine_places_of_the_levels_for_its_size():
+    large, small, sliver = [4.0, 4, 60, 60], [20.0, 20, 30, 30], [30.0, 20, 31, 30]
+    targets = targets_of(large, small, sliver, labels=[0, 0, 1])
+    region, middle = CentreRegion(sizes=(2.0, 2.4))(priors_of(), targets)  # half diagonals of 39.6, 7.1 and 5.0
+    each = [part.sum(2)[0].tolist() for part in torch.split(region, [64, 16], 2)]
+    assert each == [[0, 1, 0, 0], [9, 0, 0, 0]], "in a small one lies one point of stride 8, in a sliver none"
+    centre = [part[0].nonzero().tolist() for part in torch.split(middle, [64, 16], 2)]
+    assert centre == [[[1, 3 * 8 + 3], [2, 3 * 8 + 3]], [[0, 2 * 4 + 2]]], "a sliver has a centre nonetheless"
+    both = CentreRegion(sizes=(0.1, 100.0))(priors_of(), targets)[1]
+    assert both.sum(2)[0].tolist() == [2, 2, 2, 0]
+
+
+def test_a_centre_is_as_wide_as_its_area():
+    targets = targets_of([10.0, 10, 50, 40], [20.0, 20, 24, 24], labels=[0, 0])
+    away = AreaHeatmap(min_overlap=0.5, min_radius=3.0)(priors_of(), targets)[0]
+    place = 3 * 8 + 3  # centre (30, 25): the point (28, 28)
+    assert away[0, place] == 0
+    assert away[0, place + 1].item() == pytest.approx((6**2 + 3**2) / (2 / 9 * 1200))
+    assert away[1, 2 * 8 + 3].item() == pytest.approx((6**2 + 2**2) / 9), "the least radius"
+
+
+def test_centres_are_the_points_whose_boxes_are_best():
+    """Of an object of stride 16 alone; all points but one predict its box."""
+    box = [4.0, 4, 60, 60]
+    targets, priors = targets_of(box, labels=[1]), priors_of()
+    points, strides = priors.boxes[:, :2], priors.strides[:, None]
+    told = torch.cat([points - torch.tensor(box[:2]), torch.tensor(box[2:]) - points], 1) / strides
+    told[64 + 1 * 4 + 1] *= 2.0
+    region, middle = CentreRegion(sizes=(2.0, 2.4))(priors, targets)
+
+    def centres_of(**options: Any) -> set[int]:
+        found = CenternetUpdate(**options)._centres(priors, told[None], targets, region, middle)
+        assert not found[0, 1].any()
+        return set((found[0, 0].nonzero()[:, 0] - 64).tolist())
+
+    around = {row * 4 + column for row in (1, 2, 3) for column in (1, 2, 3)}
+    assert centres_of() == around - {5}
+    assert centres_of(good_points=10) == around - {5}, "its loss is too large"
+    assert centres_of(good_points=10, good_loss=2.0) == around
+    assert centres_of(good_points=1) == {10}, "its own"
+    assert centres_of(box_loss=Giou(weight=0.0)) == {10}

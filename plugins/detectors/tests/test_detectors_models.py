@@ -35,6 +35,7 @@ from detkernel_detectors.losses.classes import Softmax
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeMaskRcnn, CascadeRcnn
 from detkernel_detectors.models.centernet import Centernet
+from detkernel_detectors.models.centernet_update import CenternetUpdate
 from detkernel_detectors.models.conditional_detr import ConditionalDetr
 from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
@@ -163,6 +164,7 @@ SSD: Any = {
     "max_detections": 100,
 }
 FAMILIES |= {"ssd": (Ssd, SSD)}
+FAMILIES |= {"centernet_update": (CenternetUpdate, {})}
 STATES: Any = {"tood_initial": {"_initial": True}, "yolox_further": {"_further": True}}
 """What an event makes of a plugin in some epochs."""
 TWO_STAGES = tuple(name for name in FAMILIES if "rcnn" in name)
@@ -309,6 +311,11 @@ class TestGfl(Contract):
 class TestYolof(ModelContract):
     def plugin(self) -> Any:
         return Yolof(**{**SMALL, **YOLOF})
+
+
+class TestCenternetUpdate(Contract):
+    family = CenternetUpdate
+    options: ClassVar[dict[str, Any]] = {"neck": TestFcos.options["neck"]}
 
 
 class TestCenternet(ModelContract):

@@ -33,6 +33,7 @@ from detkernel_detectors.losses.boxes import Iou
 from detkernel_detectors.models.atss import Atss
 from detkernel_detectors.models.cascade_rcnn import CascadeRcnn
 from detkernel_detectors.models.centernet import Centernet
+from detkernel_detectors.models.centernet_update import CenternetUpdate
 from detkernel_detectors.models.conditional_detr import ConditionalDetr
 from detkernel_detectors.models.dab_detr import DabDetr
 from detkernel_detectors.models.deformable_detr import DeformableDetr
@@ -229,6 +230,16 @@ FAMILIES: dict[str, tuple[BaseDetector, tuple[str, ...]]] = {
         ),
         ("cls", "reg"),
     ),
+    "centernet_update": (
+        small(
+            CenternetUpdate,
+            backbone=Resnet(depth=18, channels=3, norm="frozen", trainable_layers=3),
+            image_mean=(123.675, 116.28, 103.53),
+            image_std=(1.0, 1.0, 1.0),
+            channel_order="bgr",
+        ),
+        ("cls", "reg"),
+    ),
     "centernet": (
         Centernet(
             backbone=Resnet(depth=18, channels=3),
@@ -242,6 +253,7 @@ FAMILIES: dict[str, tuple[BaseDetector, tuple[str, ...]]] = {
 """Family -> the plugin with the options of the reference's small model, and its outputs in MMDetection's order."""
 
 SHOWN: Any = {
+    "centernet_update": {"reg": lambda value, stride, others: value.relu() * stride},
     "centernet": {"cls": lambda value, stride, others: value.sigmoid()},
     "fcos": {"reg": lambda value, stride, others: value.exp()},
     "fcos_center": {"reg": lambda value, stride, others: value.relu() * stride},

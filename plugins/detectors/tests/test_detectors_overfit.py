@@ -36,6 +36,7 @@ MORE = (
         "yolox",
         "yolov3",
         "centernet",
+        "centernet_update",
         "ssd",
     ),
     *("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"),

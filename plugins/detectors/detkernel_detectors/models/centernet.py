@@ -10,7 +10,7 @@ from detkernel_detection import Backbone, Head, Heatmap, HeatmapLoss, Neck
 from detkernel_detection.boxes import centres, clip
 from detkernel_detection.parts import Output
 
-from detkernel_detectors.assigners.heatmap import RadiusHeatmap
+from detkernel_detectors.assigners.heatmap import RadiusHeatmap, map_of
 from detkernel_detectors.backbones import Resnet
 from detkernel_detectors.heads import Branches
 from detkernel_detectors.losses.classes import GaussianFocal
@@ -91,7 +91,7 @@ class Centernet(BaseDetector):
     def losses(self, maps: Maps, targets: Targets, sizes: Tensor | None, heads: Any) -> dict[str, Tensor]:
         logits = maps.flat("cls", maps.outputs["cls"][0].shape[1])
         places = points(maps.features, maps.strides, maps.inside(None, 1), offset=0.0)
-        wanted = self.heatmap(places, targets, logits.shape[-1])
+        wanted = map_of(self.heatmap(places, targets), targets, logits.shape[-1])
         positive = wanted == 1
         count = shared_count(positive)
 
