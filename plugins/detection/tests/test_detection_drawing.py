@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from io import BytesIO
 
 import numpy as np
@@ -117,6 +118,21 @@ class TestMasksAndKeypoints:
         assert where(image, veil) == (321, 241, 478, 358)
         assert image.getpixel((320, 300)) == image.getpixel((479, 300)) == colour(0)
         assert image.getpixel((310, 300)) == (128, 128, 128)
+
+    def test_masks_of_annotations_are_not_decoded(self):
+        """COCO's are a sequence of its own, which decodes when it is asked: the boxes are drawn, as of any list."""
+
+        class View(UserList):
+            def __getitem__(self, number):
+                raise AssertionError("it was decoded")
+
+        box = np.array([[100.0, 80, 300, 240]])
+        none = np.zeros(1, dtype=bool)
+        notes = Annotations(0, "a.jpg", 400, 500, box, np.zeros(1, dtype=np.int64), np.ones(1), none, none)
+        drawn = []
+        for notes.masks in (None, [[[0, 0, 9, 0, 9, 9]]], View([1])):
+            drawn.append(pixels(draw(GREY, found([]), [], truth=notes)))
+        assert all(np.array_equal(one, drawn[0]) for one in drawn)
 
     def test_keypoints_and_a_persons_lines(self):
         points = torch.tensor([[[120.0, 100, 1], [280, 100, 1], [200, 200, 0], [float("nan"), 0, 1]]])

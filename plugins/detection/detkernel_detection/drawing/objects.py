@@ -140,7 +140,7 @@ def _taken(objects: Any) -> _Objects:
     scores, keypoints = getattr(objects, "scores", None), getattr(objects, "keypoints", None)
     masks = getattr(objects, "masks", None)
     if masks is not None:
-        masks = None if isinstance(masks, (list, tuple)) else _array(masks)
+        masks = None if isinstance(masks, Sequence) else _array(masks)
     labels = _array(objects.labels)[finite].tolist()
     return _Objects(
         boxes[finite],
