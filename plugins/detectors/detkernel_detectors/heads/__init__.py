@@ -100,11 +100,11 @@ class YoloHead(Head):
     norm_momentum: float = option(default=0.1, above=0, at_most=1, help="share of a batch in its running statistics")
 
     def build(self, channels: int | Sequence[int], levels: int, outputs: Sequence[Output]) -> nn.Module:
-        from detkernel_detectors.heads.yolo import LevelConvs
+        from detkernel_detectors.heads.yolo import YoloConvs
 
         if len(self.channels) != levels:
             raise wrong(self, "channels", f"expected {levels}, one for each level of the neck, got {self.channels}")
-        return LevelConvs(self, [channels] * levels if isinstance(channels, int) else channels, outputs)
+        return YoloConvs(self, [channels] * levels if isinstance(channels, int) else channels, outputs)
 
 
 @plugin

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torchvision.ops import roi_align
 
 from detkernel_detectors.backbones.norms import norm
-from detkernel_detectors.heads.towers import over_levels
+from detkernel_detectors.heads.towers import over_levels, side_by_side
 
 if TYPE_CHECKING:
     from detkernel_detectors.heads import FcBoxHead, FcnMaskHead
@@ -121,7 +120,7 @@ def pooled_of(
 
     The levels lie in one map, so that all boxes are pooled at once, and no shape depends on how many a level has.
     """
-    joined, corners = side_by_side([one.float() for one, _ in zip(maps, strides, strict=False)])
+    joined, corners = framed_maps([one.float() for one, _ in zip(maps, strides, strict=False)])
     levels = levels_of(boxes, len(strides))
     scales, shifts = boxes.new_tensor([1 / stride for stride in strides]), boxes.new_tensor(corners)
     places = boxes * scales[levels][..., None] + shifts[levels].repeat(1, 1, 2)
@@ -131,7 +130,7 @@ def pooled_of(
     return pooled
 
 
-def side_by_side(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+def framed_maps(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     """One map with the largest at its left and the others below each other beside it, and x and y of where each begins.
 
     RoIAlign goes on with the outermost value for up to half a place beyond a map: each has a frame of these.
@@ -140,16 +139,10 @@ def side_by_side(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]
     for one in maps:
         one = torch.cat([one[:, :, :1], one, one[:, :, -1:]], 2)
         framed.append(torch.cat([one[..., :1], one, one[..., -1:]], 3))
-    (height, width), others = framed[0].shape[2:], framed[1:]
+    width, others = framed[0].shape[3], framed[1:]
     starts = accumulate([one.shape[2] for one in others[:-1]], initial=0)
     corners = [(1, 1), *((width + 1, start + 1) for start in starts)][: len(maps)]
-    if not others:
-        return framed[0], corners
-    widest = max(one.shape[3] for one in others)
-    column = torch.cat([pad(one, (0, widest - one.shape[3])) for one in others], 2)
-    tallest = max(height, column.shape[2])
-    framed = [pad(one, (0, 0, 0, tallest - one.shape[2])) for one in (framed[0], column)]
-    return torch.cat(framed, 3), corners
+    return side_by_side(framed, gap=0), corners
 
 
 def levels_of(boxes: Tensor, levels: int) -> Tensor:

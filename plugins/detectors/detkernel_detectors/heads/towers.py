@@ -89,13 +89,15 @@ _FINE = 2
 """Levels that are large enough for a convolution of their own."""
 
 
-def side_by_side(maps: Sequence[Tensor]) -> Tensor:
-    """[B, C, H, W]: one map at the left, the others below each other at its right, a row or column of zeros apart."""
+def side_by_side(maps: Sequence[Tensor], gap: int = 1) -> Tensor:
+    """[B, C, H, W]: one map at the left, the others below each other at its right, rows or columns of zeros apart."""
     first, *others = maps
-    height, width = sum(one.shape[-2] + 1 for one in others) - 1, max(one.shape[-1] for one in others)
+    if not others:
+        return first
+    height, width = sum(one.shape[-2] + gap for one in others) - gap, max(one.shape[-1] for one in others)
     pad = nn.functional.pad
     column = torch.cat(
-        [pad(one, (1, width - one.shape[-1], int(number > 0), 0)) for number, one in enumerate(others)], 2
+        [pad(one, (gap, width - one.shape[-1], gap if number else 0, 0)) for number, one in enumerate(others)], 2
     )
     most = max(height, first.shape[-2])
     return torch.cat([pad(first, (0, 0, 0, most - first.shape[-2])), pad(column, (0, 0, 0, most - height))], 3)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from detkernel_detectors.heads import YoloHead
 
 
-class LevelConvs(nn.Module):
+class YoloConvs(nn.Module):
     """A 3x3 convolution of each level, and on it one of 1x1 for each output."""
 
     def __init__(self, options: YoloHead, channels: Sequence[int], outputs: Sequence[Output]) -> None:
